@@ -1,0 +1,88 @@
+# Everything a reader or a developer needs. `make` alone lists the commands.
+#
+# Each command first brings .venv up to date (tools/bootstrap.py), which takes no time when nothing
+# changed. All paths here are relative, so that a checkout in "a folder with spaces" works.
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test sync lint notebooks pytest export reproduce bench lock clean setup check-python
+
+# The Python that .venv is made with; an explicit PYTHON=... also replaces a .venv made by another.
+ifneq ($(PYTHON),)
+EXACT := --exact
+else
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo "$$p" && exit; \
+  done; echo python3)
+endif
+
+VENV_PYTHON := .venv/bin/python
+TORCH := 2.13.0
+UV ?= uv
+
+# A PYTHONPATH of the user's would let packages from elsewhere into .venv.
+unexport PYTHONPATH PYTHONHOME
+export JUPYTER_PLATFORM_DIRS := 1
+
+help: ## list these commands
+	@echo "make COMMAND, where COMMAND is one of"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 14
+	@echo "PYTHON=python3.12 chooses the Python; LAB_ARGS=, PYTEST_ARGS=, NOTEBOOK_ARGS= pass arguments on"
+
+lab: setup ## open the book in JupyterLab, on this machine only
+	@# As root, as in a container, JupyterLab starts only when told to.
+	@test "$$(id -u)" != 0 || root=--allow-root; \
+	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 $$root nbs $(LAB_ARGS)
+
+test: setup ## prove that everything holds: the four commands below, in turn
+	@failed=; \
+	for part in sync lint notebooks pytest; do \
+	  echo; echo "== $$part"; \
+	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
+	done; \
+	echo; \
+	if test -n "$$failed"; then echo "FAILED:$$failed"; exit 1; fi; \
+	echo "All tests passed."
+
+sync: setup ## check that notebooks are clean and the library is what they export
+	@$(VENV_PYTHON) tools/check_sync.py
+
+lint: setup ## check the style of library, notebooks, tests and tools
+	@$(VENV_PYTHON) -m ruff check .
+
+notebooks: setup ## execute every notebook in a fresh kernel
+	@$(VENV_PYTHON) tools/run_notebooks.py $(NOTEBOOK_ARGS)
+
+pytest: setup ## run the tests in tests/
+	@$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+export: setup ## clean the notebooks, then write the library from them
+	@$(VENV_PYTHON) -c "from nbdev.clean import nbdev_clean; nbdev_clean()"
+	@$(VENV_PYTHON) -c "from nbdev.doclinks import nbdev_export; nbdev_export()"
+
+reproduce: setup ## train the paper's MAML on sinusoids, write its figures to results/
+	$(VENV_PYTHON) reproduce/sinusoids.py $(REPRODUCE_ARGS)
+
+bench: setup ## time a meta-step against other libraries (installs them)
+	@$(VENV_PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[bench]'
+	$(VENV_PYTHON) -m benchmarks $(BENCH_ARGS)
+
+lock: ## choose the pinned releases anew, as settings.ini asks (LOCK_ARGS=--upgrade: the newest)
+	@command -v "$(UV)" >/dev/null || { echo "error: make lock needs uv: pip install uv" >&2; exit 1; }
+	@# The pins must hold for every user: no private index, no build of torch for one device.
+	printf 'torch==$(TORCH)\n' | $(UV) --no-config pip compile setup.py --all-extras \
+	  --constraints /dev/stdin --universal --python-version 3.10 --no-annotate --quiet \
+	  --custom-compile-command 'make lock' $(LOCK_ARGS) -o constraints.txt
+
+clean: ## remove .venv and everything else that can be made again
+	rm -rf .venv .venv.old build dist metalit.egg-info .pytest_cache .ruff_cache
+	find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+	  -type d -prune -exec rm -rf {} +
+
+setup: check-python
+	@"$(PYTHON)" tools/bootstrap.py $(EXACT)
+
+check-python:
+	@"$(PYTHON)" -c '' >/dev/null 2>&1 || { \
+	  echo "error: no Python starts under the name '$(PYTHON)'." >&2; \
+	  echo "Install Python 3.10 or newer, or name the one to use: make lab PYTHON=python3.12" >&2; \
+	  exit 1; }

@@ -1,0 +1,154 @@
+"""Execute every notebook from top to bottom, each in a fresh kernel; an error in one is fatal.
+
+    python tools/run_notebooks.py [--root ROOT] [--limit SECONDS] [--jobs N] [NOTEBOOK ...]
+
+Cells that start with one of the directives named by `tst_flags` in settings.ini (`#| slow`,
+`#| gpu`, ...) or with `#| eval: false` are skipped. Nothing is written back.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+from check_sync import notebooks_in, settings
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+SKIP_TAG = "skip-execution"
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def directives(source):
+    """The `#|` lines a cell starts with: `#| slow` gives `slow`, `#| eval: false` `eval: false`."""
+    found = set()
+    for line in source.splitlines():
+        if line.strip() and not line.lstrip().startswith("%%"):
+            match = re.match(r"\s*#\s*\|\s*(\w+)\s*(:?)\s*(\S*)", line)
+            if not match:
+                break
+            key, colon, value = match.groups()
+            found.add(f"{key}: {value.lower()}" if colon and value else key)
+    return found
+
+
+def failure(error, notebook, limit):
+    """What to tell about a notebook that failed."""
+    if isinstance(error, CellTimeoutError):
+        return f"did not end within {limit:g} s\n{error}"
+    if isinstance(error, DeadKernelError):
+        return "its kernel died (out of memory, or a crash in compiled code?)"
+    failed = [
+        number
+        for number, cell in enumerate(notebook.cells)
+        if any(output.output_type == "error" for output in cell.get("outputs", ()))
+    ]
+    where = f"cell {failed[0]}" if failed else "a cell"
+    return f"failed in {where}\n{COLOUR.sub('', str(error)).rstrip()}"
+
+
+class Runner:
+    def __init__(self, root, limit, flags):
+        self.root, self.limit, self.flags = root, limit, flags
+        self.clients = set()
+        self.stopping = False
+
+    def run(self, path):
+        """Execute one notebook: the message of its failure, or None."""
+        if self.stopping:
+            return None
+        notebook = nbformat.read(path, as_version=4)
+        skipped = 0
+        for cell in notebook.cells:
+            if cell.cell_type == "code" and directives(cell.source) & self.flags:
+                cell.metadata["tags"] = [SKIP_TAG]
+                skipped += 1
+        start = time.monotonic()
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],  # not a warning about TCP for each kernel
+            resources={"metadata": {"path": str(path.parent)}},
+            skip_cells_with_tag=SKIP_TAG,
+            # The limit is for the notebook: each cell gets what the ones before it have left.
+            timeout_func=lambda cell: max(self.limit - (time.monotonic() - start), 0.01),
+        )
+        self.clients.add(client)
+        try:
+            client.execute()
+            message = None
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            message = failure(error, notebook, self.limit)
+        except Exception as error:
+            message = f"could not be run: {type(error).__name__}: {error}"
+        finally:
+            self.clients.discard(client)
+        name, seconds = path.relative_to(self.root), time.monotonic() - start
+        note = f"  ({skipped} cells skipped)" if skipped else ""
+        # One write, line end included: another thread may be writing too.
+        sys.stdout.write(f"{'FAILED' if message else 'ok':6} {seconds:6.1f} s  {name}{note}\n")
+        sys.stdout.flush()
+        return message and f"{name} {message}"
+
+    def kill(self):
+        """End the running kernels at once."""
+        self.stopping = True
+        for client in list(self.clients):
+            pid = getattr(getattr(client.km, "provisioner", None), "pid", None)
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+
+
+def run_all(root, paths, limit, jobs):
+    """Execute the notebooks, `jobs` at a time: the messages of those that failed."""
+    flags = set(settings(root)["tst_flags"].split()) | {"eval: false"}
+    runner = Runner(root, limit, flags)
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        return [message for message in pool.map(runner.run, paths) if message]
+    except KeyboardInterrupt:
+        runner.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of the book")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent)
+    parser.add_argument("--limit", type=float, default=300, help="seconds for each notebook")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    args = parser.parse_args(arguments)
+    root = args.root.resolve()
+    paths = [p.resolve() for p in args.notebooks] or notebooks_in(root / settings(root)["nbs_path"])
+    if not paths:
+        print(f"error: no notebooks in {root}", file=sys.stderr)
+        return 1
+
+    # Kernels running side by side share the cores instead of fighting for them.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    os.environ["IN_TEST"] = "1"  # nbdev's sign: a cell that calls nbdev_export does nothing
+    os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["IPYTHONDIR"] = scratch  # the user's own start-up files must not take part
+        try:
+            failures = run_all(root, paths, args.limit, args.jobs)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+    for message in failures:
+        print(f"\nerror: {message}", file=sys.stderr)
+    if failures:
+        print(f"\n{len(failures)} of {len(paths)} notebooks failed", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
