@@ -21,7 +21,6 @@ UV ?= uv
 
 # A PYTHONPATH of the user's would let packages from elsewhere into .venv.
 unexport PYTHONPATH PYTHONHOME
-export JUPYTER_PLATFORM_DIRS := 1
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"

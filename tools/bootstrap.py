@@ -69,11 +69,12 @@ def explain_pip(output):
     if re.search("no space left on device|errno 28", output, re.IGNORECASE):
         return "the disk is full"
     not_found = re.search("no matching distribution found for (.*)", output, re.IGNORECASE)
+    # With no index, pip sees only what is installed already, and calls that a conflict.
+    unresolved = not_found or "ResolutionImpossible" in output
     # A retry that succeeded leaves a warning too, so a warning alone proves nothing: either an
-    # error line names the trouble, or a package was not found after it.
-    errors = "\n".join(re.findall("^.*error.*$", output, re.IGNORECASE | re.MULTILINE))
-    errors = "\n".join(line for line in errors.splitlines() if "WARNING: Retrying" not in line)
-    if NETWORK.search(errors) or (not_found and NETWORK.search(output)):
+    # error line names the trouble, or something could not be found after it.
+    errors = "\n".join(line for line in output.splitlines() if not line.startswith("WARNING"))
+    if NETWORK.search(errors) or (unresolved and NETWORK.search(output)):
         return (
             "no network: pip could not reach its package index.\n"
             "Check the connection, and the proxy and index settings (pip config list)"

@@ -16,11 +16,9 @@ import tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
-MEND = "To mend: make export"
 
-
-class NbdevError(Exception):
-    """nbdev itself failed, for example on a notebook that is not valid."""
+class BrokenError(Exception):
+    """A notebook that is none, or one that nbdev cannot work on: nothing can be compared."""
 
 
 def settings(root):
@@ -46,7 +44,7 @@ def nbdev(call, copy):
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
     done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
     if done.returncode:
-        raise NbdevError(f"{name} failed:\n{done.stdout}{done.stderr}")
+        raise BrokenError(f"{name} failed:\n{done.stdout}{done.stderr}")
 
 
 def copied(root, to):
@@ -79,7 +77,7 @@ def clean_problems(root, scratch):
         try:
             json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            return [f"{path.relative_to(root)} is not a notebook: {error}"]
+            raise BrokenError(f"{path.relative_to(root)} is not a notebook: {error}") from error
     nbdev("nbdev.clean:nbdev_clean", copy)
     problems = []
     for path in notebooks_in(root / nbs):
@@ -124,12 +122,13 @@ def main(root):
         try:
             problems = clean_problems(root, Path(scratch))
             problems += sync_problems(root, Path(scratch))
-        except NbdevError as error:
-            problems = [str(error)]
+        except BrokenError as error:
+            print("error:", error, file=sys.stderr)
+            return 1
     for problem in problems:
         print("error:", problem, file=sys.stderr)
     if problems:
-        print(MEND, file=sys.stderr)
+        print("To mend: make export (and delete what is stale)", file=sys.stderr)
         return 1
     count = len(notebooks_in(root / settings(root)["nbs_path"]))
     print(f"{count} notebooks are clean, and the library is what they export")

@@ -1,0 +1,375 @@
+"""The scripts behind make: each is shown something wrong, and has to say so."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import bootstrap
+import check_sync
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOOLS = ROOT / "tools"
+
+
+# ---- a small project to check ----------------------------------------------------------------
+
+
+def write_notebook(path, *cells, **extra):
+    """A clean notebook of code cells; `extra` goes into the last one."""
+    cells = [
+        {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": f"{number:08x}",
+            "metadata": {},
+            "outputs": [],
+            "source": source.splitlines(keepends=True),
+        }
+        for number, source in enumerate(cells)
+    ]
+    cells[-1].update(extra)
+    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(notebook, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def good_project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("a project")
+    shutil.copy(ROOT / "settings.ini", root)
+    write_notebook(root / "nbs/01_one.ipynb", "#| default_exp one", "#| export\nx = 1")
+    write_notebook(root / "nbs/02_two.ipynb", "#| default_exp inner.two", "#| export\ny = 2", "y")
+    check_sync.nbdev("nbdev.doclinks:nbdev_export", root)
+    (root / "metalit/py.typed").touch()
+    return root
+
+
+@pytest.fixture
+def project(good_project, tmp_path):
+    return Path(shutil.copytree(good_project, tmp_path / "copy"))
+
+
+# ---- check_sync.py ---------------------------------------------------------------------------
+
+
+def test_a_good_project_passes_and_is_left_alone(project, capsys):
+    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    assert check_sync.main(project) == 0
+    assert "2 notebooks are clean" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before
+
+
+def test_stale_edited_and_missing_modules_are_named(project, tmp_path):
+    (project / "metalit/inner/old.py").write_text("z = 3\n")
+    one = project / "metalit/one.py"
+    one.write_text(one.read_text().replace("x = 1", "x = 10"))
+    (project / "metalit/inner/two.py").unlink()
+
+    problems = check_sync.sync_problems(project, tmp_path)
+
+    assert problems[:2] == [
+        "metalit/inner/old.py is stale: no notebook exports it",
+        "metalit/inner/two.py is missing",
+    ]
+    assert problems[2].startswith("metalit/one.py is not what the notebook exports")
+    assert "-x = 10\n+x = 1" in problems[2]
+    assert len(problems) == 3
+
+
+def test_a_notebook_edited_but_not_exported_fails(project, capsys):
+    write_notebook(project / "nbs/01_one.ipynb", "#| default_exp one", "#| export\nx = 7")
+    assert check_sync.main(project) == 1
+    error = capsys.readouterr().err
+    assert "-x = 1\n+x = 7" in error
+    assert "make export" in error
+
+
+def test_dirty_notebooks_are_named_with_the_reason(project, tmp_path):
+    output = {"name": "stdout", "output_type": "stream", "text": ["2"]}
+    two = project / "nbs/02_two.ipynb"
+    write_notebook(two, "y", "y", outputs=[output], execution_count=3, metadata={"scrolled": True})
+    one = project / "nbs/01_one.ipynb"
+    notebook = json.loads(one.read_text())
+    notebook["metadata"]["kernelspec"] = {"language": "python", "name": "other"}
+    one.write_text(json.dumps(notebook))
+
+    problems = check_sync.clean_problems(project, tmp_path)
+
+    assert any("01_one.ipynb asks for the kernel 'other'" in p for p in problems)
+    assert "nbs/02_two.ipynb is not clean (cell 1: outputs, execution_count, metadata)" in problems
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"cells": [', "01_one.ipynb is not a notebook"),
+        ('{"cells": [{}], "metadata": {}}', "nbdev_clean failed"),
+    ],
+)
+def test_a_broken_notebook_fails(project, capsys, content, message):
+    (project / "nbs/01_one.ipynb").write_text(content)
+    assert check_sync.main(project) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_export_without_a_module_fails(project, capsys):
+    write_notebook(project / "nbs/03_three.ipynb", "#| export\nz = 3")
+    assert check_sync.main(project) == 1
+    assert "default_exp" in capsys.readouterr().err
+
+
+# ---- run_notebooks.py ------------------------------------------------------------------------
+
+
+def run_notebooks(root, *arguments):
+    command = [sys.executable, TOOLS / "run_notebooks.py", "--root", root, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def notebook_run(tmp_path_factory):
+    """One run over notebooks that pass, raise, die and skip."""
+    root = tmp_path_factory.mktemp("notebooks")
+    shutil.copy(ROOT / "settings.ini", root)
+    nbs = root / "nbs"
+    write_notebook(nbs / "good.ipynb", "a = 1", "import os\nos.stat('good.ipynb')")
+    write_notebook(nbs / "raises.ipynb", "a = 1", "raise ValueError('this went wrong')", "a = 2")
+    write_notebook(nbs / "dies.ipynb", "import os", "os._exit(1)")
+    write_notebook(nbs / "fresh.ipynb", "assert 'a' not in globals()")
+    write_notebook(
+        nbs / "skips.ipynb",
+        "#| slow\nraise ValueError('ran slow')",
+        "#| hide\n#| gpu\nraise ValueError('ran gpu')",
+        "#|net\nraise ValueError('ran net')",
+        "#| eval: false\nraise ValueError('ran eval')",
+        "ran = True  #| slow",
+        "assert ran",
+    )
+    before = {p: p.read_bytes() for p in nbs.iterdir()}
+    done = run_notebooks(root)
+    assert {p: p.read_bytes() for p in nbs.iterdir()} == before
+    return done
+
+
+def test_one_bad_notebook_fails_the_run(notebook_run):
+    assert notebook_run.returncode == 1
+    assert "2 of 5 notebooks failed" in notebook_run.stderr
+
+
+@pytest.mark.parametrize("name", ["good", "fresh", "skips"])
+def test_good_notebooks_pass_with_their_seconds(notebook_run, name):
+    assert re.search(rf"^ok +\d+\.\d s  nbs/{name}\.ipynb", notebook_run.stdout, re.MULTILINE)
+    assert f"nbs/{name}.ipynb" not in notebook_run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raises", r"failed in cell 1\n(.|\n)*ValueError: this went wrong"),
+        ("dies", "its kernel died"),
+    ],
+)
+def test_bad_notebooks_are_named_with_the_reason(notebook_run, name, message):
+    assert re.search(rf"^FAILED +\d+\.\d s  nbs/{name}\.ipynb", notebook_run.stdout, re.MULTILINE)
+    assert re.search(rf"error: nbs/{name}\.ipynb {message}", notebook_run.stderr)
+
+
+def test_skipped_cells_are_counted(notebook_run):
+    assert "nbs/skips.ipynb  (4 cells skipped)" in notebook_run.stdout
+
+
+def test_a_notebook_that_hangs_is_ended(tmp_path):
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    write_notebook(tmp_path / "nbs/hangs.ipynb", "import time; time.sleep(600)")
+    done = run_notebooks(tmp_path, "--limit", "3")
+    assert done.returncode == 1
+    assert re.search(r"hangs.ipynb did not end within 3 s\n(.|\n)*time.sleep\(600\)", done.stderr)
+
+
+def test_a_book_without_notebooks_fails(tmp_path):
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    done = run_notebooks(tmp_path)
+    assert done.returncode == 1
+    assert "no notebooks" in done.stderr
+
+
+# ---- bootstrap.py ----------------------------------------------------------------------------
+
+
+def test_an_old_python_is_told_what_is_needed():
+    with pytest.raises(bootstrap.Problem, match=r"3\.10 or newer.*old/python is Python 3\.9\.18"):
+        bootstrap.check_version((3, 9, 18), (3, 10), "old/python")
+    bootstrap.check_version((3, 10, 0), (3, 10), "python")
+    assert bootstrap.minimum_python(ROOT) == (3, 10)
+
+
+def test_old_pythons_can_read_the_script():
+    source = (TOOLS / "bootstrap.py").read_text(encoding="ascii")
+    for node in ast.walk(ast.parse(source)):
+        assert not isinstance(node, ast.JoinedStr | ast.AnnAssign | ast.NamedExpr | ast.Nonlocal)
+        assert not (isinstance(node, ast.Raise) and node.cause)
+        assert not (isinstance(node, ast.FunctionDef) and node.returns)
+        assert not (isinstance(node, ast.arguments) and (node.kwonlyargs or node.posonlyargs))
+        assert not (isinstance(node, ast.arg) and node.annotation)
+
+
+def test_a_python_without_ensurepip_is_told_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ensurepip", None)  # importing it now fails
+    with pytest.raises(bootstrap.Problem, match=r"`ensurepip`(.|\n)*apt install python3\.11-venv"):
+        bootstrap.check_venv_modules((3, 11, 2))
+
+
+RETRY = "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError'\n"
+NOT_FOUND = "ERROR: No matching distribution found for torch==2.13.0\n"
+CONFLICT = "ERROR: ResolutionImpossible: for help visit the documentation\n"
+TIMEOUT = "ERROR: Could not install packages due to an OSError: Read timed out.\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (RETRY + NOT_FOUND, "no network"),
+        (RETRY + CONFLICT, "no network"),
+        (TIMEOUT, "no network"),
+        (NOT_FOUND, "no release of torch==2.13.0 for Python"),
+        (CONFLICT, "messages of pip"),
+        # The network came back, then something else failed.
+        (RETRY + "error: command 'g++' failed with exit code 1\n", "messages of pip"),
+        (RETRY + "ERROR: [Errno 28] No space left on device\n", "disk is full"),
+    ],
+)
+def test_the_reason_of_a_pip_failure(output, reason):
+    assert reason in bootstrap.explain_pip(output)
+
+
+class FakeVenv(bootstrap.Venv):
+    """A .venv that is only a folder with its state."""
+
+    made = 0
+
+    def version(self):
+        return self.read_state().get("python") or sys.version.split()[0]
+
+    def create(self):
+        self.remove()
+        os.mkdir(self.path)
+        self.write_state(unfinished=True)
+        FakeVenv.made += 1
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder whose .venv is made without venv and pip; returns (root, what pip was asked)."""
+    for name in bootstrap.PINS:
+        shutil.copy(ROOT / name, tmp_path)
+    asked = []
+    monkeypatch.setattr(bootstrap, "Venv", FakeVenv)
+    monkeypatch.setattr(bootstrap, "pip_install", lambda *arguments: asked.append(arguments[2:]))
+    monkeypatch.setattr(FakeVenv, "made", 0)
+    return str(tmp_path), asked
+
+
+def state_of(root):
+    return FakeVenv(root).read_state()
+
+
+def test_a_finished_environment_is_left_alone(checkout):
+    root, asked = checkout
+    assert bootstrap.ensure(root, exact=False)
+    assert asked == [("setuptools",), ("--no-build-isolation", "-e", ".[dev]")]
+    assert not bootstrap.ensure(root, exact=True)
+    assert (len(asked), FakeVenv.made) == (2, 1)
+
+
+def test_changed_pins_are_installed_into_the_same_environment(checkout):
+    root, asked = checkout
+    bootstrap.ensure(root, exact=False)
+    with open(os.path.join(root, "constraints.txt"), "a") as file:
+        file.write("# changed\n")
+    assert bootstrap.ensure(root, exact=False)
+    assert (len(asked), FakeVenv.made) == (4, 1)
+
+
+def test_an_interrupted_installation_starts_afresh(checkout, monkeypatch):
+    root, _ = checkout
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bootstrap, "pip_install", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bootstrap.ensure(root, exact=False)
+    assert state_of(root) == {"unfinished": True}
+    assert bootstrap.ensure(root, exact=False)
+    assert FakeVenv.made == 2
+
+
+def test_without_network_a_good_environment_is_kept(checkout, monkeypatch):
+    root, _ = checkout
+    bootstrap.ensure(root, exact=False)
+    before = state_of(root)
+    with open(os.path.join(root, "constraints.txt"), "a") as file:
+        file.write("# changed\n")
+
+    def offline(*_):
+        raise bootstrap.Problem("pip failed: no network")
+
+    monkeypatch.setattr(bootstrap, "pip_install", offline)
+    with pytest.raises(bootstrap.Problem, match="no network"):
+        bootstrap.ensure(root, exact=False)
+    assert state_of(root) == before
+
+
+def test_another_python_replaces_the_environment_only_when_asked_for(checkout):
+    root, _ = checkout
+    bootstrap.ensure(root, exact=False)
+    FakeVenv(root).write_state(**{**state_of(root), "python": "3.99.0"})
+    assert not bootstrap.ensure(root, exact=False)
+    assert bootstrap.ensure(root, exact=True)
+    assert state_of(root)["python"] == sys.version.split()[0]
+
+
+def test_a_moved_checkout_gets_a_new_environment(checkout):
+    root, _ = checkout
+    bootstrap.ensure(root, exact=False)
+    FakeVenv(root).write_state(**{**state_of(root), "root": "/elsewhere"})
+    assert bootstrap.ensure(root, exact=False)
+    assert FakeVenv.made == 2
+
+
+def test_an_environment_made_by_someone_else_is_not_removed(checkout):
+    root, _ = checkout
+    theirs = Path(root, ".venv", "precious")
+    theirs.parent.mkdir()
+    theirs.touch()
+    with pytest.raises(bootstrap.Problem, match="was not made by this command"):
+        bootstrap.ensure(root, exact=False)
+    assert theirs.exists()
+
+
+# ---- Makefile --------------------------------------------------------------------------------
+
+
+def make(*arguments):
+    command = ["make", "--no-print-directory", "-C", ROOT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_lists_its_commands():
+    listed = re.findall(r"^  ([a-z]+) ", make().stdout, re.MULTILINE)
+    assert {"lab", "test", "export", "clean"} <= set(listed)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_names_a_python_that_is_missing():
+    done = make("setup", "PYTHON=/no/such/python")
+    assert done.returncode != 0
+    assert "no Python starts under the name '/no/such/python'" in done.stderr
