@@ -181,9 +181,9 @@ def ensure(root, exact):
     venv = Venv(root)
     state, this, pins = venv.read_state(), sys.version.split()[0], fingerprint(root)
     # A moved checkout needs a new .venv: the scripts in it hold absolute paths.
+    # An unfinished one has no root on record.
     good = (
-        not state.get("unfinished")
-        and state.get("root") == root
+        state.get("root") == root
         and state.get("python") == venv.version()
         and (not exact or state.get("python") == this)
     )
