@@ -296,8 +296,13 @@ def test_changed_pins_are_installed_into_the_same_environment(checkout):
     assert (len(asked), FakeVenv.made) == (4, 1)
 
 
-def test_an_interrupted_installation_starts_afresh(checkout, monkeypatch):
+@pytest.mark.parametrize("update", [False, True])
+def test_an_interrupted_installation_starts_afresh(checkout, monkeypatch, update):
     root, _ = checkout
+    if update:
+        bootstrap.ensure(root, exact=False)
+        with open(os.path.join(root, "constraints.txt"), "a") as file:
+            file.write("# changed\n")
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -309,6 +314,7 @@ def test_an_interrupted_installation_starts_afresh(checkout, monkeypatch):
     assert state_of(root) == {"unfinished": True}
     assert bootstrap.ensure(root, exact=False)
     assert FakeVenv.made == 2
+    assert not bootstrap.ensure(root, exact=False)
 
 
 def test_without_network_a_good_environment_is_kept(checkout, monkeypatch):
