@@ -59,7 +59,7 @@ export: setup ## clean the notebooks, then write the library from them
 	@$(VENV_PYTHON) -c "from nbdev.doclinks import nbdev_export; nbdev_export()"
 
 reproduce: setup ## train the paper's MAML on sinusoids, write its figures to results/
-	$(VENV_PYTHON) reproduce/sinusoids.py $(REPRODUCE_ARGS)
+	$(VENV_PYTHON) -m reproduce.sinusoids $(REPRODUCE_ARGS)
 
 bench: setup ## time a meta-step against other libraries (installs them)
 	@$(VENV_PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[bench]'

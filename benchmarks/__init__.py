@@ -1,0 +1,1 @@
+"""How fast metalit is, next to other libraries and to itself: `python -m benchmarks --help`."""

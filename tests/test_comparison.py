@@ -1,0 +1,214 @@
+"""The comparison of methods: arithmetic, stopping and going on, divergence, files, and the command."""
+import csv
+import json
+import math
+import signal
+
+import metalit as ml
+import pytest
+import torch.nn.functional as F
+from click.testing import CliRunner
+from metalit import comparison
+from metalit.cli import main
+from metalit.comparison import Difference, Line, Run, against, compare, diverged, interval, summarise, table
+
+
+def metalit(*arguments, code: int = 0) -> str:
+    result = CliRunner().invoke(main, [str(a) for a in arguments], prog_name="metalit")
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def made_up(method: str, seed: int, losses: dict, seconds: float = 2.0, ci95: float = 0.1) -> Run:
+    return Run(method, seed, "5 steps", seconds, [{"inner_steps": k, "loss": loss, "ci95": ci95}
+                                                  for k, loss in losses.items()])
+
+
+RUNS = [made_up("conml", 0, {0: 4.0, 1: 1.0}, 8.0, 0.2), made_up("conml", 1, {0: 4.0, 1: 2.0}, 2.0),
+        made_up("conml", 2, {0: 4.0, 1: 3.0}, 3.0), made_up("maml", 0, {0: 4.0, 1: 2.0}),
+        made_up("maml", 1, {0: 5.0, 1: 3.0}), made_up("maml", 2, {0: 6.0, 1: 4.0}),
+        made_up("reptile", 0, {0: 4.0, 1: None}, 1.0), made_up("reptile", 1, {0: 2.0, 1: 2.0}, 1.0),
+        Run("fomaml", 0, "diverged: at step 3", 0.0, [])]
+
+
+def test_the_summary_is_what_one_computes_by_hand():
+    lines = summarise(RUNS)
+    assert lines[0] == Line("conml", 0, 4.0, pytest.approx(0.4 / 3), 0.0, 3.0, 1.5, 3)
+    assert lines[1] == Line("conml", 1, 2.0, pytest.approx(0.4 / 3), 1.0, 3.0, 1.5, 3)
+    assert lines[3] == Line("maml", 1, 3.0, pytest.approx(0.1), 1.0, 2.0, 1.0, 3)
+    assert lines[5] == Line("reptile", 1, None, None, None, 1.0, 0.5, 2)
+    assert "fomaml" not in {line.method for line in lines}
+    assert diverged(RUNS) == ["fomaml, seed 0: diverged: at step 3"]
+
+
+def test_one_seed_has_no_spread_and_without_maml_there_is_no_relative_time():
+    assert summarise([made_up("conml", 0, {1: 2.0})]) == [Line("conml", 1, 2.0, 0.1, None, 2.0, None, 1)]
+
+
+def test_the_table_shows_every_method_and_what_blows_up():
+    rows = table(summarise(RUNS)).splitlines()
+    assert rows[0].split() == ["method", "0", "steps", "1", "step", "seconds", "×", "MAML"]
+    assert rows[2].split() == ["maml", "5.000", "±", "0.100", "3.000", "±", "0.100", "2.0", "1.00"]
+    assert rows[3].split() == ["reptile", "3.000", "±", "0.100", "blows", "up", "1.0", "0.50"]
+    huge = table(summarise([made_up("maml", 0, {1: 1e7})]))
+    assert "blows up" in huge
+
+
+def test_differences_are_paired_by_seed():
+    assert against(RUNS, 1) == [Difference("conml", -1.0, 0.0, "helped"), Difference("reptile", None, None, "blows up"),
+                                Difference("fomaml", None, None, "diverged")]
+    unpaired = [made_up("conml", 7, {1: 1.0}), made_up("maml", 8, {1: 1.0})]
+    assert against(unpaired, 1) == [Difference("conml", None, None, "cannot tell")]
+
+
+def test_the_interval_is_students():
+    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.30 / math.sqrt(3)), "no difference shown")
+    assert interval([-2.0, -2.1, -1.9])[2] == "helped"
+    assert interval([2.0, 2.1, 1.9])[2] == "hurt"
+    assert interval([1.0]) == (1.0, None, "cannot tell")
+
+
+def net(seed: int):
+    return ml.models.mlp(1, 8, 1, seed=seed)
+
+
+def small(folder, **changes):
+    options = {"methods": ["maml", "reptile"], "steps": 6, "seeds": [0, 1], "batch_size": 4, "inner_steps": (0, 1),
+               "folder": folder, "progress": False}
+    return compare(ml.tasks.Sinusoids(3), net, F.mse_loss, **(options | changes))
+
+
+def results(runs):
+    return [(run.method, run.seed, run.status, run.rows) for run in runs]
+
+
+def test_every_method_of_the_list_trains(tmp_path):
+    runs = compare(ml.tasks.Sinusoids(4), net, F.mse_loss, steps=2, seeds=[0], batch_size=3, inner_steps=(1,),
+                   folder=tmp_path, progress=False)
+    assert [run.method for run in runs] == list(comparison.RECIPES)
+    assert all(run.status == "2 steps" and run.rows[0]["loss"] > 0 and run.seconds > 0 for run in runs)
+
+
+def test_runs_agree_with_training_by_hand(tmp_path):
+    J = ml.MAML(net(1), F.mse_loss, lr=0.01)
+    ml.meta_train(J, ml.tasks.Sinusoids(3), steps=6, batch_size=4, seed=1, progress=False)
+    expected = ml.evaluate(J, ml.tasks.Sinusoids(3), steps=(0, 1)).rows()
+    assert small(tmp_path, methods=["maml"], seeds=[1])[0].rows == expected
+
+
+class Interrupting(ml.tasks.Sinusoids):
+    "Presses Ctrl-C before the n-th batch."
+    left = 9
+
+    def sample(self, batch_size, generator):
+        type(self).left -= 1
+        if self.left == 0: signal.raise_signal(signal.SIGINT)
+        return super().sample(batch_size, generator)
+
+
+def test_stopped_and_resumed_gives_the_same(tmp_path):
+    "The interruption comes in the third step of the second run."
+    options = {"methods": ["maml", "reptile"], "steps": 6, "seeds": [0, 1], "batch_size": 4, "inner_steps": (0, 1),
+               "folder": tmp_path / "stopped", "progress": False}
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):
+        compare(Interrupting(3), net, F.mse_loss, **options)
+    assert not (tmp_path / "stopped" / "reptile-seed0" / "run.json").exists()
+    resumed = compare(Interrupting(3), net, F.mse_loss, **options)
+    assert results(resumed) == results(small(tmp_path / "whole"))
+    assert compare(Interrupting(3), net, F.mse_loss, **options) == resumed
+
+
+def test_a_run_that_diverges_is_reported_and_ends_nothing(tmp_path):
+    runs = small(tmp_path, lr=1e20, seeds=[0])
+    assert [bool(run.rows) for run in runs] == [False, True]
+    assert diverged(runs)[0].startswith("maml, seed 0: diverged: the meta-loss is ")
+    assert small(tmp_path, lr=1e20, seeds=[0]) == runs
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"methods": ["maml", "mammal"]}, "no method 'mammal'; there are maml, fomaml"),
+    ({"lr": -1.0}, "lr=-1.0: the inner step size"),
+    ({"steps": 7}, "holds a comparison with steps=6, not 7"),
+    ({"lr": 0.1}, "holds a comparison with lr=0.01, not 0.1")])
+def test_what_is_refused_is_refused_before_training(changes, message, tmp_path):
+    small(tmp_path, methods=["maml"], seeds=[0])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message): small(tmp_path, **({"seeds": [5]} | changes))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_environment_names_what_was_used():
+    found = comparison.environment()
+    assert found["metalit"] == ml.__version__
+    assert all(found[name] for name in ("torch", "python", "system", "cpu", "cores", "torch_threads"))
+
+
+COMMAND = ("compare", "--methods", "maml,reptile", "--steps", 6, "--seeds", "0,1", "--batch-size", 4, "--quiet")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "both"
+    output = metalit(*COMMAND, "--out", folder, "--results", folder.parent / "results" / "comparison.json")
+    return folder, output
+
+
+def test_the_command_writes_table_record_and_picture(run):
+    folder, output = run
+    record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    assert set(record) == {"what", "command", "budget", "environment", "runs", "summary", "diverged"}
+    assert record["command"] == ("metalit compare --methods maml,reptile --shots 5 --steps 6 --seeds 0,1 "
+                                 "--inner-lr 0.01 --batch-size 4")
+    assert (folder.parent / "results" / "comparison.json").read_text() == (folder / "comparison.json").read_text()
+    runs, _ = comparison.read_record(folder / "comparison.json")
+    assert [line._asdict() for line in summarise(runs)] == record["summary"]
+    assert table(summarise(runs)) in output
+    rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == ["maml"] * 5 + ["reptile"] * 5
+    assert [float(row["loss"]) for row in rows] == [line["loss"] for line in record["summary"]]
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_stopped_and_resumed_gives_the_same_table(run, tmp_path, monkeypatch):
+    Interrupting.left = 9
+    monkeypatch.setattr("metalit.cli.Sinusoids", Interrupting)
+    monkeypatch.setattr(Interrupting, "__repr__", ml.tasks.Sinusoids.__repr__)
+    assert "stopped, and saved" in metalit(*COMMAND, "--out", tmp_path, code=1)
+    assert not (tmp_path / "comparison.json").exists()
+    metalit(*COMMAND, "--out", tmp_path)
+    resumed, whole = (comparison.read_record(folder / "comparison.json")[0] for folder in (tmp_path, run[0]))
+    assert results(resumed) == results(whole)
+
+
+def test_the_command_reports_divergence_in_strict_json(tmp_path):
+    output = metalit(*COMMAND, "--inner-lr", "1e20", "--out", tmp_path)
+    assert "maml, seed 1: diverged" in output
+    def refuse(name): raise AssertionError(name)
+    record = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=refuse)
+    assert len(record["diverged"]) == 2
+    assert {line["method"] for line in record["summary"]} == {"reptile"}
+    nothing = metalit("compare", "--methods", "maml", "--steps", 2, "--seeds", 0, "--inner-lr", "1e20", "--quiet",
+                      "--out", tmp_path / "none")
+    assert "Picture" not in nothing
+
+
+def test_losses_that_are_not_finite_become_null(tmp_path):
+    comparison.save(comparison.record(RUNS, {}, "by hand"), tmp_path / "c.json")
+    assert comparison.read_record(tmp_path / "c.json")[0] == RUNS
+    with pytest.raises(ValueError, match="not JSON compliant"): comparison.save({"loss": math.inf}, tmp_path / "c.json")
+    assert comparison.read_record(tmp_path / "c.json")[0] == RUNS
+    assert comparison.number(math.nan) is comparison.number(math.inf) is None
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["--methods", "maml,mammal"], 1, "Error: no method 'mammal'; there are"),
+    (["--methods", ","], 2, "at least one name is needed"),
+    (["--seeds", "a"], 2, "is not a list of whole numbers"),
+    (["--inner-lr", "0"], 1, "must be a finite number above 0"),
+    (["--steps", "0"], 2, "0 is not in the range")])
+def test_errors_of_the_command_are_one_line(arguments, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = metalit("compare", *arguments, "--quiet", code=code)
+    assert message in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.iterdir())

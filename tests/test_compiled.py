@@ -1,0 +1,281 @@
+"""J.compile(): value and gradient in one graph are those of the uncompiled J."""
+import copy
+import pickle
+import shutil
+import subprocess
+import sys
+
+import metalit as ml
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
+                                    reason="needs a C++ compiler")
+
+
+class LearnedStep(ml.SGD):
+    "A step size that is a meta-parameter."
+    def __init__(self, lr: float, steps: int):
+        super().__init__(1.0, steps)
+        self.step_size = nn.Parameter(torch.tensor(lr))
+
+    def direction(self, gradient):
+        return {name: self.step_size * g for name, g in gradient.items()}
+
+
+def counting(graphs: list):
+    "A backend that compiles nothing and remembers what it was given."
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    return backend
+
+
+def value_and_gradients(J: nn.Module, task: ml.Task) -> list[torch.Tensor]:
+    value = J(task)
+    return [value.detach(), *torch.autograd.grad(value, list(J.parameters()))]
+
+
+def assert_agrees(J: ml.MetaLoss, task: ml.Task, rtol: float = 1e-5, atol: float = 1e-5, **options) -> None:
+    expected = value_and_gradients(J, task)
+    J.compile(**options)
+    for found, right in zip(value_and_gradients(J, task), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=rtol, atol=atol)
+        assert found.stride() == right.stride()
+
+
+@pytest.fixture(scope="module")
+def waves() -> ml.Task:
+    return ml.tasks.Sinusoids(shots=6).batch(5)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> ml.MetaLoss:
+    "One meta-loss that the C++ compiler has compiled, shared by all tests that change nothing in it."
+    J = ml.MAML(ml.models.mlp(1, 16, 16, 1), F.mse_loss, lr=0.1)
+    J.compile()
+    return J
+
+
+@needs_compiler
+def test_maml_agrees(compiled, waves):
+    for found, right in zip(value_and_gradients(compiled, waves), value_and_gradients(copy.deepcopy(compiled), waves),
+                            strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_first_order_with_a_learned_step_size_agrees(waves):
+    J = ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, inner=LearnedStep(0.1, 2), gradient=ml.FirstOrder())
+    assert_agrees(J, waves)
+    J(waves).backward()
+    assert J.inner.step_size.grad.abs() > 1e-3
+
+
+@needs_compiler
+def test_float64_agrees_to_the_last_digits(waves):
+    J = ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, inner=LearnedStep(0.1, 2)).double()
+    assert_agrees(J, waves.to(dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+@needs_compiler
+def test_conv_net_agrees():
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)).double()
+    x = torch.randn(2, 6, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(6).remainder(3).expand(2, 6)
+    task = ml.Task(ml.Split(x, y), ml.Split(x.flip(1), y.flip(1)))
+    assert_agrees(ml.MAML(net, F.cross_entropy, lr=0.1), task, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", [ml.MAML, ml.FOMAML])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_the_graph_is_right_whatever_compiles_it(method, steps, waves):
+    "The graph without the C++ compiler: only value and gradient in one go are at stake."
+    model, graphs = ml.models.mlp(1, 8, 1, activation=nn.Tanh).double(), []
+    assert_agrees(method(model, F.mse_loss, lr=0.1, steps=steps), waves.to(dtype=torch.float64), rtol=0, atol=1e-12,
+                  backend=counting(graphs))
+    assert len(graphs) == 1
+
+
+def test_tied_and_frozen_parameters(waves):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.a, self.b, self.last = (nn.Linear(*s) for s in ((1, 4), (4, 4), (4, 4), (4, 1)))
+            self.b.weight = self.a.weight
+        def forward(self, x):
+            return self.last(torch.tanh(self.b(torch.tanh(self.a(self.first(x))))))
+    J = ml.MetaLoss(Tied(), F.mse_loss, inner=LearnedStep(0.1, 1))
+    assert_agrees(J, waves, backend="aot_eager")
+    for p in J.model.parameters(): p.requires_grad_(False)   # now only the step size learns
+    plain = copy.deepcopy(J)
+    found, right = (torch.autograd.grad(which(waves), which.inner.step_size) for which in (J, plain))
+    torch.testing.assert_close(found, right)
+
+
+def test_terms_and_poolings_belong_to_the_graph(waves):
+    class Norm(ml.Term):
+        def per_task(self, path, task): return sum(p.square().sum() for p in path.final.values())
+    class Worst(nn.Module):
+        def forward(self, values): return values.max()
+    J = ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, terms=ml.QueryLoss() + 0.1 * Norm(), pooling=Worst())
+    assert_agrees(J, waves, backend=counting(graphs := []))
+    assert len(graphs) == 1
+
+
+@needs_compiler
+def test_it_is_an_ordinary_scalar(compiled, waves):
+    "Scaled, added to, called twice before backward, kept for a second backward."
+    plain = copy.deepcopy(compiled)
+    def loss(J): return 3 * J(waves) + J(waves.select(slice(0, 5))) ** 2 + sum(p.square().sum() for p in J.parameters())
+    found, right = (torch.autograd.grad(loss(J), list(J.parameters())) for J in (compiled, plain))
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    value = compiled(waves)
+    first, second = (torch.autograd.grad(value, list(compiled.parameters()), retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_another_number_of_tasks_and_examples(compiled):
+    more = ml.tasks.Sinusoids(shots=3).batch(7)
+    torch.testing.assert_close(compiled(more), copy.deepcopy(compiled)(more), rtol=1e-5, atol=1e-5)
+
+
+def test_ten_meta_losses_are_ten_graphs(waves):
+    "PyTorch compiles one code object eight times; left to itself it then runs it uncompiled, with a warning."
+    graphs = []
+    for width in range(3, 13):
+        J = ml.MAML(ml.models.mlp(1, width, 1), F.mse_loss, steps=0)
+        J.compile(backend=counting(graphs))
+        J(waves)
+    assert len(graphs) == 10
+
+
+def test_too_many_kinds_of_tasks_are_an_error():
+    J = ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss, steps=0)
+    J.compile(backend=counting(graphs := []), dynamic=False)
+    for n in range(2, 10): J(ml.tasks.Sinusoids().batch(n))
+    assert len(graphs) == 8
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit): J(ml.tasks.Sinusoids().batch(10))
+
+
+def test_options_go_to_the_compiler(monkeypatch, waves):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: seen.append(options) or function)
+    J = ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss)
+    mine = {"options": {"cpp_wrapper": False}, "fullgraph": False}
+    for options in ({}, {"dynamic": True}, {"mode": "default"}, mine): J.compile(**options)
+    assert [sorted(options) for options in seen] == [["fullgraph", "options"], ["dynamic", "fullgraph", "options"],
+                                                     ["fullgraph", "mode"], ["fullgraph", "options"]]
+    assert seen[0]["options"]["cpp_wrapper"] and not seen[3]["options"]["cpp_wrapper"] and not seen[3]["fullgraph"]
+    monkeypatch.undo()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'optoins'"): J.compile(optoins={})
+
+
+def test_without_gradients_and_under_another_compiler_it_is_the_plain_value(waves):
+    J = ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss)
+    right = J(waves).detach()
+    J.compile(backend=counting(mine := []))
+    with torch.no_grad(): value = J(waves)
+    assert not mine and torch.equal(value, right)
+    theirs = []
+    torch.testing.assert_close(torch.compile(J, backend=counting(theirs))(waves).detach(), right)
+    assert theirs and not mine
+
+
+def test_copies_are_not_compiled_and_state_is_as_before(waves):
+    J = ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss)
+    before = repr(J), list(J.state_dict()), list(J.modules())
+    J.compile(backend=counting(graphs := []))
+    assert (repr(J), list(J.state_dict()), list(J.modules())) == before
+    for other in (copy.deepcopy(J), copy.copy(J), pickle.loads(pickle.dumps(J))):
+        torch.testing.assert_close(value_and_gradients(other, waves), value_and_gradients(copy.deepcopy(J), waves))
+    assert not graphs
+    J(waves)
+    J.load_state_dict(ml.MAML(ml.models.mlp(1, 3, 1, seed=5), F.mse_loss).state_dict())
+    torch.testing.assert_close(J(waves), copy.deepcopy(J)(waves))
+    assert len(graphs) == 1                                  # new values are no new graph
+
+
+def test_dropout_depends_on_the_seed_and_on_the_mode(waves):
+    J = ml.MAML(nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1)), F.mse_loss)
+    J.compile(backend="aot_eager")
+    def drawn(seed: int) -> float:
+        torch.manual_seed(seed)
+        return J(waves).item()
+    with torch.random.fork_rng():
+        assert drawn(0) == drawn(0) != drawn(1)
+        J.eval()
+        assert drawn(0) == drawn(1)
+        torch.testing.assert_close(drawn(0), copy.deepcopy(J)(waves).item())
+
+
+def test_what_is_not_possible_is_an_error(waves):
+    J = ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss)
+    J.compile(backend="eager")
+    with pytest.raises(RuntimeError, match=r"differentiated once only.* copy.deepcopy\(J\)"):
+        torch.autograd.grad(J(waves), list(J.parameters()), create_graph=True)
+    with pytest.raises(ValueError, match="requires_grad=True, but a compiled J gives gradients of its parameters"):
+        J(ml.Task(waves.support, ml.Split(waves.query.x.clone().requires_grad_(), waves.query.y)))
+    with pytest.raises(ValueError, match="not finite"):
+        J(ml.Task(waves.support, ml.Split(waves.query.x, waves.query.y / 0)))
+    with pytest.raises(ValueError, match="chunk_size=2 computes gradients chunk by chunk"):
+        ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss, chunk_size=2).compile()
+
+
+def test_what_is_not_one_graph_is_an_error(waves):
+    def loss(prediction, y):
+        torch._dynamo.graph_break()
+        return F.mse_loss(prediction, y)
+    J = ml.MAML(ml.models.mlp(1, 3, 1), loss)
+    J.compile(backend="eager")
+    with pytest.raises(RuntimeError, match="graph_break"): J(waves)
+
+
+def test_wide_products_turn_narrow_ones_only():
+    from metalit.compiled import CustomGraphPass, WideProducts
+    from torch.fx.experimental.proxy_tensor import make_fx
+    def products(a, b, c): return torch.bmm(torch.bmm(a, b), c), torch.bmm(b.mT, b), torch.bmm(a, b[..., :1])
+    a, b, c = (torch.randn(3, *shape, dtype=torch.float64) for shape in ((8, 4), (4, 2), (2, 16)))
+    traced = make_fx(products, tracing_mode="fake")(a, b, c)
+    WideProducts()(traced.graph)
+    traced.recompile()
+    bmm = traced.graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default)
+    assert [tuple(node.meta["val"].shape[1:]) for node in bmm] == [(2, 8), (8, 16), (2, 2), (8, 1)]
+    torch.testing.assert_close(traced(a, b, c), products(a, b, c), rtol=0, atol=1e-12)
+    assert CustomGraphPass is None or isinstance(WideProducts(), CustomGraphPass)
+    assert pickle.dumps(WideProducts().uuid())
+
+
+PROGRAM = """
+import sys, torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import metalit as ml
+torch.set_num_threads(1)
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+J = ml.MAML(ml.models.mlp(1, 8, 1), F.mse_loss, lr=0.1, steps=2)
+J.compile(backend="aot_eager")
+shard = ml.tasks.Sinusoids().batch(8, seed=0).select(slice(4 * rank, 4 * rank + 4))
+parallel = torch.nn.parallel.DistributedDataParallel(J)
+parallel(shard).backward()
+torch.save([p.grad for p in J.parameters()], f"{out}.{rank}")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path):
+    processes = [subprocess.Popen([sys.executable, "-c", PROGRAM, str(rank), str(tmp_path / "store"),
+                                   str(tmp_path / "grads")], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    J = ml.MAML(ml.models.mlp(1, 8, 1), F.mse_loss, lr=0.1, steps=2)
+    J(ml.tasks.Sinusoids().batch(8, seed=0)).backward()
+    for rank in (0, 1):
+        for parallel, p in zip(torch.load(tmp_path / f"grads.{rank}", weights_only=True), J.parameters(), strict=True):
+            torch.testing.assert_close(parallel, p.grad, rtol=1e-5, atol=1e-6)

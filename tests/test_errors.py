@@ -1,0 +1,153 @@
+"""What a user can get wrong in a meta-loss or a task: the message names the thing and the mend."""
+import math
+
+import metalit as ml
+import pytest
+import torch
+import torch.nn.functional as F
+from metalit.tasks import quadratic_task
+from torch import nn
+
+NAN = float("nan")
+
+
+def net() -> nn.Module: return ml.models.mlp(1, 4, 1)
+
+
+def task(support=(2, 3), query=(2, 3)) -> ml.Task:
+    return ml.Task(*(ml.Split(torch.ones(*shape, 1), torch.ones(*shape, 1)) for shape in (support, query)))
+
+
+def with_value(field: str, value: float) -> ml.Task:
+    bad = task()
+    which, name = field.split(".")
+    getattr(getattr(bad, which), name)[1, 2] = value
+    return bad
+
+
+BAD_TASKS = {
+    "empty support": (task(support=(2, 0)), r"support.x has shape \(2, 0, 1\): no examples in it"),
+    "no tasks": (task((0, 3), (0, 3)), "no tasks in it"),
+    "lengths": (ml.Task(ml.Split(torch.ones(2, 3, 1), torch.ones(2, 4, 1)), task().query),
+                r"support.x has shape \(2, 3, 1\) and support.y \(2, 4, 1\)"),
+    "batch sizes": (task((2, 3), (3, 3)), "support holds 2 tasks and query 3"),
+    "no task axis": (ml.Task(ml.Split(torch.ones(3), torch.ones(3)), task().query), r"no task axis.*x\[None\]"),
+    "not a task": (torch.ones(3), r"a task is Task\(Split\(x, y\), Split\(x, y\)\)"),
+    "one split only": (ml.Split(torch.ones(2, 3, 1), torch.ones(2, 3, 1)), r"found Split"),
+    "not tensors": (([[1.0]], [[2.0]]), "a task is Task"),
+    "numbers in place of tensors": ((([1.0], [1.0]), ([1.0], [1.0])), "support.x is a list; a tensor is needed"),
+    "NaN in support": (with_value("support.x", NAN), "support.x holds values that are not finite.* first in task 1"),
+    "infinite query target": (with_value("query.y", math.inf), "query.y holds values that are not finite"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TASKS)
+def test_bad_task(name):
+    bad, message = BAD_TASKS[name]
+    J = ml.MAML(net(), F.mse_loss)
+    with pytest.raises(ValueError, match=message): J(bad)
+    with pytest.raises(ValueError, match=message): J.curve(bad)
+    with pytest.raises(ValueError, match=message): J.report(bad)
+
+
+def test_missing_task_axis_of_samples_with_features():
+    "x of shape (S, features) looks like a batch of S tasks; the model then meets a shape it cannot read."
+    bad = ml.Task(ml.Split(torch.ones(5, 1), torch.ones(5, 1)), ml.Split(torch.ones(5, 1), torch.ones(5, 1)))
+    J = ml.MAML(ml.models.mlp(3, 4, 1), F.mse_loss)
+    with pytest.raises(ValueError, match=r"the model cannot read x of shape \(1,\).*is the task axis missing"): J(bad)
+
+
+def test_wrong_input_size_names_the_shapes():
+    J = ml.MAML(ml.models.mlp(3, 4, 1), F.mse_loss)
+    message = r"the model cannot read x of shape \(3, 1\), the examples of one task: .*\(6x1 and 3x4\)"
+    with pytest.raises(ValueError, match=message): J(task())
+
+
+def test_adapt_looks_at_the_support_set():
+    J = ml.MAML(net(), F.mse_loss)
+    with pytest.raises(ValueError, match="no examples"): J.adapt(task(support=(2, 0)).support)
+
+
+def frozen() -> nn.Module:
+    model = net()
+    model[2].weight.requires_grad_(False)
+    return model
+
+
+BAD_MODELS = {
+    "no module": (lambda x: x, TypeError, "the model is a function"),
+    "no parameters": (nn.ReLU(), ValueError, "ReLU has no parameters"),
+    "frozen": (frozen(), ValueError, "parameter '2.weight' is frozen"),
+    "running statistics": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), ValueError,
+                           r"layer '1' \(BatchNorm2d\) keeps running statistics.*track_running_stats=False"),
+    "instance norm": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, track_running_stats=True)), ValueError,
+                      r"layer '1' \(InstanceNorm2d\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_bad_model(name):
+    model, error, message = BAD_MODELS[name]
+    with pytest.raises(error, match=message): ml.MAML(model, F.mse_loss)
+
+
+def test_the_mend_that_the_batch_norm_error_names_works():
+    model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match="replace_all_batch_norm_modules_"): ml.MAML(model, F.mse_loss)
+    torch.func.replace_all_batch_norm_modules_(model)
+    assert torch.isfinite(ml.MAML(model, F.mse_loss)(ml.tasks.Sinusoids().batch(2)))
+
+
+@pytest.mark.parametrize(("loss", "found"), [
+    (lambda prediction, y: (prediction - y) ** 2, r"a tensor of shape \(3, 1\)"),
+    (lambda prediction, y: 0.5, "float"),
+    (lambda prediction, y: None, "NoneType")])
+def test_task_loss_that_is_no_scalar(loss, found):
+    with pytest.raises(ValueError, match=f"the task loss returned {found}; it must return one number per task"):
+        ml.MAML(net(), loss)(task())
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.1, NAN, math.inf])
+def test_step_size(lr):
+    with pytest.raises(ValueError, match="must be a finite number above 0"): ml.SGD(lr=lr)
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, True, "two"])
+def test_number_of_steps(steps):
+    with pytest.raises(ValueError, match="whole number, 0 or more"): ml.SGD(steps=steps)
+    with pytest.raises(ValueError, match="whole number, 0 or more"):
+        ml.MAML(net(), F.mse_loss).adapt(task().support, steps=steps)
+
+
+@pytest.mark.parametrize("chunk_size", [0, -2])
+def test_chunk_size(chunk_size):
+    with pytest.raises(ValueError, match=f"chunk_size={chunk_size}"): ml.MAML(net(), F.mse_loss, chunk_size=chunk_size)
+
+
+def test_terms():
+    with pytest.raises(TypeError, match="does not say what it measures"):
+        ml.MetaLoss(net(), F.mse_loss, terms=ml.Term())(task())
+    with pytest.raises(ValueError, match="the weight of QueryLoss is nan"): NAN * ml.QueryLoss()
+    with pytest.raises(TypeError): ml.QueryLoss() + 3
+    with pytest.raises(TypeError, match="a meta-loss is a sum of terms; found ReLU"): ml.Sum((1.0, nn.ReLU()))
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: ml.tasks.Sinusoids(shots=0), "shots=0"),
+    (lambda: ml.tasks.Sinusoids(queries=0), "queries=0"),
+    (lambda: ml.tasks.Sinusoids(amplitude=(5, 1)), "amplitude=.*lower limit comes first"),
+    (lambda: ml.tasks.Quadratics(dim=0), "dim=0"),
+    (lambda: ml.tasks.Quadratics(eigenvalues=(0, 1)), "two positive limits"),
+    (lambda: ml.models.mlp(3), "an input and an output size"),
+    (lambda: ml.models.mlp(3, 0, 1), "an input and an output size"),
+    (lambda: ml.models.mlp(1, 1, init="zeros"), "init='zeros'")])
+def test_families_and_models(make, message):
+    with pytest.raises(ValueError, match=message): make()
+
+
+def test_curvature_must_be_positive_definite():
+    with pytest.raises(torch.linalg.LinAlgError): quadratic_task(-torch.eye(2)[None], torch.zeros(1, 2))
+
+
+def test_family_without_sample():
+    with pytest.raises(TypeError, match="does not say how to sample"): ml.tasks.Family().batch(1)

@@ -1,0 +1,175 @@
+"""The judge: verdicts on meta-losses whose answers are known."""
+import metalit as ml
+import pytest
+import torch
+import torch.nn.functional as F
+from metalit import as_written, judge
+from metalit.as_written import AsWritten
+
+if not callable(judge): judge = judge.judge  # the package exports the function under the name of its module
+
+
+def net() -> torch.nn.Module:
+    return ml.models.mlp(1, 5, 1)
+
+
+def verdicts(J: ml.MetaLoss) -> dict[str, str]:
+    return {question.split("?")[0]: verdict for question, verdict in judge(J).verdicts().items()}
+
+
+def with_inner(kind, **choices) -> ml.MetaLoss:
+    model = net()
+    return ml.MetaLoss(model, F.mse_loss, inner=kind(model), **choices)
+
+
+MAML = {"rewards not adapting": "no", "uses held-out data": "yes", "a scalar, or a vector field": "a scalar",
+        "what is held constant": "nothing", "invariant to what": "order, origin, unit of loss",
+        "blind on shared curvature": "no", "does the horizon move the optimum": "yes",
+        "cost in K": "4.0, then 3.0 a step", "at αλ = 1.5, K = 1": "descends"}
+NO_K = {"does the horizon move the optimum": "has no K"}
+
+
+@pytest.mark.parametrize(("J", "differs"), [
+    (lambda: ml.MAML(net(), F.mse_loss), {}),
+    (lambda: ml.MAML(net(), F.mse_loss, chunk_size=2), {}),
+    (lambda: ml.FOMAML(net(), F.mse_loss),
+     {"a scalar, or a vector field": "a vector field only", "what is held constant": "inner gradients",
+      "cost in K": "2.0, then 1.0 a step", "at αλ = 1.5, K = 1": "climbs"}),
+    (lambda: ml.Reptile(net(), F.mse_loss),
+     {"uses held-out data": "no", "a scalar, or a vector field": "a vector field only",
+      "what is held constant": "in terms.distance", "cost in K": "1.0, then 1.0 a step"}),
+    (lambda: ml.Reptile(net(), F.mse_loss, steps=1),
+     {"uses held-out data": "no", "a scalar, or a vector field": "slope of another scalar",
+      "what is held constant": "in terms.distance", "cost in K": "1.0, then 1.0 a step"}),
+    (lambda: AsWritten(net(), F.mse_loss, as_written.maml), NO_K | {"cost in K": "4.0, has no K"}),
+    (lambda: AsWritten(net(), F.mse_loss, as_written.reptile),
+     NO_K | {"rewards not adapting": "yes", "uses held-out data": "no", "cost in K": "3.0, has no K"}),
+    (lambda: AsWritten(net(), F.mse_loss, as_written.contrastive),
+     NO_K | {"rewards not adapting": "yes", "uses held-out data": "no", "blind on shared curvature": "yes",
+             "cost in K": "3.0, has no K", "at αλ = 1.5, K = 1": "stands still"}),
+    (lambda: ml.TripletMAML(net(), F.mse_loss, embedding="parameters"),
+     {"blind on shared curvature": "Triplet is", "invariant to what": "order, origin",
+      "cost in K": "7.0, then 6.0 a step"}),
+    (lambda: with_inner(ml.MetaSGD), {})])
+def test_verdicts_on_known_meta_losses(J, differs):
+    assert verdicts(J()) == MAML | differs
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_verdicts_do_not_hang_on_the_seed(seed):
+    for J, expected in ((ml.MAML(net(), F.mse_loss), ["no", "a scalar", "nothing"]),
+                        (ml.FOMAML(net(), F.mse_loss), ["no", "a vector field only", "inner gradients"]),
+                        (AsWritten(net(), F.mse_loss, as_written.reptile), ["yes", "a scalar", "nothing"])):
+        found = judge(J, seed=seed).verdicts()
+        assert [found["rewards not adapting?"], found["a scalar, or a vector field?"],
+                found["what is held constant?"]] == expected
+
+
+@pytest.mark.parametrize("lr", [1e-4, 0.1])
+def test_verdicts_do_not_hang_on_the_inner_step_size(lr):
+    assert verdicts(ml.MAML(net(), F.mse_loss, lr=lr)) == MAML
+    first_order = verdicts(ml.FOMAML(net(), F.mse_loss, lr=lr))
+    assert first_order["a scalar, or a vector field"] == "a vector field only"
+    assert first_order["what is held constant"] == "inner gradients"
+    assert verdicts(AsWritten(net(), F.mse_loss, as_written.reptile, lr=lr))["blind on shared curvature"] == "no"
+    assert verdicts(AsWritten(net(), F.mse_loss, as_written.contrastive, lr=lr))["blind on shared curvature"] == "yes"
+
+
+class Moved(ml.Term):
+    "A reader's term: how far predictions move."
+    def per_task(self, path, task):
+        before, after = (path.predict(phi, path.probe) for phi in (path.theta, path.final))
+        return ((after - before) ** 2).mean()
+
+
+def test_a_term_of_the_readers_own_alone_and_in_a_sum():
+    alone = verdicts(ml.MAML(net(), F.mse_loss, terms=Moved()))
+    assert (alone["rewards not adapting"], alone["uses held-out data"]) == ("yes", "inputs only")
+    added = verdicts(ml.MAML(net(), F.mse_loss, terms=ml.QueryLoss() + 0.1 * Moved()))
+    assert (added["rewards not adapting"], added["uses held-out data"]) == ("no", "yes")
+    assert added["what is held constant"] == "nothing"
+
+
+def test_the_rates_beside_the_dead_point_are_the_closed_form():
+    "α²‖∇L‖² ≈ 4α²m²w²(u² + v²) near zero, with slope 8α²m²w² a unit."
+    from metalit.judge import lines, pulls
+    task = lines(0)
+    w, m = (task.support.y / task.support.x)[:, 0, 0], (task.support.x**2).mean((1, 2))
+    found = pulls(AsWritten(net(), F.mse_loss, as_written.reptile, lr=0.03), task, 1e-4)
+    expected = (8 * 0.03**2 * m**2 * w**2).mean().item()
+    assert found == pytest.approx([expected, expected], rel=1e-6)
+
+
+def test_sharp_maml_is_drawn_back_only_within_rho():
+    found = verdicts(ml.SharpMAML(net(), F.mse_loss, rho_inner=0.0, rho_outer=0.05))
+    assert found["rewards not adapting"] == "only close by"
+    assert found["what is held constant"] == "in inner.sam with methods"
+
+
+def test_what_the_inner_loop_learns_belongs_to_the_field():
+    "With learned step sizes and stopped inner gradients, the joint field of θ and steps is no gradient."
+    found = verdicts(with_inner(ml.MetaSGD, gradient=ml.FirstOrder()))
+    assert found["a scalar, or a vector field"] == "a vector field only"
+
+
+def test_a_constant_that_detach_does_not_show_is_noticed():
+    class Relative(ml.Term):
+        def per_task(self, path, task):
+            with torch.no_grad(): before = path.loss(path.theta, task.query)
+            return path.loss(path.final, task.query) / before
+    found = verdicts(ml.MAML(net(), F.mse_loss, terms=Relative()))
+    assert found["what is held constant"] == "something without detach"
+
+
+def test_a_query_set_that_enters_the_value_alone():
+    class Reported(ml.Term):
+        def per_task(self, path, task):
+            return path.loss(path.final, task.support) + path.loss(path.final, task.query).detach()
+    assert verdicts(ml.MAML(net(), F.mse_loss, terms=Reported()))["uses held-out data"] == "in its value only"
+
+
+def test_a_question_that_fails_is_an_answer_and_the_others_go_on():
+    class Root(ml.Term):
+        def per_task(self, path, task): return path.loss(path.final, task.query)
+        def pool(self, values, pooling): return ((values - values.mean()) ** 2).mean().sqrt()
+    found = verdicts(ml.MAML(net(), F.mse_loss, terms=ml.QueryLoss() + Root()))
+    assert found["at αλ = 1.5, K = 1"] == "not finite"
+    assert found["a scalar, or a vector field"] == "a scalar"
+
+    class OnlyColumns(ml.Term):
+        def per_task(self, path, task):
+            if task.query.y.ndim != 2: raise ValueError("labels must be columns")
+            return path.loss(path.final, task.query)
+    answers = judge(ml.MAML(net(), F.mse_loss, terms=OnlyColumns()))
+    failed = [answer for answer in answers if answer.verdict == "cannot be asked"]
+    assert len(failed) == 4
+    assert all(answer.evidence == "ValueError: labels must be columns" for answer in failed)
+
+
+def test_what_cannot_be_judged_at_all_is_an_error():
+    with pytest.raises(TypeError, match="judge asks a MetaLoss; found Linear"): judge(torch.nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="does not say what it measures"):
+        judge(ml.MAML(net(), F.mse_loss, terms=ml.Term()))
+
+
+def test_judging_changes_neither_the_meta_loss_nor_the_random_numbers():
+    J = with_inner(ml.MetaSGD)
+    before, state = {name: value.clone() for name, value in J.state_dict().items()}, torch.get_rng_state()
+    judge(J)
+    assert all(torch.equal(value, before[name]) for name, value in J.state_dict().items())
+    assert all(p.grad is None for p in J.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (J.inner.steps, J.inner.lr) == (1, 0.01)
+
+
+def test_a_term_that_draws_random_numbers_gets_the_same_ones_at_each_call():
+    class Noisy(ml.Term):
+        def per_task(self, path, task): return path.loss(path.final, task.query) * (1 + 0.1 * torch.rand(()))
+    assert verdicts(ml.MAML(net(), F.mse_loss, terms=Noisy()))["a scalar, or a vector field"] == "a scalar"
+
+
+def test_it_prints_as_a_table_in_text_and_markdown():
+    answers = judge(AsWritten(net(), F.mse_loss, as_written.contrastive))
+    assert "blind on shared curvature?          yes" in str(answers)
+    assert len(str(answers).splitlines()) == 9
+    assert "| blind on shared curvature? | yes |" in answers._repr_markdown_()

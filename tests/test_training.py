@@ -1,0 +1,325 @@
+"""Runs that are stopped, killed, or go wrong."""
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial, partialmethod
+from pathlib import Path
+
+import metalit as ml
+import pytest
+import torch
+import torch.nn.functional as F
+from metalit.training import (
+    CheckpointError,
+    DivergedError,
+    evaluate,
+    load_checkpoint,
+    meta_train,
+    pick_device,
+    save_checkpoint,
+    write_whole,
+)
+
+# One run as a program of its own, so that it can be killed.
+PROGRAM = """
+import sys, torch
+import torch.nn.functional as F
+import metalit as ml
+torch.set_num_threads(1)
+model = ml.models.mlp(1, 8, 1)
+J = ml.MAML(torch.nn.Sequential(model[0], torch.nn.Dropout(0.2), model[1], model[2]), F.mse_loss)
+class Tasks(ml.tasks.Sinusoids):
+    told = False
+    def batch(self, *arguments):
+        if not self.told: print("training", flush=True)
+        self.told = True
+        return super().batch(*arguments)
+ml.meta_train(J, Tasks(), steps=int(sys.argv[2]), batch_size=4, checkpoint=sys.argv[1], save_every=7,
+              log_every=5, progress=False, scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 50))
+"""
+
+
+def program(folder: Path, steps: int) -> subprocess.Popen:
+    "Start the run; returns once it trains."
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(steps)], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "training\n", process.stderr.read()
+    return process
+
+
+def contents(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def same(a, b) -> bool:
+    "Equal to the last bit, through dictionaries and lists; wall time is left out."
+    if isinstance(a, torch.Tensor): return torch.equal(a, b)
+    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
+    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def maml(seed: int = 0, width: int = 8) -> ml.MetaLoss:
+    return ml.MAML(ml.models.mlp(1, width, 1, seed=seed), F.mse_loss)
+
+
+quick = partial(meta_train, tasks=ml.tasks.Sinusoids(), batch_size=4, progress=False)
+
+
+def test_killed_at_random_moments_it_ends_bit_for_bit_where_an_uninterrupted_run_ends(tmp_path):
+    chance, steps = random.Random(0), 400
+    program(tmp_path / "whole", steps).communicate()
+    kills = 0
+    while not (tmp_path / "killed" / "checkpoint.pt").exists() or \
+            contents(tmp_path / "killed")["progress"]["step"] < steps:
+        process = program(tmp_path / "killed", steps)
+        time.sleep(chance.uniform(0.0, 0.3))
+        if kills < 5:
+            kills += process.poll() is None
+            process.kill()
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors
+    assert kills >= 3
+    assert same(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
+    rows = [list(csv.DictReader((tmp_path / run / "log.csv").read_text().splitlines())) for run in ("whole", "killed")]
+    assert [(r["step"], r["meta_loss"]) for r in rows[0]] == [(r["step"], r["meta_loss"]) for r in rows[1]]
+    assert len(rows[0]) == steps // 5
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path):
+    program(tmp_path / "whole", 600).communicate()
+    process = program(tmp_path / "stopped", 600)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt: stopped after step" in errors
+    stopped = int(errors.splitlines()[-1].split("after step ")[1])
+    assert 0 < stopped < 600
+    assert contents(tmp_path / "stopped")["progress"]["step"] == stopped
+    program(tmp_path / "stopped", 600).communicate()
+    assert same(contents(tmp_path / "whole"), contents(tmp_path / "stopped"))
+
+
+def test_same_comparison_can_fail(tmp_path):
+    "The comparison above sees a single changed bit."
+    quick(maml(), steps=3, checkpoint=tmp_path)
+    a, b = contents(tmp_path), contents(tmp_path)
+    assert same(a, b)
+    b["J"]["model.0.bias"][2] = torch.nextafter(b["J"]["model.0.bias"][2], torch.tensor(9.0))
+    assert not same(a, b)
+    b = contents(tmp_path)
+    b["random"]["cpu"][5] += 1
+    assert not same(a, b)
+
+
+def test_compiled_runs_and_uncompiled_ones_share_checkpoints(tmp_path):
+    "What is compiled has the same parameter names; here a backend that changes nothing stands for any compiler."
+    quick(maml(), steps=3, checkpoint=tmp_path)
+    graphs = []
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ml.MetaLoss, "compile", partialmethod(ml.MetaLoss.compile, backend=backend))
+        quick(maml(seed=9), steps=6, checkpoint=tmp_path, compile=True)
+    assert len(graphs) == 1                                  # value and gradient, once for all steps
+    J = maml(seed=9)
+    quick(J, steps=6)
+    quick(again := maml(), steps=6)
+    saved = contents(tmp_path)["J"]
+    assert saved.keys() == again.state_dict().keys()
+    for name, value in again.state_dict().items(): torch.testing.assert_close(saved[name], value)
+
+
+def test_training_learns_and_touches_no_global_random_state():
+    before = torch.get_rng_state()
+    J = ml.MAML(ml.models.mlp(1, 40, 40, 1), F.mse_loss)
+    log = meta_train(J, ml.tasks.Sinusoids(shots=10), steps=600, progress=False, log_every=100)
+    assert [row["step"] for row in log] == [100, 200, 300, 400, 500, 600]
+    assert log[-1]["meta_loss"] < 0.75 * log[0]["meta_loss"]
+    table = evaluate(J, ml.tasks.Sinusoids(shots=10), n_tasks=100)
+    assert table.mean[1] + table.ci95[1] < table.mean[0]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_seed_decides_the_tasks():
+    logs = [quick(maml(), steps=5, seed=seed, log_every=1) for seed in (0, 0, 1)]
+    losses = [[row["meta_loss"] for row in log] for log in logs]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_optimizer_in_three_spellings():
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    J, K, default = maml(), maml(), maml()
+    quick(J, steps=2, optimizer=sgd)
+    quick(K, steps=2, optimizer=sgd(K.parameters()))
+    quick(default, steps=2)
+    assert torch.equal(J.model[0].weight, K.model[0].weight)
+    assert not torch.equal(J.model[0].weight, default.model[0].weight)
+    with pytest.raises(TypeError, match="optimizer='adam': give a torch optimizer"):
+        quick(J, steps=1, optimizer="adam")
+
+
+def test_scheduler_steps_once_per_meta_step():
+    J = maml()
+    optimizer = torch.optim.SGD(J.parameters(), lr=1.0)
+    quick(J, steps=4, optimizer=optimizer,
+          scheduler=lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=8))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(DivergedError, match=r"the meta-loss is (inf|nan) at step \d+"):
+        quick(maml(), steps=100, optimizer=partial(torch.optim.SGD, lr=1e4), checkpoint=tmp_path, save_every=1)
+    state = load_checkpoint(tmp_path / "checkpoint.pt", maml())
+    assert 0 < state["progress"]["step"] < 100
+    assert all(torch.isfinite(value).all() for value in state["J"].values())
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    J = maml()
+    save_checkpoint(tmp_path / "good.pt", J)
+    before = (tmp_path / "good.pt").read_bytes()
+    J.model[0].bias.data[1] = float("nan")
+    with pytest.raises(DivergedError, match=r"'model.0.bias' is no longer finite; an older good.pt is kept"):
+        save_checkpoint(tmp_path / "good.pt", J)
+    assert (tmp_path / "good.pt").read_bytes() == before
+
+
+class BadData(ml.tasks.Sinusoids):
+    def batch(self, batch_size, seed=0, step=0):
+        task = super().batch(batch_size, seed, step)
+        if step == 3: task.query.y[2, 0] = float("nan")
+        return task
+
+
+def test_nan_in_the_data_is_said_to_be_in_the_data(tmp_path):
+    with pytest.raises(ValueError, match=r"query.y holds values that are not finite .* first in task 2"):
+        quick(maml(), tasks=BadData(), steps=10, checkpoint=tmp_path, save_every=1)
+    assert contents(tmp_path)["progress"]["step"] == 3
+
+
+def test_checkpoint_of_another_model_names_the_first_parameter_that_differs(tmp_path):
+    quick(maml(width=8), steps=2, checkpoint=tmp_path)
+    J = maml(width=9)
+    before = [p.clone() for p in J.parameters()]
+    with pytest.raises(CheckpointError, match=r"another model: at 'model.0.weight' it holds \(8, 1\), .* has \(9, 1\)"):
+        quick(J, steps=4, checkpoint=tmp_path)
+    assert all(map(torch.equal, before, J.parameters()))
+    with pytest.raises(CheckpointError, match=r"at 'model.4.weight' it holds nothing"):
+        load_checkpoint(tmp_path / "checkpoint.pt", ml.MAML(ml.models.mlp(1, 8, 1, 1), F.mse_loss))
+    with pytest.raises(CheckpointError, match=r"at 'model.2.weight' it holds \(1, 8\), and this meta-loss has nothing"):
+        load_checkpoint(tmp_path / "checkpoint.pt", ml.MAML(torch.nn.Sequential(torch.nn.Linear(1, 8)), F.mse_loss))
+
+
+def test_checkpoint_cut_short_anywhere(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, maml())
+    whole = path.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"checkpoint.pt cannot be read as a checkpoint"):
+            load_checkpoint(path, maml())
+
+
+def test_checkpoint_with_one_flipped_bit(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, J := maml())
+    content = bytearray(path.read_bytes())
+    content[content.index(J.model[0].weight.detach().numpy().tobytes())] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match="cut short or altered"): load_checkpoint(path, maml())
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_text("a shopping list")
+    with pytest.raises(CheckpointError, match="is something else"): load_checkpoint(path, maml())
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="no checkpoint of metalit"): load_checkpoint(path, maml())
+    torch.save({"metalit": 1, "J": print}, path)  # a file that wants to run code
+    with pytest.raises(CheckpointError, match="no checkpoint of metalit"): load_checkpoint(path, maml())
+    with pytest.raises(FileNotFoundError): load_checkpoint(tmp_path / "none.pt", maml())
+
+
+@pytest.mark.parametrize(("name", "new"), [("seed", 1), ("batch_size", 5), ("log_every", 2)])
+def test_a_folder_holds_one_run(tmp_path, name, new):
+    quick(maml(), steps=2, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=f"was made with {name}="):
+        quick(maml(), steps=4, checkpoint=tmp_path, **{name: new})
+    quick(maml(), steps=4, checkpoint=tmp_path, **{name: new}, resume=False)
+    assert contents(tmp_path)["settings"][name] == new
+
+
+def test_a_run_beyond_its_end_is_an_error(tmp_path):
+    quick(maml(), steps=4, checkpoint=tmp_path)
+    quick(maml(), steps=4, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match="already at step 4, beyond steps=3"):
+        quick(maml(), steps=3, checkpoint=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    class NoTasks(ml.tasks.Family):
+        def batch(self, *arguments): pytest.fail("training began")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OSError, match="file"): quick(maml(), tasks=NoTasks(), steps=5, checkpoint=folder)
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    "The kernel refuses to write past a size, as it does on a full disk, in a program of its own."
+    program = """
+import resource, signal, sys
+from pathlib import Path
+from metalit.training import write_whole
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1]) / "checkpoint.pt"
+write_whole(path, b"old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+write_whole(path, bytes(200_000))
+"""
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "could not write" in result.stderr.splitlines()[-1]
+    assert "An older checkpoint.pt is untouched" in result.stderr
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_write_whole_replaces(tmp_path):
+    for content in (b"first", b"second"):
+        write_whole(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == content
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"steps": -1}, "steps=-1"), ({"steps": 1, "batch_size": 0}, "batch_size=0"),
+    ({"steps": 1, "save_every": 0}, "save_every=0"), ({"steps": 1, "log_every": 0}, "log_every=0"),
+    ({"steps": 1, "device": "toaster"}, "device 'toaster' cannot be used here")])
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message): quick(maml(), **options)
+
+
+def test_devices():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="cuda:99"): pick_device("cuda:99")
+
+
+def test_evaluation_is_a_mean_over_tasks_with_an_interval():
+    J, tasks = maml(), ml.tasks.Sinusoids()
+    table = evaluate(J, tasks, n_tasks=50, steps=(0, 3), seed=4, batch_size=7)
+    losses = J.curve(tasks.held_out(50, seed=4), steps=(0, 3))
+    assert table.steps == [0, 3]
+    assert table.mean == pytest.approx(losses.mean(0).tolist(), rel=1e-5)
+    assert table.ci95 == pytest.approx((1.96 * losses.std(0) / 50**0.5).tolist(), rel=1e-5)
+    assert "50 unseen tasks, seed 4" in str(table)
+    assert f"{table.mean[1]:.4f} ± {table.ci95[1]:.4f}" in table._repr_markdown_()
+    errors = evaluate(J, tasks, n_tasks=50, steps=(0,), metric=F.l1_loss)
+    assert errors.mean[0] == pytest.approx(J.curve(tasks.held_out(50), (0,), F.l1_loss).mean().item(), rel=1e-5)
+    with pytest.raises(ValueError, match="n_tasks=1"): evaluate(J, tasks, n_tasks=1)
+    with pytest.raises(ValueError, match="whole number"): evaluate(J, tasks, n_tasks=2, steps=(-1,))

@@ -1,0 +1,101 @@
+"""Write the tables of README.md from the files in results/.
+
+    python tools/tables.py [--check]
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written, and the exit code
+tells whether README.md is as the files say.
+"""
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table, its first column left-aligned."""
+    lines = [head, [":---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def sinusoids(record: dict[str, Any]) -> str:
+    """MAML on sinusoids against the figures of the paper."""
+    steps = ["0", "1", "2", "5", "10"]
+    paper = ["*paper, 5 shots (appendix C)*", "", "*0.67*", "", "*0.38*", "*0.35*"]
+    rows = [[name, *(f"{cells[k]['mean']:.2f} ± {cells[k]['sd_of_seeds']:.2f}" for k in steps)]
+            for name, cells in ((name, setting["summary"]) for name, setting in record["settings"].items())]
+    seeds = len(next(iter(record["settings"].values()))["runs"])
+    return (markdown(["after inner steps", *steps], [paper, *rows])
+            + f"\n\nMean of {seeds} seeds ± standard deviation between them; {record['meta_steps']:,} meta-steps each. "
+            + environment(record["machine"], record["versions"]))
+
+
+def sinusoid_step(record: dict[str, Any]) -> str:
+    """Milliseconds of one meta-step, and how many times as fast metalit is."""
+    names = {"autograd": "per-task autograd loop", "higher": "higher", "torchopt": "TorchOpt", "jax": "JAX, jitted",
+             "metalit": "**metalit**", "metalit_compiled": "**metalit, compiled**"}
+    rows = []
+    for key in record["inner_steps"]["1"]["ms"]:
+        cells = []
+        for k in record["inner_steps"]:
+            result = record["inner_steps"][k]
+            ms, fast = result["ms"][key], result["times_as_fast"]
+            cells += [f"{ms['median']:.2f} ({ms['min']:.2f}–{ms['max']:.2f})", f"{fast['metalit'][key]:.1f}×",
+                      f"{fast['metalit_compiled'][key]:.1f}×"]
+        rows.append([names.get(key, key), *cells])
+    head = ["ms, median (min–max)"]
+    for k in record["inner_steps"]: head += [f"K = {k}", "eager is faster by", "compiled is faster by"]
+    return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
+
+
+def comparison(record: dict[str, Any]) -> str:
+    """The methods of `metalit compare`."""
+    lines = record["summary"]
+    steps = sorted({line["inner_steps"] for line in lines})
+    rows = []
+    for name in dict.fromkeys(line["method"] for line in lines):
+        mine = {line["inner_steps"]: line for line in lines if line["method"] == name}
+        cells = ["blows up" if mine[k]["loss"] is None else f"{mine[k]['loss']:.2f} ± {mine[k]['ci95']:.2f}"
+                 for k in steps]
+        rows.append([name, *cells, f"{mine[steps[0]]['relative_time']:.1f}"])
+    return (markdown(["method", *(f"{k} steps" for k in steps), "time, × MAML"], rows) + "\n\n"
+            + environment(record["environment"], {}))
+
+
+def environment(machine: dict[str, Any], versions: dict[str, str]) -> str:
+    """The machine and the versions, in a sentence."""
+    known = {"python": machine["python"], "torch": machine.get("torch")} | versions
+    releases = ", ".join(f"{name} {version}" for name, version in known.items() if version)
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch threads; {releases}."
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "comparison": comparison}
+
+
+def filled(text: str, results: Path) -> str:
+    """The text with every table as its file says; a table without a file says so."""
+    def table(match: re.Match[str]) -> str:
+        name, file = match[1], results / f"{match[1]}.json"
+        body = TABLES[name](json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "*Not measured yet.*"
+        return f"<!-- table: {name} -->\n{body}\n<!-- end -->"
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Read the command line."""
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = filled(before, ROOT / "results")
+    if "--check" in sys.argv:
+        sys.exit(f"{readme.name} is not as results/ says: run python tools/tables.py" if before != after else 0)
+    readme.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
