@@ -1,7 +1,8 @@
 """Shared by all tests: small models, the quadratic bed and its closed forms."""
-import metalit as ml
 import pytest
 import torch
+
+import metalit as ml
 
 torch.set_num_threads(1)  # the tensors are small, and CI has few cores
 

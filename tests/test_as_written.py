@@ -3,13 +3,14 @@ import contextlib
 import io
 import types
 
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
+
+import metalit as ml
 from metalit import as_written
 from metalit.tasks import curvature, half_square, quadratic_task
-from torch.func import functional_call
 
 LR = 0.2
 FORMULAS = (as_written.maml, as_written.reptile, as_written.contrastive, as_written.meta_curvature)

@@ -1,7 +1,8 @@
 """The quadratic bed: value and gradient of every meta-loss against its closed form, to 1e-10 in float64."""
-import metalit as ml
 import pytest
 import torch
+
+import metalit as ml
 from metalit.tasks import curvature, half_square, quadratic_task
 
 LR = 0.2

@@ -4,10 +4,11 @@ import json
 import math
 import signal
 
-import metalit as ml
 import pytest
 import torch.nn.functional as F
 from click.testing import CliRunner
+
+import metalit as ml
 from metalit import comparison
 from metalit.cli import main
 from metalit.comparison import Difference, Line, Run, against, compare, diverged, interval, summarise, table
@@ -123,6 +124,12 @@ def test_a_run_that_diverges_is_reported_and_ends_nothing(tmp_path):
     assert [bool(run.rows) for run in runs] == [False, True]
     assert diverged(runs)[0].startswith("maml, seed 0: diverged: the meta-loss is ")
     assert small(tmp_path, lr=1e20, seeds=[0]) == runs
+
+
+def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    runs = small(tmp_path)
+    monkeypatch.setattr(comparison, "meta_train", None)
+    assert small(tmp_path) == runs
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -5,11 +5,12 @@ import shutil
 import subprocess
 import sys
 
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+import metalit as ml
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
@@ -236,8 +237,9 @@ def test_what_is_not_one_graph_is_an_error(waves):
 
 
 def test_wide_products_turn_narrow_ones_only():
-    from metalit.compiled import CustomGraphPass, WideProducts
     from torch.fx.experimental.proxy_tensor import make_fx
+
+    from metalit.compiled import CustomGraphPass, WideProducts
     def products(a, b, c): return torch.bmm(torch.bmm(a, b), c), torch.bmm(b.mT, b), torch.bmm(a, b[..., :1])
     a, b, c = (torch.randn(3, *shape, dtype=torch.float64) for shape in ((8, 4), (4, 2), (2, 16)))
     traced = make_fx(products, tracing_mode="fake")(a, b, c)

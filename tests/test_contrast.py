@@ -1,14 +1,15 @@
 """Triplet and ConML: closed forms on the quadratic bed, gradcheck, limits, and bad input."""
 import math
 
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
+
+import metalit as ml
 from metalit.models import Point
 from metalit.tasks import Quadratics, Split, Task, half_square
 from metalit.terms.contrast import cosine_distance, rms_distance
-from torch.func import functional_call
 
 LR = 0.2
 

@@ -2,10 +2,11 @@
 import subprocess
 import sys
 
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
+
+import metalit as ml
 
 PROGRAM = """
 import sys, torch

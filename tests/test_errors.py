@@ -1,12 +1,13 @@
 """What a user can get wrong in a meta-loss or a task: the message names the thing and the mend."""
 import math
 
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
-from metalit.tasks import quadratic_task
 from torch import nn
+
+import metalit as ml
+from metalit.tasks import quadratic_task
 
 NAN = float("nan")
 

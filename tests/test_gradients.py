@@ -1,11 +1,12 @@
 """Networks: gradcheck, and the same gradient by every road."""
 import shutil
 
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
+
+import metalit as ml
 
 
 def gradient(J: ml.MetaLoss, task: ml.Task, call=None) -> torch.Tensor:

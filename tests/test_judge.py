@@ -1,8 +1,9 @@
 """The judge: verdicts on meta-losses whose answers are known."""
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
+
+import metalit as ml
 from metalit import as_written, judge
 from metalit.as_written import AsWritten
 
@@ -165,7 +166,13 @@ def test_judging_changes_neither_the_meta_loss_nor_the_random_numbers():
 def test_a_term_that_draws_random_numbers_gets_the_same_ones_at_each_call():
     class Noisy(ml.Term):
         def per_task(self, path, task): return path.loss(path.final, task.query) * (1 + 0.1 * torch.rand(()))
-    assert verdicts(ml.MAML(net(), F.mse_loss, terms=Noisy()))["a scalar, or a vector field"] == "a scalar"
+    J = ml.MAML(net(), F.mse_loss, terms=Noisy())
+    assert verdicts(J)["a scalar, or a vector field"] == "a scalar"
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        first = str(judge(J))
+        torch.manual_seed(321)
+        assert str(judge(J)) == first
 
 
 def test_it_prints_as_a_table_in_text_and_markdown():

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import metalit as ml
 import pytest
+
+import metalit as ml
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,13 +1,14 @@
 """Meta-SGD and Meta-Curvature: closed forms on the quadratic bed, gradcheck, limits, and bad input."""
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+import metalit as ml
 from metalit.inner.preconditioned import Preconditioned
 from metalit.models import Point
 from metalit.tasks import Quadratics, curvature, half_square, quadratic_task
-from torch import nn
-from torch.func import functional_call
 
 LR = 0.2
 

@@ -4,14 +4,15 @@ import copy
 import io
 import math
 
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
-from metalit import as_written
-from metalit.tasks import curvature, half_square, quadratic_task
 from torch import nn
 from torch.func import functional_call, jacrev
+
+import metalit as ml
+from metalit import as_written
+from metalit.tasks import curvature, half_square, quadratic_task
 
 LR = 0.2
 

@@ -1,14 +1,15 @@
 """GradientNorm, SAM and SharpMAML: closed forms on the quadratic bed, gradcheck, limits, and bad input."""
 import math
 
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
+
+import metalit as ml
 from metalit.inner.sam import SAM, uphill
 from metalit.models import Point
 from metalit.tasks import curvature, half_square, quadratic_task
-from torch.func import functional_call
 
 LR = 0.2
 

@@ -1,9 +1,10 @@
 """Families: shapes, limits, and random numbers that depend on seed and step alone."""
 import math
 
-import metalit as ml
 import pytest
 import torch
+
+import metalit as ml
 from metalit.tasks import curvature, quadratic_task, seeded_generator
 
 

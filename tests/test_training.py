@@ -9,10 +9,11 @@ import time
 from functools import partial, partialmethod
 from pathlib import Path
 
-import metalit as ml
 import pytest
 import torch
 import torch.nn.functional as F
+
+import metalit as ml
 from metalit.training import (
     CheckpointError,
     DivergedError,
