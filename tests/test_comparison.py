@@ -21,8 +21,8 @@ def metalit(*arguments, code: int = 0) -> str:
 
 
 def made_up(method: str, seed: int, losses: dict, seconds: float = 2.0, ci95: float = 0.1) -> Run:
-    return Run(method, seed, "5 steps", seconds, [{"inner_steps": k, "loss": loss, "ci95": ci95}
-                                                  for k, loss in losses.items()])
+    rows = [{"inner_steps": k, "loss": loss, "ci95": ci95} for k, loss in losses.items()]
+    return Run(method, seed, "5 steps", seconds, rows, ms=seconds)
 
 
 RUNS = [made_up("conml", 0, {0: 4.0, 1: 1.0}, 8.0, 0.2), made_up("conml", 1, {0: 4.0, 1: 2.0}, 2.0),
