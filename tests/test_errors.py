@@ -152,3 +152,10 @@ def test_curvature_must_be_positive_definite():
 
 def test_family_without_sample():
     with pytest.raises(TypeError, match="does not say how to sample"): ml.tasks.Family().batch(1)
+
+
+def test_large_finite_values_whose_sum_overflows_are_welcome():
+    large = task()
+    large.query.x.fill_(3e38)
+    assert large.query.x.sum().isinf()
+    ml.tasks.check_task(large)
