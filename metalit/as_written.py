@@ -26,7 +26,7 @@ TaskLoss = Callable[[Params, Split], Tensor]
 
 def _per_task(model: nn.Module, task_loss: Loss, task: Task, formula: Callable[[TaskLoss, Params, Task], Any]) -> Any:
     "The formula for each τ of the batch: a tensor of shape (B, …)."
-    check_model(model)
+    if not torch.compiler.is_compiling(): check_model(model)
     def L(theta: Params, D: Split) -> Tensor: return scalar(task_loss(functional_call(model, theta, (D.x,)), D.y))
     theta = dict(model.named_parameters())
     return vmap(lambda theta, tau: formula(L, theta, tau), in_dims=(None, 0),
@@ -119,8 +119,7 @@ class AsWritten(MetaLoss):
         super().__init__(model, loss, inner=SGD(lr, 1))
         self.formula, self.options = formula, options
 
-    def forward(self, task: Task) -> Tensor:
-        "The formula, for a batch of tasks."
+    def _value(self, task: Task, theta: Params | None = None) -> Tensor:
         return self.formula(self.model, self.loss, task, lr=self.inner.lr, **self.options)
 
 # %% ../nbs/20_as_written.ipynb #9157a53e

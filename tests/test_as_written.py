@@ -270,3 +270,23 @@ def test_as_written_is_a_meta_loss(bowls, start):
     close(twin(bowls).detach(), measure(as_written.contrastive, bowls, -start, m=3.0)[0])
     with pytest.raises(ValueError, match="lr=-1"):
         as_written.AsWritten(ml.models.Point(start), half_square, as_written.maml, lr=-1.0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.parametrize("formula", [as_written.maml, as_written.reptile, as_written.contrastive,
+                                     as_written.meta_curvature])
+def test_every_formula_compiles_into_one_graph(formula, small_net, sines):
+    J = as_written.AsWritten(small_net, F.mse_loss, formula, lr=0.1)
+    J(sines).backward()
+    eager = [p.grad.clone() for p in J.parameters()]
+    J.zero_grad()
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph
+    J.compile(backend=counting)
+    value = J(sines)
+    value.backward()
+    assert len(graphs) == 1
+    for p, g in zip(J.parameters(), eager, strict=True): torch.testing.assert_close(p.grad, g, rtol=0, atol=1e-10)
