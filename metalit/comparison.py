@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['RECIPES', 'RESULT', 'STUDENT', 'Recipe', 'Run', 'compare', 'step_times', 'same_settings', 'number', 'Line',
-           'summarise', 'diverged', 'table', 'cell', 'Difference', 'against', 'interval', 'picture', 'environment',
-           'record', 'read_record', 'save', 'save_csv']
+           'summarise', 'diverged', 'table', 'blows_up', 'cell', 'Difference', 'against', 'interval', 'picture',
+           'environment', 'record', 'read_record', 'save', 'save_csv']
 
 # %% ../nbs/28_comparison.ipynb #1f4da26b
 class Recipe(NamedTuple):
@@ -252,10 +252,14 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
+def blows_up(line: Line) -> bool:
+    "Whether the mean loss is not finite, or beyond a hundred: then it speaks of a few tasks that went astray."
+    return line.loss is None or line.loss > 100
+
+
 def cell(line: Line) -> str:
-    "Loss and interval; `blows up` where some task's loss is not finite after so many steps, or beyond a million."
-    if line.loss is None or line.loss > 1e6: return "blows up"
-    return f"{line.loss:.3f} ± {line.ci95:.3f}" if line.loss < 1000 else f"{line.loss:.3g}"
+    "Loss and interval, or `blows up`."
+    return "blows up" if blows_up(line) else f"{line.loss:.3f} ± {line.ci95:.3f}"
 
 # %% ../nbs/28_comparison.ipynb #62bcaf85
 # Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond ten, 1.96 is near.
@@ -307,13 +311,13 @@ def picture(lines: Sequence[Line], ax: Axes | None = None, steps: Sequence[int] 
     names = list(dict.fromkeys(line.method for line in lines))
     if ax is None: ax = plots.figure(width=6.5, height=0.8 + 0.28 * len(names))[1]
     for k, colour in zip(steps, ("orange", "sky", "blue", "green", "purple"), strict=False):
-        mine = [line for line in lines if line.inner_steps == k and line.loss is not None and line.loss < 1e6]
+        mine = [line for line in lines if line.inner_steps == k and not blows_up(line)]
         ax.errorbar([line.loss for line in mine], [names.index(line.method) for line in mine],
                     xerr=[line.ci95 for line in mine], fmt="o", ms=5, color=plots.COLOURS[colour],
                     label=f"{k} step{'s' * (k != 1)}")
     for i, name in enumerate(names):
         gone = [line.inner_steps for line in lines if line.method == name and line.inner_steps in steps
-                and (line.loss is None or line.loss >= 1e6)]
+                and blows_up(line)]
         if gone: ax.text(0.99, i, f"blows up after {gone[0]}", transform=ax.get_yaxis_transform(), ha="right",
                          va="center", fontsize=7, color=plots.COLOURS["red"])
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xscale="log",

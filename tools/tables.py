@@ -60,9 +60,10 @@ def comparison(record: dict[str, Any]) -> str:
     rows = []
     for name in dict.fromkeys(line["method"] for line in lines):
         mine = {line["inner_steps"]: line for line in lines if line["method"] == name}
-        cells = ["blows up" if mine[k]["loss"] is None else f"{mine[k]['loss']:.2f} ± {mine[k]['ci95']:.2f}"
+        losses = {k: mine[k]["loss"] for k in steps}
+        cells = ["blows up" if losses[k] is None or losses[k] > 100 else f"{losses[k]:.2f} ± {mine[k]['ci95']:.2f}"
                  for k in steps]
-        rows.append([name, *cells, f"{mine[steps[0]]['relative_time']:.1f}"])
+        rows.append([name, *cells, str(round(mine[steps[0]]["relative_time"] or float("nan"), 1))])
     return (markdown(["method", *(f"{k} steps" for k in steps), "time, × MAML"], rows) + "\n\n"
             + environment(record["environment"], {}))
 
