@@ -318,8 +318,8 @@ def picture(lines: Sequence[Line], ax: Axes | None = None, steps: Sequence[int] 
     for i, name in enumerate(names):
         gone = [line.inner_steps for line in lines if line.method == name and line.inner_steps in steps
                 and blows_up(line)]
-        if gone: ax.text(0.99, i, f"blows up after {gone[0]}", transform=ax.get_yaxis_transform(), ha="right",
-                         va="center", fontsize=7, color=plots.COLOURS["red"])
+        if gone: ax.text(1.01, i, f"blows up after {gone[0]}", transform=ax.get_yaxis_transform(), va="center",
+                         fontsize=7, color=plots.COLOURS["red"])
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xscale="log",
            xlabel="query loss on unseen tasks")
     ax.tick_params(which="minor", colors=plots.COLOURS["grey"], labelsize=7)

@@ -64,7 +64,7 @@ def comparison(record: dict[str, Any]) -> str:
         cells = ["blows up" if losses[k] is None or losses[k] > 100 else f"{losses[k]:.2f} ± {mine[k]['ci95']:.2f}"
                  for k in steps]
         rows.append([name, *cells, str(round(mine[steps[0]]["relative_time"] or float("nan"), 1))])
-    return (markdown(["method", *(f"{k} steps" for k in steps), "time, × MAML"], rows) + "\n\n"
+    return (markdown(["method", *(f"{k} step" + "s" * (k != 1) for k in steps), "time, × MAML"], rows) + "\n\n"
             + environment(record["environment"], {}))
 
 
