@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['RECIPES', 'RESULT', 'STUDENT', 'Recipe', 'Run', 'compare', 'step_times', 'same_settings', 'number', 'Line',
+__all__ = ['RECIPES', 'RESULT', 'ASTRAY', 'STUDENT', 'Recipe', 'Run', 'compare', 'step_times', 'same_settings', 'number', 'Line',
            'summarise', 'diverged', 'table', 'blows_up', 'cell', 'Difference', 'against', 'interval', 'picture',
            'environment', 'record', 'read_record', 'save', 'save_csv']
 
@@ -252,9 +252,12 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
+ASTRAY = 100.0
+
+
 def blows_up(line: Line) -> bool:
-    "Whether the mean loss is not finite, or beyond a hundred: then it speaks of a few tasks that went astray."
-    return line.loss is None or line.loss > 100
+    "Whether the mean loss is not finite, or beyond `ASTRAY`: then it speaks of a few tasks that went astray."
+    return line.loss is None or line.loss > ASTRAY
 
 
 def cell(line: Line) -> str:
@@ -288,7 +291,7 @@ def against(runs: Sequence[Run], inner_steps: int, reference: str = "maml") -> l
         if name == reference: continue
         mine = losses(name)
         if not mine: found.append(Difference(name, None, None, "diverged"))
-        elif None in mine.values(): found.append(Difference(name, None, None, "blows up"))
+        elif any(loss is None or loss > ASTRAY for loss in mine.values()): found.append(Difference(name, None, None, "blows up"))
         else:
             gaps = [mine[seed] - base[seed] for seed in mine if base.get(seed) is not None]
             found.append(Difference(name, *interval(gaps)))
