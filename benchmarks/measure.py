@@ -66,5 +66,5 @@ def write_json(name: str, record: dict[str, Any]) -> Path:
     """Write `record` to `results/<name>.json`, and return the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 import metalit as ml
 from benchmarks.measure import machine, versions, write_json
+from metalit.comparison import number
 from metalit.training import Evaluation
 
 STEPS = (0, 1, 2, 5, 10)
@@ -49,11 +50,16 @@ def run(name: str, setting: Setting, seed: int, steps: int, compile: bool) -> tu
     return ml.evaluate(J, tasks, n_tasks=600, steps=STEPS, seed=0), log[-1]["seconds"]
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean over seeds, and standard deviation between them, after each number of inner steps."""
+def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mean over seeds, and standard deviation between them, after each number of inner steps.
+
+    None where a task of some seed has no finite loss, and for the deviation of a single seed.
+    """
+    def of(losses: tuple[float | None, ...]) -> dict[str, float | None]:
+        if None in losses: return {"mean": None, "sd_of_seeds": None}
+        return {"mean": statistics.mean(losses), "sd_of_seeds": statistics.stdev(losses) if len(losses) > 1 else None}
     columns = zip(*([row["loss"] for row in run["evaluation"]] for run in runs), strict=True)
-    return {str(k): {"mean": statistics.mean(column), "sd_of_seeds": statistics.stdev(column) if len(runs) > 1 else 0.0}
-            for k, column in zip(STEPS, columns, strict=True)}
+    return {str(k): of(column) for k, column in zip(STEPS, columns, strict=True)}
 
 
 def reproduce(seeds: list[int], steps: int, names: list[str], compile: bool, file: str) -> None:
@@ -68,7 +74,8 @@ def reproduce(seeds: list[int], steps: int, names: list[str], compile: bool, fil
         for seed in seeds:
             evaluation, seconds = run(name, SETTINGS[name], seed, steps, compile)
             print(evaluation, flush=True)
-            runs.append({"seed": seed, "seconds": seconds, "evaluation": evaluation.rows()})
+            rows = [{key: number(value) for key, value in row.items()} for row in evaluation.rows()]
+            runs.append({"seed": seed, "seconds": seconds, "evaluation": rows})
             record["settings"][name] = {**SETTINGS[name]._asdict(), "runs": runs, "summary": summary(runs)}
             write_json(file, record)
 

@@ -27,8 +27,8 @@ def sinusoids(record: dict[str, Any]) -> str:
     """MAML on sinusoids against the figures of the paper."""
     steps = ["0", "1", "2", "5", "10"]
     paper = ["*paper, 5 shots (appendix C)*", "", "*0.67*", "", "*0.38*", "*0.35*"]
-    rows = [[name, *(f"{cells[k]['mean']:.2f} ± {cells[k]['sd_of_seeds']:.2f}" for k in steps)]
-            for name, cells in ((name, setting["summary"]) for name, setting in record["settings"].items())]
+    rows = [[name, *(cell(setting["summary"][k]["mean"], setting["summary"][k]["sd_of_seeds"]) for k in steps)]
+            for name, setting in record["settings"].items()]
     seeds = len(next(iter(record["settings"].values()))["runs"])
     return (markdown(["after inner steps", *steps], [paper, *rows])
             + f"\n\nMean of {seeds} seeds ± standard deviation between them; {record['meta_steps']:,} meta-steps each. "
@@ -60,12 +60,16 @@ def comparison(record: dict[str, Any]) -> str:
     rows = []
     for name in dict.fromkeys(line["method"] for line in lines):
         mine = {line["inner_steps"]: line for line in lines if line["method"] == name}
-        losses = {k: mine[k]["loss"] for k in steps}
-        cells = ["blows up" if losses[k] is None or losses[k] > 100 else f"{losses[k]:.2f} ± {mine[k]['ci95']:.2f}"
-                 for k in steps]
+        cells = [cell(mine[k]["loss"], mine[k]["ci95"]) for k in steps]
         rows.append([name, *cells, str(round(mine[steps[0]]["relative_time"] or float("nan"), 1))])
     return (markdown(["method", *(f"{k} step" + "s" * (k != 1) for k in steps), "time, × MAML"], rows) + "\n\n"
             + environment(record["environment"], {}))
+
+
+def cell(mean: float | None, spread: float | None) -> str:
+    """Mean and spread; a mean that is not finite, or beyond a hundred, speaks of a few tasks that went astray."""
+    if mean is None or mean > 100: return "blows up"
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
 
 
 def environment(machine: dict[str, Any], versions: dict[str, str]) -> str:
