@@ -21,7 +21,7 @@ class FirstOrder(nn.Module):
 
     The value of the meta-loss is the same as with `Exact`. Step sizes and other parameters of the inner loop
     still learn, because only the inner *gradients* are detached. Costs no Hessian-vector product, and the memory
-    of one graph.
+    of one graph and the K + 1 points of the path.
 
     Example: `ml.MetaLoss(model, loss, gradient=ml.FirstOrder())`.
     """
