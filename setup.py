@@ -35,6 +35,7 @@ setup(
     extras_require={
         "dev": cfg["dev_requirements"].split(),
         "bench": cfg["bench_requirements"].split(),
+        "tensorboard": cfg["tensorboard_requirements"].split(),
     },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

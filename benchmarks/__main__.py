@@ -1,11 +1,11 @@
-"""`python -m benchmarks`: run both benchmarks, and write their results to `results/`."""
+"""`python -m benchmarks`: run all benchmarks, and write their results to `results/`."""
 from __future__ import annotations
 
 import argparse
 
 import torch
 
-from . import scaling, sinusoid_step
+from . import image_step, memory, processes, scaling, sinusoid_step
 from .peers import require_peers
 
 
@@ -22,9 +22,15 @@ def main() -> None:
     if arguments.quick:
         sinusoid_step.run(rounds=3, budget=0.1)
         scaling.run(rounds=2, budget=0.05, largest=16, most_steps=2)
+        image_step.run(rounds=2, budget=0.1, tasks=(2,), filters=4, compiled=False)
+        memory.run(tasks=(9,), steps=(2,), filters=4, repeats=1)
+        processes.run(repeats=2, rounds=1, tasks=4, filters=4)
     else:
         sinusoid_step.run()
         scaling.run()
+        image_step.run()
+        memory.run()
+        processes.run()
 
 
 if __name__ == "__main__":

@@ -24,13 +24,14 @@ from torch import nn
 from . import as_written as article
 from . import plots
 from .as_written import AsWritten
+from .checkpoints import DivergedError, load_checkpoint, write_whole
 from .inner.preconditioned import MetaCurvature, MetaSGD
 from .meta_loss import Loss, MetaLoss
 from .methods import FOMAML, MAML, ConML, Reptile, SharpMAML, TripletMAML
 from .tasks import Family, Task
 from .terms.query import QueryLoss
 from .terms.sharpness import GradientNorm
-from .training import DivergedError, evaluate, load_checkpoint, meta_train, write_whole
+from .training import evaluate, meta_train
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,6 +15,7 @@ from torch.func import functional_call, vmap
 
 from .gradient.exact import Exact
 from .inner.sgd import SGD, Params
+from .norms import PlainNorms
 from .pooling import Mean
 from .tasks import Split, Task, check_split, check_task
 from .terms.query import QueryLoss
@@ -49,6 +50,20 @@ def scalar(value: Any) -> Tensor:
     raise ValueError(f"the task loss returned {found}; it must return one number per task, such as the mean over "
                      "its examples")
 
+# %% ../nbs/09_meta_loss.ipynb #5ca70e5c
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def _measured(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
+    "The loss of one task. A label without an output of the model becomes a `ValueError` that says so."
+    try:
+        return scalar(loss(prediction, y))
+    except (IndexError, RuntimeError) as error:                 # cross-entropy raises the one, under vmap the other
+        if "out of bounds" not in str(error): raise
+        outputs = prediction.shape[min(1, prediction.ndim - 1)]
+        raise ValueError(f"a label is out of range: the model has {outputs} outputs, so labels are 0 … {outputs - 1} "
+                         f"({error}). Give the model as many outputs as a task has classes") from error
+
 # %% ../nbs/09_meta_loss.ipynb #cc2d77c8
 def random_state() -> dict[str, Any]:
     "The state of PyTorch's own random numbers, on the CPU and on every GPU in use: what dropout draws from."
@@ -58,7 +73,8 @@ def random_state() -> dict[str, Any]:
 def restore_random_state(state: dict[str, Any]) -> None:
     "Set back what `random_state` returned."
     torch.set_rng_state(state["cpu"].cpu())
-    for device, of_device in enumerate(state["cuda"]): torch.cuda.set_rng_state(of_device.cpu(), device)
+    here = state["cuda"][:torch.cuda.device_count()]         # a run may go on where there are fewer
+    for device, of_device in enumerate(here): torch.cuda.set_rng_state(of_device.cpu(), device)
 
 # %% ../nbs/09_meta_loss.ipynb #9aca47c0
 def recomputed(J: MetaLoss, task: Task, probe: Tensor) -> list[Tensor]:
@@ -97,10 +113,7 @@ class _Recomputed(torch.autograd.Function):
         gradients = iter(torch.autograd.grad(total, wanted, allow_unused=True))
         return None, None, *(next(gradients) if tensor.requires_grad else None for tensor in tensors)
 
-# %% ../nbs/09_meta_loss.ipynb #d97381f7
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
+# %% ../nbs/09_meta_loss.ipynb #7b6e6e99
 class MetaLoss(nn.Module):
     """J(θ): how badly a model that starts at θ learns new tasks. A module whose call is a scalar.
 
@@ -179,12 +192,18 @@ class MetaLoss(nn.Module):
         return vmap(self._predict, randomness="different")(phi, x)
 
     @torch.no_grad()
-    def curve(self, task: Task, steps: Sequence[int] = (0, 1), metric: Loss | None = None) -> Tensor:
-        "The query loss, or another metric, of each task after each of `steps` inner steps: (B, len(steps))."
+    def curve(self, task: Task, steps: Sequence[int] = (0, 1), metric: Loss | None = None, *,
+              transductive: bool = True) -> Tensor:
+        """The query loss, or another metric, of each task after each of `steps` inner steps: (B, len(steps)).
+
+        A model with batch normalisation sees all queries of a task together, and so learns from them
+        (`transductive`); without, it sees each query by itself, together with the support examples.
+        """
         task, metric = check_task(task), self.loss if metric is None else metric
         def one_task(theta: Params, task: Task) -> Tensor:
             points = self._adapt(theta, task.support, steps=max(steps))
-            return torch.stack([scalar(metric(self._predict(points[k], task.query.x), task.query.y)) for k in steps])
+            answers = (self._answers(points[k], task, transductive) for k in steps)
+            return torch.stack([_measured(metric, answer, task.query.y) for answer in answers])
         run = vmap(one_task, in_dims=(None, 0), randomness="different", chunk_size=self.chunk_size)
         return run(self._theta(), task)
 
@@ -221,14 +240,24 @@ class MetaLoss(nn.Module):
         return self.gradient(self._adapt, value, theta)
 
     def _adapt(self, theta: Params, split: Split, **options: Any) -> list[Params]:
-        return self.inner.adapt(self._loss, theta, split, **options)
+        start = self.inner.first(self._predict, theta, split)
+        if extra := start.keys() - theta.keys() - dict(self.model.named_buffers()).keys():
+            raise ValueError(f"{type(self.inner).__name__} was made for another model: this one has no parameter and "
+                             f"no buffer {min(extra)!r}. Make it anew: {type(self.inner).__name__}(model, …)")
+        return self.inner.adapt(self._loss, start, split, **options)
 
     def _loss(self, phi: Params, split: Split) -> Tensor:
-        return scalar(self.loss(self._predict(phi, split.x), split.y))
+        return _measured(self.loss, self._predict(phi, split.x), split.y)
+
+    def _answers(self, phi: Params, task: Task, transductive: bool) -> Tensor:
+        if transductive: return self._predict(phi, task.query.x)
+        def alone(x: Tensor) -> Tensor:
+            return self._predict(phi, torch.cat([task.support.x, x[None]]))[-1]
+        return vmap(alone, randomness="different")(task.query.x)
 
     def _predict(self, phi: Params, x: Tensor) -> Tensor:
         try:
-            return functional_call(self.model, phi, (x,))
+            with PlainNorms(): return functional_call(self.model, phi, (x,))
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError): raise
             raise ValueError(f"the model cannot read x of shape {tuple(x.shape)}, the examples of one task: {error}. "

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .gradient.first_order import FirstOrder
+from .inner.masked import Context, Masked, head_of
+from .inner.prototypes import Prototypes
 from .inner.sam import SAM, check_rho, uphill
 from .inner.sgd import SGD, Params
 from .meta_loss import Loss, MetaLoss
@@ -22,7 +24,8 @@ from .terms.distance import ParameterDistance
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'check_weight', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML']
+__all__ = ['MAML', 'FOMAML', 'check_weight', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet',
+           'ProtoMAML']
 
 # %% ../nbs/10_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -109,6 +112,7 @@ class SharpMAML(MetaLoss):
                  rho_outer: float = 0.05, **choices: Any):
         super().__init__(model, loss, inner=SAM(lr, steps, rho=rho_inner), **choices)
         self.rho_outer = check_rho(rho_outer)
+        self.across_tasks = rho_outer > 0
 
     def _value(self, task: Task, theta: Params | None = None) -> Tensor:
         theta = self._theta() if theta is None else theta
@@ -116,3 +120,59 @@ class SharpMAML(MetaLoss):
         at = partial(super()._value, task)
         gradient = torch.func.grad(at)({name: value.detach() for name, value in theta.items()})
         return at(uphill(theta, gradient, self.rho_outer))
+
+# %% ../nbs/10_methods.ipynb #bc86744c
+class ANIL(MetaLoss):
+    """Almost no inner loop (Raghu et al. 2020): MAML whose inner loop adapts the head alone.
+
+    `head` is a pattern for the head's parameters, by default those of the model's last layer.
+
+    Example: `J = ANIL(Conv4(ways=5), F.cross_entropy, lr=0.4)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *, head: str | None = None,
+                 **choices: Any):
+        super().__init__(model, loss, inner=Masked(model, lr, steps, only=head or head_of(model)), **choices)
+
+# %% ../nbs/10_methods.ipynb #80473b21
+class BOIL(MetaLoss):
+    """Body only in inner loop (Oh et al. 2021): MAML whose inner loop adapts everything but the head.
+
+    `head` is a pattern for the head's parameters, by default those of the model's last layer. The default step size is
+    that of the authors' code.
+
+    Example: `J = BOIL(Conv4(ways=5), F.cross_entropy)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.5, steps: int = 1, *, head: str | None = None,
+                 **choices: Any):
+        super().__init__(model, loss, inner=Masked(model, lr, steps, without=head or head_of(model)), **choices)
+
+# %% ../nbs/10_methods.ipynb #6908f3ec
+class CAVIA(MetaLoss):
+    """Fast context adaptation (Zintgraf et al. 2019): only a context vector learns a task, from zero each time.
+
+    The model has a buffer `context`: see `models.Contextual`, and `Conv4(…, context=100)`.
+
+    Example: `J = CAVIA(Contextual(mlp(6, 40, 40, 1), 5), F.mse_loss, lr=1.0)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 1.0, steps: int = 1, **choices: Any):
+        super().__init__(model, loss, inner=Context(model, lr, steps), **choices)
+
+# %% ../nbs/10_methods.ipynb #9feba8a6
+class ProtoNet(MetaLoss):
+    """Prototypical networks (Snell et al. 2017): the head is made of the class means, and no step is taken.
+
+    `loss` is cross-entropy; the logits are −‖f − c‖², up to a number that all classes share.
+
+    Example: `J = ProtoNet(Conv4(ways=5), F.cross_entropy)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, **choices: Any):
+        super().__init__(model, loss, inner=Prototypes(model, steps=0), **choices)
+
+# %% ../nbs/10_methods.ipynb #c1396564
+class ProtoMAML(MetaLoss):
+    """ProtoMAML (Triantafillou et al. 2020): MAML that starts each task with a head made of its class means.
+
+    Example: `J = ProtoMAML(Conv4(ways=5), F.cross_entropy, lr=0.1)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, **choices: Any):
+        super().__init__(model, loss, inner=Prototypes(model, lr, steps), **choices)

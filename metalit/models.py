@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['mlp', 'Point']
+__all__ = ['mlp', 'Point', 'Conv4', 'Contextual']
 
 # %% ../nbs/02_models.ipynb #cb47a692
 def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, init: str = "uniform",
@@ -65,3 +65,82 @@ class Point(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.theta
+
+# %% ../nbs/34_conv4.ipynb #62dfc4f3
+def _drawn(layer: Callable[..., nn.Module], generator: torch.Generator, *args, **options) -> nn.Module:
+    "A layer whose parameters are uniform within ±1/√fan_in, as PyTorch draws them, from a generator."
+    made = nn.utils.skip_init(layer, *args, **options)
+    bound = 1 / math.sqrt(made.weight[0].numel())
+    with torch.no_grad():
+        for parameter in made.parameters(): parameter.uniform_(-bound, bound, generator=generator)
+    return made
+
+# %% ../nbs/34_conv4.ipynb #2ccd1959
+class Conv4(nn.Module):
+    """The network of the few-shot literature: four times convolution 3 × 3, batch normalisation, ReLU; then a head.
+
+    `pool="stride"` halves the image by a stride of 2, and the head sees the mean over the last map: the network of Finn
+    et al. (2017) for Omniglot. `pool="max"` halves it by max pooling, and the head sees the whole last map, as in
+    Vinyals et al. (2016); it costs 3.7 times as much. `ways` is the number of outputs, `channels` and `size` are those
+    of the images (28 × 28 by default), `filters` the width. Batch normalisation uses the statistics of the images that
+    it is shown together, and keeps none. Shapes: x (S, channels, size, size), output (S, ways).
+
+    The weights depend on `seed` alone, and are drawn as PyTorch draws them. `features(x)` is what the head sees;
+    the head's parameters are `head.weight` and `head.bias`. With `context` there is a buffer of so many numbers, zeros,
+    from which a linear layer makes a scale and an offset for each channel of the third map: what CAVIA adapts.
+
+    Raises `ValueError` for counts below one, an unknown `pool`, and images too small to be halved four times by max
+    pooling.
+
+    Example: `Conv4(ways=5, seed=3)`.
+    """
+    def __init__(self, ways: int, *, channels: int = 1, size: int = 28, filters: int = 64, pool: str = "stride",
+                 context: int = 0, seed: int = 0):
+        super().__init__()
+        if context < 0: raise ValueError(f"context={context}: the size of the context is 0 or more")
+        for name, value in {"ways": ways, "channels": channels, "size": size, "filters": filters}.items():
+            if value < 1: raise ValueError(f"{name}={value}: at least 1 is needed")
+        if pool not in ("stride", "max"): raise ValueError(f"pool={pool!r}: choose 'stride' or 'max'")
+        if pool == "max" and size < 16:
+            raise ValueError(f"size={size}: max pooling halves an image four times, which takes 16 pixels or more")
+        generator = torch.Generator().manual_seed(seed)
+        self.pool, stride = pool, 2 if pool == "stride" else 1
+        self.convolutions = nn.ModuleList(_drawn(nn.Conv2d, generator, fan_in, filters, 3, stride=stride, padding=1,
+                                                 bias=False) for fan_in in (channels, *[filters] * 3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(filters, track_running_stats=False) for _ in range(4))
+        head = _drawn(nn.Linear, generator, filters * (1 if pool == "stride" else (size // 16) ** 2), ways)
+        self.film = _drawn(nn.Linear, generator, context, 2 * filters) if context else None
+        self.head = head                                     # the last layer, as `ANIL` and `BOIL` look for it
+        if context: self.register_buffer("context", torch.zeros(context), persistent=False)
+
+    def features(self, x: Tensor) -> Tensor:
+        "What the head sees: (S, filters), or with max pooling (S, filters · (size // 16)²)."
+        for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            x = norm(convolution(x))
+            if self.film is not None and layer == 2:
+                scale, offset = self.film(self.context)[:, None, None].chunk(2)
+                x = (1 + scale) * x + offset
+            x = torch.relu(x)
+            if self.pool == "max": x = nn.functional.max_pool2d(x, 2)
+        return x.mean((-2, -1)) if self.pool == "stride" else x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+# %% ../nbs/35_masked.ipynb #504eb256
+class Contextual(nn.Module):
+    """A model that also sees a context: `size` numbers in a buffer `context`, appended to every input.
+
+    Its input is then x of shape (S, d), and `model` reads (S, d + size). The context is zero until an inner loop such as
+    `Context` adapts it (CAVIA, Zintgraf et al. 2019).
+
+    Example: `Contextual(mlp(1 + 5, 40, 40, 1), size=5)`.
+    """
+    def __init__(self, model: nn.Module, size: int):
+        super().__init__()
+        if size < 1: raise ValueError(f"size={size}: a context of at least 1 number is needed")
+        self.model = model
+        self.register_buffer("context", torch.zeros(size, dtype=next(model.parameters()).dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(torch.cat([x, self.context.expand(*x.shape[:-1], -1)], dim=-1))

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Split', 'Task', 'check_task', 'check_split', 'seeded_generator', 'Family', 'Sinusoids', 'half_square',
-           'quadratic_task', 'curvature', 'Quadratics']
+__all__ = ['Split', 'Task', 'check_task', 'check_split', 'seeded_generator', 'Family', 'Sinusoids', 'half_square', 'quadratic_task', 'curvature', 'Quadratics', 'Episodes']
 
 # %% ../nbs/01_tasks.ipynb #e9f7075e
 class Split(NamedTuple):
@@ -142,6 +141,14 @@ class Family:
         "The tasks of steps `start` … `steps` − 1, one batch after another."
         return (self.batch(batch_size, seed, step) for step in range(start, steps))
 
+    def to(self, device: str | torch.device) -> Family:
+        "The same family, making its tasks on a device. Where tasks come from a formula, it stays on the CPU."
+        return self
+
+    def identity(self) -> str:
+        "What tells this family from others, so that a run is not continued with other tasks."
+        return type(self).__name__ if type(self).__repr__ is object.__repr__ else repr(self)
+
     def held_out(self, n_tasks: int, seed: int = 0) -> Task:
         "Tasks that no training stream draws, whatever its seed: their random numbers are set apart."
         return self.sample_held_out(n_tasks, seeded_generator(seed, -1))
@@ -254,3 +261,115 @@ class Quadratics(Family):
         axes = torch.linalg.qr(torch.randn(n, self.dim, self.dim, generator=generator, dtype=torch.float64)).Q
         values = _uniform((n, 1, self.dim), self.eigenvalues, generator).double()
         return axes * values @ axes.mT
+
+# %% ../nbs/30_episodes.ipynb #2242b54b
+def _distinct(shape: tuple[int, int], count: int, generator: torch.Generator) -> Tensor:
+    "For each row `count` different numbers below shape[1], in random order."
+    return torch.rand(shape, generator=generator).topk(count).indices
+
+# %% ../nbs/30_episodes.ipynb #7c223208
+def _check_images(images: Tensor, labels: Tensor) -> Tensor:
+    "The labels as whole numbers, where images and labels belong together."
+    if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
+        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images: a tensor of shape (images, channels, height, width) is needed, found {found}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images are of type {images.dtype}: bytes (torch.uint8) or floating point are needed")
+    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
+        of = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels: one whole number for each of the {len(images)} images is needed, found {of}")
+    return labels.to(device=images.device, dtype=torch.int64)
+
+# %% ../nbs/30_episodes.ipynb #ba3019de
+class Episodes(Family):
+    """Episodes of N-way classification: which of `ways` classes does an image show (Vinyals et al. 2016)?
+
+    `images`: (n, channels, height, width), bytes (then divided by 255) or floating point; `labels`: (n,), one whole
+    number per image. An episode draws `ways` classes, and of each `shots` support and `queries` query images, all
+    different. Within an episode the classes are numbered 0 … ways − 1 anew, so that a label means nothing beyond it.
+    `queries` defaults to `shots`, as in the code of Finn et al. (2017).
+
+    `rotations` are angles in degrees, multiples of 90. Each class of each episode is turned by one of them, drawn anew;
+    with `rotations_as_classes` a class turned is a class of its own instead, and one episode may hold both.
+
+    Episodes are made where the images are (`episodes.to("cuda")`), a whole batch at once, and are the same on every
+    device. Shapes: x (B, shots·ways, channels, height, width), y (B, shots·ways), the classes in turn.
+
+    Raises `ValueError` for images and labels that do not belong together, more ways than classes, a class with fewer
+    than shots + queries images, and rotations that images of their shape cannot have.
+
+    Example: `Episodes(images, labels, ways=5, shots=1, queries=5).batch(32, seed=0)`.
+    """
+    def __init__(self, images: Tensor, labels: Tensor, ways: int = 5, shots: int = 1, queries: int | None = None, *,
+                 rotations: tuple[int, ...] = (0,), rotations_as_classes: bool = False):
+        self.ways, self.shots, self.queries = ways, shots, shots if queries is None else queries
+        self.rotations, self.rotations_as_classes = tuple(rotations), rotations_as_classes
+        for name, least in {"ways": 2, "shots": 1, "queries": 1}.items():
+            count = getattr(self, name)
+            if count < least: raise ValueError(f"{name}={count}: at least {least} is needed")
+        if not self.rotations or any(angle % 90 for angle in self.rotations):
+            raise ValueError(f"rotations={rotations}: angles in degrees, multiples of 90; (0,) for none")
+        labels = _check_images(images, labels)
+        if images.shape[-2] != images.shape[-1] and any(angle % 180 for angle in self.rotations):
+            raise ValueError(f"rotations={rotations}: images of {images.shape[-2]} × {images.shape[-1]} pixels can be "
+                             "turned by 180 degrees only; by 90 they must be square")
+        self.images, self.labels = images, labels
+        self.classes, counts = labels.unique(return_counts=True)
+        self._order, self._counts = labels.argsort(stable=True), counts
+        self._first = counts.cumsum(0) - counts
+        self._check_enough()
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Task:
+        "Episodes of random classes, in random order, of random images."
+        kinds = len(self.classes) * (len(self.rotations) if self.rotations_as_classes else 1)
+        drawn = _distinct((batch_size, kinds), self.ways, generator)
+        if self.rotations_as_classes: drawn, turn = drawn % len(self.classes), drawn // len(self.classes)
+        else: turn = torch.randint(len(self.rotations), drawn.shape, generator=generator)
+        examples = self.shots + self.queries
+        score = torch.rand((*drawn.shape, int(self._counts.max())), generator=generator)
+        drawn, turn, score = (tensor.to(self.images.device) for tensor in (drawn, turn, score))
+        missing = torch.arange(score.shape[-1], device=score.device) >= self._counts[drawn][..., None]
+        chosen = score.masked_fill(missing, -1).topk(examples).indices + self._first[drawn][..., None]
+        x = self._turned(self.images[self._order[chosen]].transpose(1, 2), turn)         # (B, examples, ways, C, H, W)
+        y = torch.arange(self.ways, device=x.device).expand(batch_size, examples, -1)
+        return Task(*(Split(x[:, part].flatten(1, 2), y[:, part].flatten(1, 2))
+                      for part in (slice(self.shots), slice(self.shots, None))))
+
+    def having(self, **changes: Any) -> Episodes:
+        "The same images with other settings: `episodes.having(shots=5)`."
+        settings = {"images": self.images, "labels": self.labels, "ways": self.ways, "shots": self.shots,
+                    "queries": self.queries, "rotations": self.rotations,
+                    "rotations_as_classes": self.rotations_as_classes}
+        return Episodes(**settings | changes)
+
+    def to(self, device: str | torch.device) -> Episodes:
+        "The same episodes, made on another device."
+        return self.having(images=self.images.to(device), labels=self.labels.to(device))
+
+    def identity(self) -> str:
+        "Settings and a checksum of images and labels."
+        import zlib
+        data = 0
+        for tensor in (self.images, self.labels):
+            data = zlib.crc32(tensor.cpu().contiguous().view(torch.uint8).numpy(), data)
+        return f"{self!r}, rotations {self.rotations}, {self.rotations_as_classes}, images {data:08x}"
+
+    def __repr__(self) -> str:
+        return f"Episodes({len(self.classes)} classes, ways={self.ways}, shots={self.shots}, queries={self.queries})"
+
+    def _turned(self, x: Tensor, turn: Tensor) -> Tensor:
+        if self.rotations != (0,):
+            turned = torch.stack([torch.rot90(x, angle // 90, (-2, -1)) for angle in self.rotations])
+            batch, way = torch.meshgrid(*(torch.arange(n, device=x.device) for n in turn.shape), indexing="ij")
+            x = turned[turn, batch, :, way].transpose(1, 2)
+        return x if x.is_floating_point() else x.float() / 255
+
+    def _check_enough(self) -> None:
+        kinds = len(self.classes) * (len(self.rotations) if self.rotations_as_classes else 1)
+        if kinds < self.ways:
+            raise ValueError(f"ways={self.ways}, but there are only {kinds} classes: ask for fewer ways, or give more "
+                             "classes")
+        least = int(self._counts.argmin())
+        if self._counts[least] < self.shots + self.queries:
+            raise ValueError(f"an episode needs {self.shots} + {self.queries} different images of each class (shots + "
+                             f"queries), but class {int(self.classes[least])} has {int(self._counts[least])}")

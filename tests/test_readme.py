@@ -14,7 +14,7 @@ def test_the_programs_run(capsys):
     exec(first.replace("steps=1000", "steps=50"), names)
     exec(second, names)
     printed = capsys.readouterr().out
-    assert "inner steps  query loss" in printed
+    assert "inner steps      query loss" in printed
     assert "blind on shared curvature?" in printed
 
 

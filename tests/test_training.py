@@ -1,7 +1,5 @@
 """Runs that are stopped, killed, or go wrong."""
-import csv
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,16 +12,8 @@ import torch
 import torch.nn.functional as F
 
 import metalit as ml
-from metalit.training import (
-    CheckpointError,
-    DivergedError,
-    evaluate,
-    load_checkpoint,
-    meta_train,
-    pick_device,
-    save_checkpoint,
-    write_whole,
-)
+from metalit.checkpoints import CheckpointError, DivergedError, load_checkpoint, save_checkpoint, write_whole
+from metalit.training import accuracy, evaluate, meta_train, pick_device
 
 # One run as a program of its own, so that it can be killed.
 PROGRAM = """
@@ -71,31 +61,12 @@ def maml(seed: int = 0, width: int = 8) -> ml.MetaLoss:
 quick = partial(meta_train, tasks=ml.tasks.Sinusoids(), batch_size=4, progress=False)
 
 
-def test_killed_at_random_moments_it_ends_bit_for_bit_where_an_uninterrupted_run_ends(tmp_path):
-    chance, steps = random.Random(0), 400
-    program(tmp_path / "whole", steps).communicate()
-    kills = 0
-    while not (tmp_path / "killed" / "checkpoint.pt").exists() or \
-            contents(tmp_path / "killed")["progress"]["step"] < steps:
-        process = program(tmp_path / "killed", steps)
-        time.sleep(chance.uniform(0.0, 0.3))
-        if kills < 5:
-            kills += process.poll() is None
-            process.kill()
-        _, errors = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), errors
-    assert kills >= 3
-    assert same(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
-    rows = [list(csv.DictReader((tmp_path / run / "log.csv").read_text().splitlines())) for run in ("whole", "killed")]
-    assert [(r["step"], r["meta_loss"]) for r in rows[0]] == [(r["step"], r["meta_loss"]) for r in rows[1]]
-    assert len(rows[0]) == steps // 5
-
-
-def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path, number):
     program(tmp_path / "whole", 600).communicate()
     process = program(tmp_path / "stopped", 600)
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt: stopped after step" in errors
     stopped = int(errors.splitlines()[-1].split("after step ")[1])
@@ -276,7 +247,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     program = """
 import resource, signal, sys
 from pathlib import Path
-from metalit.training import write_whole
+from metalit.checkpoints import write_whole
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = Path(sys.argv[1]) / "checkpoint.pt"
 write_whole(path, b"old")
@@ -300,6 +271,7 @@ def test_write_whole_replaces(tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     ({"steps": -1}, "steps=-1"), ({"steps": 1, "batch_size": 0}, "batch_size=0"),
     ({"steps": 1, "save_every": 0}, "save_every=0"), ({"steps": 1, "log_every": 0}, "log_every=0"),
+    ({"steps": 1, "max_minutes": -1}, "max_minutes=-1"),
     ({"steps": 1, "device": "toaster"}, "device 'toaster' cannot be used here")])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message): quick(maml(), **options)
@@ -322,5 +294,27 @@ def test_evaluation_is_a_mean_over_tasks_with_an_interval():
     assert f"{table.mean[1]:.4f} ± {table.ci95[1]:.4f}" in table._repr_markdown_()
     errors = evaluate(J, tasks, n_tasks=50, steps=(0,), metric=F.l1_loss)
     assert errors.mean[0] == pytest.approx(J.curve(tasks.held_out(50), (0,), F.l1_loss).mean().item(), rel=1e-5)
+    assert [row["l1_loss"] for row in errors.rows()] == errors.mean
+    assert "query l1_loss" in str(errors) and "query l1_loss" in errors._repr_markdown_()
     with pytest.raises(ValueError, match="n_tasks=1"): evaluate(J, tasks, n_tasks=1)
     with pytest.raises(ValueError, match="whole number"): evaluate(J, tasks, n_tasks=2, steps=(-1,))
+
+
+def test_accuracy_counts_the_largest_logit():
+    logits = torch.tensor([[0.1, 0.9], [2.0, -1.0], [0.3, 0.2], [0.0, 1.0]], dtype=torch.float64)
+    found = accuracy(logits, torch.tensor([1, 0, 1, 0]))
+    assert found.dtype == torch.float64
+    assert found == 0.5
+    tasks = ml.tasks.Episodes(torch.rand(12, 1, 4, 4), torch.arange(4).repeat_interleave(3), ways=2)
+    J = ml.MAML(torch.nn.Sequential(torch.nn.Flatten(), ml.models.mlp(16, 2)), F.cross_entropy)
+    table = evaluate(J, tasks, n_tasks=5, steps=(0, 2), metric=accuracy)
+    assert table.metric == "accuracy"
+    assert table.mean == pytest.approx(J.curve(tasks.held_out(5), (0, 2), accuracy).mean(0).tolist())
+
+
+def test_one_query_at_a_time_reaches_the_evaluation():
+    tasks = ml.tasks.Episodes(torch.rand(12, 1, 8, 8), torch.arange(4).repeat_interleave(3), ways=2, queries=2)
+    J = ml.MAML(ml.models.Conv4(2, size=8, filters=3), F.cross_entropy)
+    both = [evaluate(J, tasks, n_tasks=5, steps=(1,), transductive=together).mean[0] for together in (True, False)]
+    assert both[1] == pytest.approx(J.curve(tasks.held_out(5), (1,), transductive=False).mean().item())
+    assert both[0] != both[1]

@@ -2,8 +2,8 @@
 
     python tools/tables.py [--check]
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With --check nothing is written, and the exit code
-tells whether README.md is as the files say.
+A table stands between `<!-- table: FILE -->`, or `<!-- table: FILE-PART -->`, and `<!-- end -->`. With --check nothing
+is written, and the exit code tells whether README.md is as the files say.
 """
 from __future__ import annotations
 
@@ -66,6 +66,80 @@ def comparison(record: dict[str, Any]) -> str:
             + environment(record["environment"], {}))
 
 
+def omniglot(record: dict[str, Any]) -> str:
+    """The long MAML runs on Omniglot, judged in several ways."""
+    rows = [["*paper, 60,000 meta-steps*", "", "", f"*{record['published']['maml']['5-way 1-shot']}*", "", ""]]
+    for lr, run in record["long"].items():
+        for kind, evaluation in run["evaluation"].items():
+            rows.append([f"inner step size {lr}: {kind}", *(percent(row) for row in evaluation)])
+    steps = [row["inner_steps"] for row in evaluation]
+    seconds = " and ".join(f"{run['seconds'] / 60:.0f}" for run in record["long"].values())
+    return (markdown(["after inner steps", *map(str, steps)], rows)
+            + f"\n\nAccuracy in per cent ± 95 % over 600 tasks. {run['meta_steps']:,} meta-steps of 32 tasks each, "
+            + f"{seconds} minutes on one core each, both at once. "
+            + environment(record["machine"], record["versions"]))
+
+
+def omniglot_methods(record: dict[str, Any]) -> str:
+    """Ten methods on Omniglot with the same small budget, beside what their papers reached with theirs."""
+    looked_at = {"reptile": 50, "protonet": 0}
+    rows = []
+    for method in next(iter(record["methods"].values())):
+        cells = [str(looked_at.get(method, 3))]
+        for setting, runs in record["methods"].items():
+            row = next(r for r in runs[method]["evaluation"] if r["inner_steps"] == looked_at.get(method, 3))
+            published = record["published"].get(method, {}).get(setting)
+            cells += [percent(row), f"*{published}*" if published else ""]
+        rows.append([method, *cells])
+    head = ["method", "inner steps"]
+    for setting in record["methods"]: head += [setting, "published"]
+    budget = ", ".join(f"{setting['steps']} meta-steps of {setting['batch_size']} tasks ({name})"
+                       for name, setting in record["settings"].items())
+    return (markdown(head, rows)
+            + f"\n\nAccuracy in per cent ± 95 % over 600 tasks, one seed; {budget}. "
+            + environment(record["machine"], record["versions"]))
+
+
+def image_step(record: dict[str, Any]) -> str:
+    """Milliseconds of one meta-step on images, against the per-task loop and the machine's peak."""
+    names = {"autograd": "per-task autograd loop", "higher": "higher", "torchopt": "TorchOpt",
+             "metalit": "**metalit**", "metalit_compiled": "**metalit, compiled**"}
+    rows = []
+    for tasks, settings in record["tasks"].items():
+        for result in settings.values():
+            memory = "freed memory kept" if result["kept_freed_memory"] else "as it is"
+            rows += [[names.get(key, key), tasks, memory, f"{ms['median']:.0f} ({ms['min']:.0f}–{ms['max']:.0f})",
+                      f"{result['times_as_fast_as_loop'][key]:.1f}×", f"{100 * result['share_of_peak'][key]:.0f} %"]
+                     for key, ms in result["ms"].items()]
+    head = ["ms, median (min–max)", "tasks", "malloc", "ms", "as fast as the loop", "share of the matmul peak"]
+    return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
+
+
+def memory(record: dict[str, Any]) -> str:
+    """Peak memory of a meta-step: predicted and measured."""
+    rows = [[record["labels"][point["variant"]], str(point["tasks"]), str(point["steps"]),
+             *(f"{point[name] / 2**20:.0f}" for name in ("predicted_bytes", "measured_bytes", "resident_peak_bytes")),
+             f"{point['ms']['median']:.0f}"] for point in record["points"]]
+    head = ["", "tasks", "K", "predicted, MiB", "measured, MiB", "resident, MiB", "ms"]
+    return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
+
+
+def processes(record: dict[str, Any]) -> str:
+    """Tasks per second as processes are added."""
+    alone = record["measured"][0]["tasks_per_second"]
+    rows = [[str(row["processes"]), f"{row['tasks_per_second']:.0f}", f"{row['tasks_per_second'] / alone:.2f}×"]
+            for row in record["measured"]]
+    message = (f"The gradient is {record['gradient_bytes'] / 1e6:.2f} MB, and averaging it takes "
+               f"{1e3 * record['allreduce_seconds']:.1f} ms. ")
+    return (markdown(["processes of one thread", "tasks per second", ""], rows) + "\n\n" + message
+            + environment(record["machine"], record["versions"]))
+
+
+def percent(row: dict[str, Any]) -> str:
+    """An accuracy and its interval."""
+    return f"{row['accuracy']:.1f} ± {row['ci95']:.1f}"
+
+
 def cell(mean: float | None, spread: float | None) -> str:
     """Mean and spread; a mean that is not finite, or beyond a hundred, speaks of a few tasks that went astray."""
     if mean is None or mean > 100: return "blows up"
@@ -80,16 +154,18 @@ def environment(machine: dict[str, Any], versions: dict[str, str]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "comparison": comparison}
+    "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "comparison": comparison,
+    "image_step": image_step, "memory": memory, "processes": processes, "omniglot": omniglot,
+    "omniglot-methods": omniglot_methods}
 
 
 def filled(text: str, results: Path) -> str:
     """The text with every table as its file says; a table without a file says so."""
     def table(match: re.Match[str]) -> str:
-        name, file = match[1], results / f"{match[1]}.json"
+        name, file = match[1], results / f"{match[1].partition('-')[0]}.json"
         body = TABLES[name](json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "*Not measured yet.*"
         return f"<!-- table: {name} -->\n{body}\n<!-- end -->"
-    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
 def main() -> None:

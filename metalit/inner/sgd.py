@@ -65,8 +65,12 @@ class SGD(nn.Module):
             phi, batch = points[-1], self.examples(support, k)
             gradient = self.slope(lambda phi, batch=batch: loss(phi, batch), _detached(phi) if detach else phi)
             step = direction(_detached(gradient) if detach else gradient)
-            points.append({name: value - self.lr * step[name] for name, value in phi.items()})
+            points.append(phi | {name: phi[name] - self.lr * towards for name, towards in step.items()})
         return points
+
+    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params, support: Split) -> Params:
+        "φ₀ of a task: θ. Override it where a task starts elsewhere; `predict(phi, x)` is the model's output at φ."
+        return theta
 
     def examples(self, support: Split, k: int) -> Split:
         "The support examples that step k sees."

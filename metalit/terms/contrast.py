@@ -74,6 +74,8 @@ class Triplet(Term):
 
     Example: `terms = ml.QueryLoss() + 0.1 * Triplet(margin=1.0)`.
     """
+    across_tasks = True
+
     def __init__(self, margin: float = 1.0, embedding: str = "predictions"):
         super().__init__()
         if not (math.isfinite(margin) and margin > 0):
@@ -112,6 +114,8 @@ class Contrast(Term):
 
     Example: `terms = ml.QueryLoss() + 0.1 * Contrast()`.
     """
+    across_tasks = True
+
     def __init__(self, embedding: str = "parameters"):
         super().__init__()
         self.embedding = check_embedding(embedding)

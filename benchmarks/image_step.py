@@ -1,0 +1,177 @@
+"""One MAML step on images: metalit and three other ways, in turns, with and without `keep_freed_memory`.
+
+First every implementation's value and meta-gradient are compared with a float64 reference; nothing is timed that does
+not agree. A step is value and gradient, without the outer optimizer. What the allocator is told holds for a process,
+so every setting and number of tasks runs in one of its own.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import metalit as ml
+from metalit.memory import keep_freed_memory
+
+from . import measure
+from .images import CONTENDERS, FILTERS, LR, QUERIES, SHOTS, SIZE, WAYS, build_autograd, episodes, network
+from .peers import Step, require_peers
+
+TOLERANCE = 1e-4
+TASKS = (8, 32)
+SETTINGS = {"default": False, "keep_freed_memory": True}
+SIDE = 2048  # of the matrices whose product shows the machine's peak
+
+
+def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+    """All gradients, by the order of their names, as one float64 vector."""
+    return torch.cat([gradients[name].detach().double().flatten() for name in sorted(gradients)])
+
+
+def reference(task: ml.Task, filters: int) -> tuple[float, torch.Tensor]:
+    """Value and meta-gradient by the plain loop in float64."""
+    value, gradients = build_autograd(network(filters).double(), 1)(task.to(dtype=torch.float64))
+    return value.item(), flat(gradients)
+
+
+def error(step: Step, task: ml.Task, expected: tuple[float, torch.Tensor]) -> float:
+    """How far a step is from the reference: the larger relative error of value and gradient (in its norm)."""
+    value, gradients = step(task)
+    off = ((flat(gradients) - expected[1]).norm() / expected[1].norm()).item()
+    return max(off, abs(value.item() - expected[0]) / abs(expected[0]))
+
+
+def checked_steps(names: list[str], task: ml.Task, filters: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """A call without arguments for every contender, and its error.
+
+    Raises:
+        SystemExit: one does not give the meta-gradient.
+    """
+    expected = reference(task, filters)
+    calls, errors = {}, {}
+    for name in names:
+        label, build = CONTENDERS[name]
+        step = build(network(filters), 1)
+        errors[name] = error(step, task, expected)
+        if not errors[name] <= TOLERANCE:  # also catches NaN
+            raise SystemExit(f"{label}: off by {errors[name]:.1e}, allowed {TOLERANCE:.0e}")
+        calls[name] = lambda step=step: step(task)
+    return calls, errors
+
+
+def step_flops(filters: int) -> int:
+    """Multiplications and additions in convolutions and matrix products of one task's step."""
+    step, task = build_autograd(network(filters), 1), episodes(1)
+    with FlopCounterMode(display=False) as counter:
+        step(task)
+    return counter.get_total_flops()
+
+
+def matmul_peak(rounds: int) -> float:
+    """Floating-point operations per second of the best of some products of large matrices."""
+    a, b = (torch.randn(SIDE, SIDE) for _ in range(2))
+    best = float("inf")
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * SIDE**3 / best
+
+
+def measure_here(names: list[str], tasks: int, keep: bool, filters: int, rounds: int, budget: float):
+    """Check, then time, all contenders on this many tasks, in this process."""
+    kept = keep_freed_memory() if keep else False
+    calls, errors = checked_steps(names, episodes(tasks), filters)
+    peak = matmul_peak(rounds)
+    times = measure.in_turns(calls, rounds, budget)
+    peak = max(peak, matmul_peak(rounds))  # before and after: the machine may have been disturbed
+    ms = {name: measure.spread(t) for name, t in times.items()}
+    flops = tasks * step_flops(filters)
+    return {
+        "kept_freed_memory": kept,
+        "error": errors,
+        "ms": ms,
+        "rounds_ms": times,
+        "times_as_fast_as_loop": {name: ms["autograd"]["median"] / m["median"] for name, m in ms.items()},
+        "flops_per_step": flops,
+        "matmul_flops_per_second": peak,
+        "share_of_peak": {name: flops / (m["median"] / 1e3) / peak for name, m in ms.items()},
+    }
+
+
+def measure_fresh(names: list[str], tasks: int, keep: bool, filters: int, rounds: int, budget: float):
+    """The same in a process of its own."""
+    point = json.dumps([names, tasks, keep, filters, rounds, budget])
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-m", "benchmarks.image_step", "--point", point, "--threads", threads]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{tasks} tasks failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(tasks: int, setting: str, result: dict[str, Any]) -> None:
+    """Print one table."""
+    print(f"\n{tasks} tasks, {setting}; ms per meta-step, times as fast as the loop, share of the machine's "
+          f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s")
+    print(f"  {'':22}{'median':>9}{'min':>9}{'max':>9}{'ratio':>8}{'share':>8}")
+    for name, ms in result["ms"].items():
+        print(f"  {CONTENDERS[name][0]:22}{ms['median']:9.1f}{ms['min']:9.1f}{ms['max']:9.1f}"
+              f"{result['times_as_fast_as_loop'][name]:7.2f}×{result['share_of_peak'][name]:8.1%}")
+    print(flush=True)
+
+
+def run(rounds: int = 11, budget: float = 1.0, tasks: tuple[int, ...] = TASKS, filters: int = FILTERS,
+        compiled: bool = True) -> None:
+    """Compare for each number of tasks and setting; print the tables; write `results/image_step.json`."""
+    require_peers()
+    names = [name for name in CONTENDERS if compiled or name != "metalit_compiled"]
+    results: dict[str, Any] = {}
+    for count in tasks:
+        results[str(count)] = {}
+        for setting, keep in SETTINGS.items():
+            result = measure_fresh(names, count, keep, filters, rounds, budget)
+            results[str(count)][setting] = result
+            show(count, setting, result)
+    path = measure.write_json("image_step", {
+        "what": f"one MAML step (value and gradient), one inner step, strided Conv4 with {filters} filters, {WAYS}-way "
+                f"{SHOTS}-shot, {QUERIES} queries per class, {SIZE} × {SIZE} pixels",
+        "command": "python -m benchmarks.image_step",
+        "lr": LR,
+        "tolerance": f"relative error of value and meta-gradient against float64 at most {TOLERANCE}",
+        "flops": "convolutions and matrix products of the plain loop, by torch.utils.flop_counter; the same number "
+                 "for all",
+        "peak": f"the quickest product of two {SIDE} × {SIDE} float32 matrices in the same process",
+        "budget": {"rounds": rounds, "seconds_per_round": budget},
+        "machine": measure.machine(),
+        "versions": measure.versions("metalit", "torch", "higher", "torchopt"),
+        "tasks": results,
+    })
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    """`python -m benchmarks.image_step`; with `--point`, one setting printed as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds per round for each")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled step out: it takes minutes")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.point:
+        print(json.dumps(measure_here(*json.loads(arguments.point))))
+    else:
+        run(arguments.rounds, arguments.budget, compiled=not arguments.no_compile)
+
+
+if __name__ == "__main__":
+    main()

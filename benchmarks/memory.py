@@ -1,0 +1,110 @@
+"""Memory of a MAML step on images: predicted, measured, and the resident set of the process.
+
+Predicted and measured count what PyTorch allocates for tensors. The resident set is what the system sees: its peak
+during the step minus its level before, in a fresh process for every point.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import metalit as ml
+from metalit.memory import measured_memory, predicted_memory
+
+from . import measure
+from .images import FILTERS, LR, QUERIES, SHOTS, SIZE, WAYS, episodes, network
+from .scaling import peak_mib
+
+TASKS = (8, 32)
+STEPS = (1, 5)
+CHUNK = 8
+LABELS = {"exact": "exact", "first_order": "first order", "chunked": f"exact, {CHUNK} tasks at a time"}
+
+
+def meta_loss(variant: str, steps: int, filters: int) -> ml.MetaLoss:
+    """metalit's meta-loss of this variant."""
+    kind = ml.FOMAML if variant == "first_order" else ml.MAML
+    extra = {"chunk_size": CHUNK} if variant == "chunked" else {}
+    return kind(network(filters), F.cross_entropy, lr=LR, steps=steps, **extra)
+
+
+def measure_here(variant: str, tasks: int, steps: int, filters: int, repeats: int) -> dict[str, Any]:
+    """One point, in this process: the resident set first, before anything else has taken memory; then time."""
+    J, task = meta_loss(variant, steps, filters), episodes(tasks)
+
+    def call():
+        torch.autograd.grad(J(task), list(J.parameters()))
+
+    tiny = episodes(2)
+    torch.autograd.grad(J(tiny), list(J.parameters()))  # loads what is loaded at first use
+    resident = peak_mib(call)
+    times = [measure.timed(call, 1) for _ in range(repeats)]
+    predicted = predicted_memory(J, task)
+    return {"predicted_bytes": predicted.total, "predicted_parts": predicted._asdict(),
+            "measured_bytes": measured_memory(call), "resident_peak_bytes": round(resident * 2**20),
+            "ms": measure.spread(times)}
+
+
+def measure_fresh(variant: str, tasks: int, steps: int, filters: int, repeats: int) -> dict[str, Any]:
+    """The same in a fresh process, so that no peak of another point is seen."""
+    point = json.dumps([variant, tasks, steps, filters, repeats])
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-m", "benchmarks.memory", "--point", point, "--threads", threads]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{variant}, {tasks} tasks, {steps} steps failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(tasks: tuple[int, ...] = TASKS, steps: tuple[int, ...] = STEPS, filters: int = FILTERS,
+        repeats: int = 5) -> None:
+    """Measure every point, print the table, and write `results/memory.json`."""
+    print(f"{'':28}{'tasks':>6}{'steps':>6}{'predicted':>11}{'measured':>10}{'resident':>10}{'ms':>8}   (MiB)")
+    points = []
+    for variant, label in LABELS.items():
+        for count in tasks:
+            for K in steps:
+                point = measure_fresh(variant, count, K, filters, repeats)
+                points.append({"variant": variant, "tasks": count, "steps": K, **point,
+                               "predicted_over_measured": point["predicted_bytes"] / point["measured_bytes"]})
+                row = "".join(f"{point[name] / 2**20:10.1f}" for name in
+                              ("predicted_bytes", "measured_bytes", "resident_peak_bytes"))
+                print(f"  {label:26}{count:6}{K:6} {row}{point['ms']['median']:8.0f}", flush=True)
+    path = measure.write_json("memory", {
+        "what": f"one meta-step (value and gradient), eager, strided Conv4 with {filters} filters, {WAYS}-way "
+                f"{SHOTS}-shot, {QUERIES} queries per class, {SIZE} × {SIZE} pixels",
+        "command": "python -m benchmarks.memory",
+        "predicted": "metalit.memory.predicted_memory: from steps with at most 3 tasks and 3 inner steps",
+        "measured": "peak of what PyTorch allocates during the step, by its profiler",
+        "resident": "peak resident set minus its level before the step, a fresh process per point, malloc as it is",
+        "chunk": CHUNK,
+        "labels": LABELS,
+        "machine": measure.machine(),
+        "versions": measure.versions("metalit", "torch"),
+        "points": points,
+    })
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    """`python -m benchmarks.memory`; with `--point`, one measurement printed as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.point:
+        print(json.dumps(measure_here(*json.loads(arguments.point))))
+    else:
+        run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""How much memory a meta-step takes: measured, predicted, and given back."""
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import metalit as ml
+from metalit.memory import (
+    Memory,
+    extended,
+    keep_freed_memory,
+    measured_memory,
+    peak_and_rest,
+    predicted_memory,
+    step_memory,
+)
+from metalit.models import Conv4
+
+
+def images(batch_size: int, queries: int = 2) -> ml.Task:
+    generator = torch.Generator().manual_seed(0)
+
+    def split(each: int) -> ml.Split:
+        x = torch.rand(batch_size, 3 * each, 1, 20, 20, generator=generator)
+        return ml.Split(x, torch.arange(3).repeat(each).expand(batch_size, -1))
+    return ml.Task(split(1), split(queries))
+
+
+def conv(kind=ml.MAML, steps: int = 1, filters: int = 8, **options) -> ml.MetaLoss:
+    return kind(Conv4(3, size=20, filters=filters), F.cross_entropy, lr=0.1, steps=steps, **options)
+
+
+def gradient(J: ml.MetaLoss, task: ml.Task) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(J(task), list(J.parameters()), allow_unused=True))
+
+
+def test_peak_and_rest_of_three_tensors():
+    def run() -> torch.Tensor:
+        a = torch.empty(1000)
+        b = a.sin()
+        c = b.sin()
+        del a, b
+        return c
+    assert peak_and_rest(run) == (12_000, 4_000)
+    assert measured_memory(run) == 12_000
+    assert peak_and_rest(lambda: None) == (0, 0)
+
+
+def test_measuring_leaves_the_environment_alone_and_passes_errors_on(monkeypatch):
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    with pytest.raises(ZeroDivisionError):
+        measured_memory(lambda: 1 / 0)
+    assert "KINETO_LOG_LEVEL" not in os.environ
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "5")
+    measured_memory(lambda: None)
+    assert os.environ["KINETO_LOG_LEVEL"] == "5"
+
+
+def test_total_is_the_larger_of_two_peaks():
+    assert Memory(10, 4, 5).total == 10
+    assert Memory(10, 8, 5).total == 13
+    assert str(Memory(2**20, 0, 0)) == "1.0 MiB (forward 1.0, graph 0.0, backward 0.0)"
+
+
+def test_extended_measures_up_to_three_and_goes_on_in_a_straight_line():
+    asked = []
+
+    def measure(count: int) -> Memory:
+        asked.append(count)
+        return Memory(count**2, 7, 3 * count)
+    assert extended(measure, 1) == (1, 7, 3)
+    assert extended(measure, 3) == (9, 7, 9)
+    assert extended(measure, 10) == (9 + 7 * 5, 7, 30)
+    assert max(asked) == 3
+
+
+@pytest.mark.parametrize("kind", [ml.MAML, ml.FOMAML])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+@pytest.mark.parametrize(("tasks", "steps"), [(2, 1), (7, 5), (12, 1)])
+def test_prediction_is_within_five_per_cent(kind, chunk_size, tasks, steps):
+    J, task = conv(kind, steps, chunk_size=chunk_size), images(tasks)
+    gradient(J, task)
+    assert predicted_memory(J, task).total == pytest.approx(measured_memory(lambda: gradient(J, task)), rel=0.05)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 12])
+def test_prediction_for_a_network_that_is_no_image_network(steps):
+    J = ml.MAML(ml.models.mlp(1, 20, 1), F.mse_loss, steps=steps)
+    task = ml.tasks.Sinusoids().batch(40)
+    gradient(J, task)
+    assert predicted_memory(J, task).total == pytest.approx(measured_memory(lambda: gradient(J, task)), rel=0.05)
+
+
+def test_prediction_sees_parameters_of_the_inner_loop_and_other_terms():
+    model = Conv4(3, size=20, filters=8)
+    for J in (ml.MetaLoss(model, F.cross_entropy, inner=ml.MetaSGD(model, lr=0.1, steps=4)), conv(ml.SharpMAML)):
+        task = images(5)
+        gradient(J, task)
+        assert predicted_memory(J, task).total == pytest.approx(measured_memory(lambda: gradient(J, task)), rel=0.05)  # noqa: B023
+
+
+def test_prediction_grows_as_it_should():
+    def total(tasks: int = 8, steps: int = 2, queries: int = 2, **options) -> int:
+        return predicted_memory(conv(steps=steps, **options), images(tasks, queries)).total
+    of_tasks = [total(tasks=n) for n in (1, 2, 4, 8, 16)]
+    of_steps = [total(steps=n) for n in (0, 1, 2, 4, 8)]
+    of_queries = [total(queries=n) for n in (1, 2, 4)]
+    of_width = [total(filters=n) for n in (4, 8, 16)]
+    of_chunk = [total(chunk_size=n) for n in (1, 2, 4, 8)]
+    for row in (of_tasks, of_steps, of_queries, of_width, of_chunk):
+        assert row == sorted(set(row))
+    assert of_tasks[-1] == pytest.approx(2 * of_tasks[-2], rel=0.01)
+    assert of_steps[4] - of_steps[3] == pytest.approx(2 * (of_steps[3] - of_steps[2]), rel=0.01)
+
+
+def test_first_order_keeps_no_graph_of_inner_steps():
+    task = images(4)
+    exact = [predicted_memory(conv(ml.MAML, steps), task).graph for steps in (1, 8)]
+    first = [predicted_memory(conv(ml.FOMAML, steps), task).graph for steps in (1, 8)]
+    assert first[1] == first[0]
+    assert exact[1] > 2 * exact[0]
+    assert exact[0] > first[0]
+
+
+def test_prediction_changes_nothing():
+    J, task = conv(steps=5, chunk_size=4), images(6)
+    state = {name: value.clone() for name, value in J.state_dict().items()}
+    random = torch.get_rng_state()
+    predicted_memory(J, task)
+    assert (J.inner.steps, J.chunk_size) == (5, 4)
+    assert all(p.grad is None for p in J.parameters())
+    torch.testing.assert_close(dict(J.state_dict()), state, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_random_state_is_kept_with_dropout():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    random = torch.get_rng_state()
+    predicted_memory(ml.MAML(model, F.mse_loss), ml.tasks.Sinusoids().batch(5))
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_prediction_takes_small_steps_only(monkeypatch):
+    seen = []
+    monkeypatch.setattr("metalit.memory.step_memory", lambda J, task: seen.append((task.batch_size, J.inner.steps))
+                        or Memory(1, 1, 1))
+    predicted_memory(conv(steps=50), images(40))
+    assert max(seen) == (3, 3)
+
+
+def test_prediction_works_without_gradients_enabled():
+    J, task = conv(), images(2)
+    with torch.no_grad(): within = predicted_memory(J, task)
+    assert within == predicted_memory(J, task)
+    assert within.graph > 0
+
+
+def test_prediction_names_what_is_wrong_with_a_task():
+    with pytest.raises(ValueError, match="a task is Task"):
+        predicted_memory(conv(), torch.zeros(3))
+
+
+def test_nothing_grows_over_200_evaluations():
+    J, task = conv(filters=4), images(2)
+
+    def evaluations(count: int):
+        for _ in range(count): J.curve(task, (0, 1))
+
+    def tensors() -> tuple[int, int]:
+        gc.collect()
+        found = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+        return len(found), sum(thing.nbytes for thing in found)
+    evaluations(1)
+    before = tensors()
+    evaluations(200)
+    assert tensors() == before
+    once, many = (peak_and_rest(lambda count=count: evaluations(count)) for count in (1, 20))
+    assert once[1] == many[1] == 0
+    assert many[0] == once[0]
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_nothing_grows_over_meta_steps(chunk_size):
+    J, task = conv(filters=4, chunk_size=chunk_size), images(2)
+
+    def steps(count: int):
+        for _ in range(count): gradient(J, task)
+    steps(1)
+    once, many = (peak_and_rest(lambda count=count: steps(count)) for count in (2, 10))
+    assert once[1] == many[1] == 0
+    assert many[0] == once[0]
+
+
+def test_a_list_of_values_is_a_leak_and_is_seen():
+    J, task = conv(), images(2)
+    graph = step_memory(J, task).graph
+    assert peak_and_rest(lambda: [J(task) for _ in range(10)])[1] == pytest.approx(10 * graph, rel=0.01)
+    assert peak_and_rest(lambda: [J(task).item() for _ in range(10)])[1] == 0
+
+
+def test_keep_freed_memory_says_whether_it_did():
+    program = """if True:
+        import torch
+        from metalit.memory import keep_freed_memory, measured_memory
+        print(keep_freed_memory(), keep_freed_memory())
+        assert measured_memory(lambda: torch.empty(8)) == 32
+        """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "profiler" not in done.stderr                     # measuring does not write to the terminal
+    assert done.stdout.split() in (["True", "True"], ["False", "False"])
+    if sys.platform.startswith("linux"):
+        import ctypes
+        assert done.stdout.split()[0] == str(hasattr(ctypes.CDLL(None), "mallopt"))
+
+
+def test_keep_freed_memory_does_nothing_elsewhere(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("ctypes.CDLL", None)                 # not even looked for
+    assert keep_freed_memory() is False
