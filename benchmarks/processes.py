@@ -7,6 +7,7 @@ latency + bytes / bandwidth, from a very small and a large message.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -81,6 +82,9 @@ def work(tasks: int, filters: int, repeats: int) -> dict[str, Any]:
         found |= {name: all_reduce_seconds(message, 5 * repeats) for name, message in
                   {"gradient": size, "small": SMALL, "large": LARGE}.items()}
     if dist.is_initialized():
+        dist.barrier()
+        del step  # what averages gradients has threads of its own, which must end before the team does
+        gc.collect()
         dist.destroy_process_group()
     return found
 
