@@ -126,7 +126,7 @@ def keep_freed_memory() -> bool:
     """Ask the C library to keep memory that is freed for the next use, instead of giving it back to the system.
 
     A meta-step allocates and frees the same large tensors again and again, and getting fresh pages from the system took
-    nearly half of its time where this was measured. For the whole process, until it ends; its memory in use then
+    more than a third of its time where this was measured. For the whole process, until it ends; its memory in use then
     looks like its peak. Linux with the GNU C library only; elsewhere nothing happens. Returns whether it was done. The
     library never calls it by itself; the command `metalit` does.
 
