@@ -201,7 +201,7 @@ def test_one_byte_of_a_drawing_is_seen(little):
     with pytest.raises(ValueError, match="was altered"): om.omniglot_images(little)
 
 
-@pytest.mark.parametrize("name", ["../evil.png", "images_background/../../evil.png", "/tmp/evil.png", "..\\evil.png",
+@pytest.mark.parametrize("name", ["../evil.png", "images_background/../../evil.png", "/evil.png", "..\\evil.png",
                                   "C:\\evil.png", "C:/evil.png", "../evil.txt"])
 def test_a_member_that_points_outside_is_refused_and_writes_nothing(little, tmp_path, name):
     pack(little / NAMES[0], contents(NAMES[0]) | {name: b"x"})
