@@ -6,10 +6,6 @@ so every setting and number of tasks runs in one of its own.
 """
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -21,7 +17,7 @@ from metalit.memory import keep_freed_memory
 
 from . import measure
 from .images import CONTENDERS, FILTERS, LR, QUERIES, SHOTS, SIZE, WAYS, build_autograd, episodes, network
-from .peers import Step, require_peers
+from .peers import LABELS, Step, require_peers
 
 TOLERANCE = 1e-9
 TASKS = (8, 32)
@@ -58,10 +54,10 @@ def checked_steps(names: list[str], task: ml.Task, filters: int) -> tuple[dict[s
     expected = reference(task, filters)
     calls, errors = {}, {}
     for name in names:
-        label, build = CONTENDERS[name]
+        build = CONTENDERS[name]
         errors[name] = error(build(network(filters).double(), 1), task.to(dtype=torch.float64), expected)
         if not errors[name] <= TOLERANCE:  # also catches NaN
-            raise SystemExit(f"{label}: off by {errors[name]:.1e}, allowed {TOLERANCE:.0e}")
+            raise SystemExit(f"{LABELS[name]}: off by {errors[name]:.1e}, allowed {TOLERANCE:.0e}")
         step = build(network(filters), 1)
         calls[name] = lambda step=step: step(task)
     return calls, errors
@@ -107,24 +103,13 @@ def measure_here(names: list[str], tasks: int, keep: bool, filters: int, rounds:
     }
 
 
-def measure_fresh(names: list[str], tasks: int, keep: bool, filters: int, rounds: int, budget: float):
-    """The same in a process of its own."""
-    point = json.dumps([names, tasks, keep, filters, rounds, budget])
-    threads = str(torch.get_num_threads())
-    command = [sys.executable, "-m", "benchmarks.image_step", "--point", point, "--threads", threads]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{tasks} tasks failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def show(tasks: int, setting: str, result: dict[str, Any]) -> None:
     """Print one table."""
     print(f"\n{tasks} tasks, {setting}; ms per meta-step, times as fast as the loop, share of the machine's "
           f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s")
     print(f"  {'':22}{'median':>9}{'min':>9}{'max':>9}{'ratio':>8}{'share':>8}")
     for name, ms in result["ms"].items():
-        print(f"  {CONTENDERS[name][0]:22}{ms['median']:9.1f}{ms['min']:9.1f}{ms['max']:9.1f}"
+        print(f"  {LABELS[name]:22}{ms['median']:9.1f}{ms['min']:9.1f}{ms['max']:9.1f}"
               f"{result['times_as_fast_as_loop'][name]:7.2f}×{result['share_of_peak'][name]:8.1%}")
     print(flush=True)
 
@@ -138,7 +123,7 @@ def run(rounds: int = 11, budget: float = 1.0, tasks: tuple[int, ...] = TASKS, f
     for count in tasks:
         results[str(count)] = {}
         for setting, keep in SETTINGS.items():
-            result = measure_fresh(names, count, keep, filters, rounds, budget)
+            result = measure.fresh("benchmarks.image_step", names, count, keep, filters, rounds, budget)
             results[str(count)][setting] = result
             show(count, setting, result)
     path = measure.write_json("image_step", {
@@ -160,18 +145,9 @@ def run(rounds: int = 11, budget: float = 1.0, tasks: tuple[int, ...] = TASKS, f
 
 def main() -> None:
     """`python -m benchmarks.image_step`; with `--point`, one setting printed as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds per round for each")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
+    parser = measure.parser(__doc__, rounds=11, budget=1.0)
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled step out: it takes minutes")
-    parser.add_argument("--point", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.point:
-        print(json.dumps(measure_here(*json.loads(arguments.point))))
-    else:
+    if arguments := measure.begin(parser, measure_here):
         run(arguments.rounds, arguments.budget, compiled=not arguments.no_compile)
 
 

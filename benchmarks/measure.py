@@ -1,14 +1,19 @@
 """Timing, and what must be known about a machine to read its timings."""
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from metalit.comparison import environment
 
@@ -68,3 +73,42 @@ def write_json(name: str, record: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def parser(description: str, rounds: int | None = None, budget: float | None = None) -> argparse.ArgumentParser:
+    """The options that benchmarks share; those of time where there is something to say for them."""
+    options = argparse.ArgumentParser(description=description.splitlines()[0])
+    if rounds is not None:
+        options.add_argument("--rounds", type=int, default=rounds)
+    if budget is not None:
+        options.add_argument("--budget", type=float, default=budget, help="seconds per round for each")
+    options.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
+    options.add_argument("--point", help=argparse.SUPPRESS)
+    return options
+
+
+def begin(options: argparse.ArgumentParser, point: Callable[..., Any] | None = None) -> argparse.Namespace | None:
+    """Read the command line and set the threads.
+
+    With `--point`, which `fresh` gives, `point(…)` is measured and printed, and nothing more is to do: None.
+    """
+    arguments = options.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if point is None or not arguments.point:
+        return arguments
+    print(json.dumps(point(*json.loads(arguments.point))))
+    return None
+
+
+def fresh(module: str, *point: Any) -> dict[str, Any]:
+    """What the module's benchmark finds at a point, in a process of its own, with as many threads as this one.
+
+    Raises:
+        SystemExit: it failed; the message says how.
+    """
+    command = [sys.executable, "-m", module, "--threads", str(torch.get_num_threads()), "--point", json.dumps(point)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{module} failed at {point}:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])

@@ -5,10 +5,6 @@ during the step minus its level before, in a fresh process for every point.
 """
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
 from typing import Any
 
 import torch
@@ -51,17 +47,6 @@ def measure_here(variant: str, tasks: int, steps: int, filters: int, repeats: in
             "ms": measure.spread(times)}
 
 
-def measure_fresh(variant: str, tasks: int, steps: int, filters: int, repeats: int) -> dict[str, Any]:
-    """The same in a fresh process, so that no peak of another point is seen."""
-    point = json.dumps([variant, tasks, steps, filters, repeats])
-    threads = str(torch.get_num_threads())
-    command = [sys.executable, "-m", "benchmarks.memory", "--point", point, "--threads", threads]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{variant}, {tasks} tasks, {steps} steps failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def run(tasks: tuple[int, ...] = TASKS, steps: tuple[int, ...] = STEPS, filters: int = FILTERS,
         repeats: int = 5) -> None:
     """Measure every point, print the table, and write `results/memory.json`."""
@@ -70,7 +55,7 @@ def run(tasks: tuple[int, ...] = TASKS, steps: tuple[int, ...] = STEPS, filters:
     for variant, label in LABELS.items():
         for count in tasks:
             for K in steps:
-                point = measure_fresh(variant, count, K, filters, repeats)
+                point = measure.fresh("benchmarks.memory", variant, count, K, filters, repeats)
                 points.append({"variant": variant, "tasks": count, "steps": K, **point,
                                "predicted_over_measured": point["predicted_bytes"] / point["measured_bytes"]})
                 row = "".join(f"{point[name] / 2**20:10.1f}" for name in
@@ -94,15 +79,7 @@ def run(tasks: tuple[int, ...] = TASKS, steps: tuple[int, ...] = STEPS, filters:
 
 def main() -> None:
     """`python -m benchmarks.memory`; with `--point`, one measurement printed as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
-    parser.add_argument("--point", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.point:
-        print(json.dumps(measure_here(*json.loads(arguments.point))))
-    else:
+    if measure.begin(measure.parser(__doc__), measure_here):
         run()
 
 

@@ -1,180 +1,114 @@
 """The same meta-step, written as the users of each library would write it.
 
-Every `build(params, steps, lr)` returns `step(task)`, which gives the mean query loss after
-`steps` inner steps and its gradient by the name of the parameter, second order included. `task`
-is what `prepare` makes of NumPy arrays, so that no conversion is timed. The gradients of one call
-are overwritten by the next.
+Every `…_step(model, loss, steps, lr)` returns `step(task)`, which gives the mean query loss after `steps` inner steps
+and its gradient by the name of the parameter, second order included. The gradients of one call may be overwritten by
+the next.
 """
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .problem import WIDTHS, Arrays
+import metalit as ml
 
-Params = dict[str, np.ndarray]
 Step = Callable[[Any], tuple[Any, dict[str, Any]]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LABELS = {
+    "autograd": "plain autograd loop",
+    "higher": "higher",
+    "torchopt": "TorchOpt",
+    "jax": "JAX, jitted",
+    "metalit": "metalit, eager",
+    "metalit_compiled": "metalit, compiled",
+}
 
 
-class Contender(NamedTuple):
-    """One implementation: its label, how it wants its tasks, how its step is built."""
-
-    label: str
-    prepare: Callable[[Arrays], Any]
-    build: Callable[[Params, int, float], Step]
-
-
-def torch_model(params: Params, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """The network as an ordinary module, with these parameters."""
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(WIDTHS):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1]).to(dtype)
-    model.load_state_dict({name: torch.from_numpy(a) for name, a in params.items()})
-    return model
-
-
-def torch_task(task: Arrays) -> tuple[Tensor, ...]:
-    """The arrays as tensors."""
-    return tuple(torch.from_numpy(a) for a in task)
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """The `.grad` of every parameter by its name."""
-    return {name: p.grad for name, p in model.named_parameters()}
-
-
-def network(x: Tensor, params: list[Tensor]) -> Tensor:
-    """The network as a function of `[weight, bias, weight, bias, …]`."""
-    *hidden, weight, bias = params
-    for w, b in zip(hidden[::2], hidden[1::2], strict=True):
-        x = F.linear(x, w, b).relu()
-    return F.linear(x, weight, bias)
-
-
-def build_autograd(
-    params: Params, steps: int, lr: float, dtype: torch.dtype = torch.float32
-) -> Step:
-    """A Python loop over tasks with `torch.autograd.grad(create_graph=True)`."""
-    theta = {k: torch.tensor(a, dtype=dtype, requires_grad=True) for k, a in params.items()}
-
-    def query_loss(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor):
-        phi = list(theta.values())
-        for _ in range(steps):
-            loss = F.mse_loss(network(support_x, phi), support_y)
-            grads = torch.autograd.grad(loss, phi, create_graph=True)
-            phi = [p - lr * g for p, g in zip(phi, grads, strict=True)]
-        return F.mse_loss(network(query_x, phi), query_y)
-
-    def step(task: tuple[Tensor, ...]):
-        losses = [query_loss(*one) for one in zip(*task, strict=True)]
-        value = torch.stack(losses).mean()
+def loop_over_tasks(theta: dict[str, Tensor], query_loss: Callable[..., Tensor]) -> Step:
+    """A Python loop over tasks around the loss of one: of its support x, support y, query x, query y."""
+    def step(task: ml.Task):
+        value = torch.stack([query_loss(*one) for one in zip(*task.support, *task.query, strict=True)]).mean()
         grads = torch.autograd.grad(value, list(theta.values()))
         return value.detach(), dict(zip(theta, grads, strict=True))
 
     return step
 
 
-def build_higher(params: Params, steps: int, lr: float) -> Step:
+def autograd_step(theta: dict[str, Tensor], predict: Callable[[dict[str, Tensor], Tensor], Tensor], loss: Loss,
+                  steps: int, lr: float) -> Step:
+    """Plain PyTorch: a network `predict(phi, x)`, and `torch.autograd.grad(create_graph=True)`; no `vmap`."""
+    def query_loss(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor):
+        phi = theta
+        for _ in range(steps):
+            value = loss(predict(phi, support_x), support_y)
+            grads = torch.autograd.grad(value, list(phi.values()), create_graph=True)
+            phi = {name: p - lr * g for (name, p), g in zip(phi.items(), grads, strict=True)}
+        return loss(predict(phi, query_x), query_y)
+
+    return loop_over_tasks(theta, query_loss)
+
+
+def higher_step(model: nn.Module, loss: Loss, steps: int, lr: float) -> Step:
     """higher: a patched copy of the module and of its optimizer for every task."""
     import higher
 
-    model = torch_model(params)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
 
     def query_loss(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor):
         context = higher.innerloop_ctx(model, optimizer, copy_initial_weights=False)
         with context as (fast_model, fast_optimizer):
             for _ in range(steps):
-                fast_optimizer.step(F.mse_loss(fast_model(support_x), support_y))
-            return F.mse_loss(fast_model(query_x), query_y)
+                fast_optimizer.step(loss(fast_model(support_x), support_y))
+            return loss(fast_model(query_x), query_y)
 
-    def step(task: tuple[Tensor, ...]):
-        model.zero_grad()
-        value = torch.stack([query_loss(*one) for one in zip(*task, strict=True)]).mean()
-        value.backward()
-        return value.detach(), gradients(model)
-
-    return step
+    return loop_over_tasks(dict(model.named_parameters()), query_loss)
 
 
-def build_torchopt(params: Params, steps: int, lr: float) -> Step:
+def torchopt_step(model: nn.Module, loss: Loss, steps: int, lr: float) -> Step:
     """TorchOpt: `MetaSGD`, and the module put back after every task."""
     import torchopt
 
-    model = torch_model(params)
-    names = [name for name, _ in model.named_parameters()]
-    theta = list(model.parameters())
+    theta = dict(model.named_parameters())
     optimizer = torchopt.MetaSGD(model, lr=lr)
     start = [torchopt.extract_state_dict(part, by="reference") for part in (model, optimizer)]
 
     def query_loss(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor):
         for _ in range(steps):
-            optimizer.step(F.mse_loss(model(support_x), support_y))
-        loss = F.mse_loss(model(query_x), query_y)
+            optimizer.step(loss(model(support_x), support_y))
+        value = loss(model(query_x), query_y)
         for part, state in zip((model, optimizer), start, strict=True):
             torchopt.recover_state_dict(part, state)
-        return loss
+        return value
 
-    def step(task: tuple[Tensor, ...]):
-        value = torch.stack([query_loss(*one) for one in zip(*task, strict=True)]).mean()
-        grads = torch.autograd.grad(value, theta)
-        return value.detach(), dict(zip(names, grads, strict=True))
-
-    return step
+    return loop_over_tasks(theta, query_loss)
 
 
-def jax_task(task: Arrays) -> tuple[Any, ...]:
-    """The arrays as JAX arrays."""
-    import jax.numpy as jnp
+def metalit_step(model: nn.Module, loss: Loss, steps: int, lr: float, compiled: bool = False) -> Step:
+    """metalit's public interface: `J(task).backward()`; with `J.compile()` both are one compiled graph."""
+    J = ml.MAML(model, loss, lr=lr, steps=steps)
+    if compiled:
+        J.compile()
 
-    return tuple(jnp.asarray(a) for a in task)
-
-
-def build_jax(params: Params, steps: int, lr: float) -> Step:
-    """JAX: `jit` of `value_and_grad` of `vmap`, one compiled program; waits for the result."""
-    import jax
-    import jax.numpy as jnp
-
-    theta = {name: jnp.asarray(a) for name, a in params.items()}
-    layers = sorted({name.split(".")[0] for name in params}, key=int)
-
-    def loss(phi, x, y):
-        for layer in layers[:-1]:
-            x = jax.nn.relu(x @ phi[f"{layer}.weight"].T + phi[f"{layer}.bias"])
-        x = x @ phi[f"{layers[-1]}.weight"].T + phi[f"{layers[-1]}.bias"]
-        return jnp.mean((x - y) ** 2)
-
-    def query_loss(phi, support_x, support_y, query_x, query_y):
-        for _ in range(steps):
-            grads = jax.grad(loss)(phi, support_x, support_y)
-            phi = {name: phi[name] - lr * grads[name] for name in phi}
-        return loss(phi, query_x, query_y)
-
-    def meta_loss(phi, task):
-        return jax.vmap(query_loss, (None, 0, 0, 0, 0))(phi, *task).mean()
-
-    value_and_grad = jax.jit(jax.value_and_grad(meta_loss))
-
-    def step(task: tuple[Any, ...]):
-        return jax.block_until_ready(value_and_grad(theta, task))
+    def step(task: ml.Task):
+        J.zero_grad()
+        value = J(task)
+        value.backward()
+        return value.detach(), {name: p.grad for name, p in model.named_parameters()}
 
     return step
 
 
-PEERS = {
-    "autograd": Contender("plain autograd loop", torch_task, build_autograd),
-    "higher": Contender("higher", torch_task, build_higher),
-    "torchopt": Contender("TorchOpt", torch_task, build_torchopt),
-    "jax": Contender("JAX, jitted", jax_task, build_jax),
-}
+def compiled_step(model: nn.Module, loss: Loss, steps: int, lr: float) -> Step:
+    """The same after `J.compile()`."""
+    return metalit_step(model, loss, steps, lr, compiled=True)
+
+
+# Those that are given a module. What is missing needs a network of its own.
+STEPS = {"higher": higher_step, "torchopt": torchopt_step, "metalit": metalit_step, "metalit_compiled": compiled_step}
 
 
 def require_peers() -> None:

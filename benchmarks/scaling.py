@@ -6,9 +6,6 @@ steps, minus the resident set just before the first one.
 """
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +17,8 @@ import torch.nn.functional as F
 import metalit as ml
 
 from . import measure
-from .peers import build_autograd, torch_model, torch_task
 from .problem import LR, initial_params, sinusoids
-from .sinusoid_step import metalit_task
+from .sinusoids import build_autograd, torch_model, torch_task
 
 TASK_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STEP_COUNTS = (1, 2, 4, 8, 16, 32)
@@ -53,11 +49,11 @@ def meta_loss(variant: str, steps: int) -> torch.nn.Module:
 
 def make_call(variant: str, tasks: int, steps: int) -> Callable[[], Any]:
     """One meta-step, forward and backward, as a call without arguments."""
-    arrays = sinusoids(tasks)
+    task = torch_task(sinusoids(tasks))
     if variant == "loop":
-        step, task = build_autograd(initial_params(), steps, LR), torch_task(arrays)
+        step = build_autograd(initial_params(), steps, LR)
         return lambda: step(task)
-    J, task = meta_loss(variant, steps), metalit_task(arrays)
+    J = meta_loss(variant, steps)
 
     def call():
         J.zero_grad()
@@ -105,17 +101,6 @@ def measure_here(
     return {"peak_mib": memory, "ms": measure.spread(times), "rounds_ms": times}
 
 
-def measure_fresh(variant: str, tasks: int, steps: int, rounds: int, budget: float):
-    """The same in a fresh process, so that no peak of another point is seen."""
-    point = json.dumps([variant, tasks, steps, rounds, budget])
-    threads = str(torch.get_num_threads())
-    command = [sys.executable, "-m", "benchmarks.scaling", "--point", point, "--threads", threads]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{variant}, {tasks} tasks, {steps} steps failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def against_tasks(counts: tuple[int, ...], rounds: int, budget: float) -> dict[str, Any]:
     """Times with one inner step, for every variant and number of tasks, in turns."""
     results: dict[str, Any] = {variant: {} for variant in LABELS}
@@ -134,7 +119,7 @@ def against_steps(counts: tuple[int, ...], rounds: int, budget: float) -> dict[s
     results: dict[str, Any] = {variant: {} for variant in LABELS}
     for steps in counts:
         for variant in LABELS:
-            point = measure_fresh(variant, TASKS_FOR_STEPS, steps, rounds, budget)
+            point = measure.fresh("benchmarks.scaling", variant, TASKS_FOR_STEPS, steps, rounds, budget)
             results[variant][steps] = point
         row = "".join(
             f"{results[v][steps]['ms']['median']:10.1f}{results[v][steps]['peak_mib']:9.1f}"
@@ -219,17 +204,7 @@ def run(rounds: int = 7, budget: float = 0.3, largest: int = 256, most_steps: in
 
 def main() -> None:
     """`python -m benchmarks.scaling`; with `--point`, one measurement printed as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--budget", type=float, default=0.3, help="seconds per round for each")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
-    parser.add_argument("--point", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.point:
-        print(json.dumps(measure_here(*json.loads(arguments.point))))
-    else:
+    if arguments := measure.begin(measure.parser(__doc__, rounds=7, budget=0.3), measure_here):
         run(arguments.rounds, arguments.budget)
 
 

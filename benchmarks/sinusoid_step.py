@@ -6,64 +6,18 @@ optimizer.
 """
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-
-import metalit as ml
 
 from . import measure
-from .peers import (
-    PEERS,
-    Contender,
-    Params,
-    Step,
-    build_autograd,
-    gradients,
-    require_peers,
-    torch_model,
-    torch_task,
-)
+from .peers import LABELS, require_peers
 from .problem import LR, TASKS, Arrays, initial_params, sinusoids
+from .sinusoids import CONTENDERS, Params, build_autograd, torch_task
 
 TOLERANCE = 1e-5
 STEPS = (1, 5)
-
-
-def metalit_task(task: Arrays) -> ml.Task:
-    """The arrays as metalit's task."""
-    support_x, support_y, query_x, query_y = torch_task(task)
-    return ml.Task(ml.Split(support_x, support_y), ml.Split(query_x, query_y))
-
-
-def build_metalit(params: Params, steps: int, lr: float, compiled: bool = False) -> Step:
-    """metalit's public interface: `J(task).backward()`."""
-    model = torch_model(params)
-    J = ml.MAML(model, F.mse_loss, lr=lr, steps=steps)
-    if compiled:
-        J.compile()
-
-    def step(task: ml.Task):
-        J.zero_grad()
-        value = J(task)
-        value.backward()
-        return value.detach(), gradients(model)
-
-    return step
-
-
-def build_compiled(params: Params, steps: int, lr: float) -> Step:
-    """The same after `J.compile()`: value and gradient in one compiled graph."""
-    return build_metalit(params, steps, lr, compiled=True)
-
-
-CONTENDERS = PEERS | {
-    "metalit": Contender("metalit, eager", metalit_task, build_metalit),
-    "metalit_compiled": Contender("metalit, compiled", metalit_task, build_compiled),
-}
 
 
 def excess(found: Any, expected: Any) -> float:
@@ -77,7 +31,7 @@ def excess(found: Any, expected: Any) -> float:
 def reference(task: Arrays, params: Params, steps: int) -> tuple[Any, dict[str, Any]]:
     """Value and gradients by the plain loop in float64."""
     exact = build_autograd(params, steps, LR, dtype=torch.float64)
-    return exact(tuple(part.double() for part in torch_task(task)))
+    return exact(torch_task(task).to(dtype=torch.float64))
 
 
 def check(label: str, got: tuple[Any, dict[str, Any]], expected: tuple[Any, dict[str, Any]]):
@@ -104,8 +58,8 @@ def checked_calls(task: Arrays, steps: int) -> tuple[dict[str, Any], dict[str, f
     calls, errors = {}, {}
     for name, contender in CONTENDERS.items():
         step, prepared = contender.build(params, steps, LR), contender.prepare(task)
-        errors[name] = check(contender.label, step(prepared), expected)
-        print(f"  {contender.label:22} agrees to {errors[name]:.0e}", flush=True)
+        errors[name] = check(LABELS[name], step(prepared), expected)
+        print(f"  {LABELS[name]:22} agrees to {errors[name]:.0e}", flush=True)
         calls[name] = lambda step=step, prepared=prepared: step(prepared)
     return calls, errors
 
@@ -131,7 +85,7 @@ def show(steps: int, result: dict[str, Any]) -> None:
           "how many times as fast metalit is")
     print(f"  {'':22}{'median':>9}{'min':>9}{'max':>9}{'eager':>9}{'compiled':>10}")
     for name, ms in result["ms"].items():
-        print(f"  {CONTENDERS[name].label:22}{ms['median']:9.2f}{ms['min']:9.2f}{ms['max']:9.2f}"
+        print(f"  {LABELS[name]:22}{ms['median']:9.2f}{ms['min']:9.2f}{ms['max']:9.2f}"
               f"{eager[name]:8.2f}×{compiled[name]:9.2f}×")
     print(flush=True)
 
@@ -161,10 +115,8 @@ def run(rounds: int = 15, budget: float = 0.4) -> None:
 
 def main() -> None:
     """`python -m benchmarks.sinusoid_step`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--budget", type=float, default=0.4, help="seconds per round for each")
-    run(**vars(parser.parse_args()))
+    arguments = measure.begin(measure.parser(__doc__, rounds=15, budget=0.4))
+    run(arguments.rounds, arguments.budget)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,7 @@ class AsWritten(MetaLoss):
     def __init__(self, model: nn.Module, loss: Loss, formula: Callable[..., Tensor], lr: float = 0.01, **options: Any):
         super().__init__(model, loss, inner=SGD(lr, 1))
         self.formula, self.options = formula, options
+        self.across_tasks = formula is contrastive
 
     def _value(self, task: Task, theta: Params | None = None) -> Tensor:
         return self.formula(self.model, self.loss, task, lr=self.inner.lr, **self.options)

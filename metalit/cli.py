@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch.nn.functional as F
 
-from . import comparison, models, plots, training
+from . import comparison, plots, training
 from .checkpoints import DivergedError, load_checkpoint, write_table, write_whole
 from .data.omniglot import PROTOCOLS
-from .experiment import RECIPES, SCHEDULES, Experiment, build, complete
+from .experiment import RECIPES, SCHEDULES, Experiment, build, complete, sine_network
 from .memory import keep_freed_memory
 from .meta_loss import MetaLoss
 from .processes import LostProcessError, joined, team
@@ -266,13 +266,14 @@ def evaluate(run: Path, root: Path | None, n_tasks: int, steps: list[int] | None
         experiment.J.to(training.pick_device(device))
         show(run, experiment, n_tasks=n_tasks, steps=steps or experiment.steps, seed=seed, transductive=not one_by_one)
 
-# %% ../nbs/13_command.ipynb #6adb6ebf
+# %% ../nbs/13_command.ipynb #aa9ab2a0
 @main.command(context_settings={"show_default": True})
-@click.option("--methods", "names", type=Names(), default=",".join(comparison.RECIPES), help="Which methods.")
+@click.option("--methods", "names", type=Names(), default=",".join(comparison.METHODS),
+              help="Which methods; all but protonet and protomaml of those of `metalit train`.")
 @click.option("--shots", type=click.IntRange(1), default=5, help="Support examples per task.")
 @click.option("--steps", type=click.IntRange(1), default=2000, help="Meta-steps of each run.")
 @click.option("--seeds", type=Steps(), default="0,1,2", help="Each fixes first weights and tasks of a run.")
-@click.option("--inner-lr", type=float, default=0.01, help="Step size of the inner loop (Reptile: always 0.02).")
+@click.option("--inner-lr", type=float, default=0.01, help="Step size of the inner loop (always 0.005 for Reptile, 1 for CAVIA).")
 @click.option("--batch-size", type=click.IntRange(1), default=25, help="Tasks per meta-step.")
 @click.option("--compile", is_flag=True, help="Compile each meta-loss first: needs a C++ compiler.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/compare",
@@ -295,8 +296,8 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
         if results: results.parent.mkdir(parents=True, exist_ok=True)
         try:
             runs = comparison.compare(
-                Sinusoids(shots), lambda seed: models.mlp(1, 40, 40, 1, seed=seed), F.mse_loss, methods=names,
-                steps=steps, seeds=seeds, lr=inner_lr, batch_size=batch_size, folder=out, compile=compile,
+                Sinusoids(shots), sine_network, F.mse_loss, methods=names, steps=steps,
+                seeds=seeds, lr=inner_lr, batch_size=batch_size, folder=out, compile=compile,
                 progress=not quiet)
         except KeyboardInterrupt:
             raise click.ClickException("stopped, and saved; the same command goes on from there") from None

@@ -14,33 +14,44 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import as_written as article
 from . import methods
 from .inner.adam import Adam
 from .inner.preconditioned import MetaCurvature, MetaSGD
 from .meta_loss import Loss, MetaLoss
 from .models import Contextual, Conv4, mlp
 from .tasks import Episodes, Family, Sinusoids
+from .terms.query import QueryLoss
+from .terms.sharpness import GradientNorm
 from .training import accuracy
 
 # %% auto #0
-__all__ = ['RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'SCHEDULES', 'Recipe', 'complete', 'schedule', 'Experiment', 'build',
-           'sinusoids', 'few_shot', 'image_families']
+__all__ = ['RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'SCHEDULES', 'Recipe', 'named', 'recipe_for', 'complete', 'schedule',
+           'Experiment', 'build', 'sinusoids', 'sine_network', 'few_shot', 'image_families']
 
-# %% ../nbs/18_experiment.ipynb #33d6d3c5
+# %% ../nbs/18_experiment.ipynb #5b85c687
 class Recipe(NamedTuple):
-    """How the command trains a method: `build(model, loss, lr, steps)` makes J, `lr` is its inner step size (sinusoids,
-    images), `meta_lr` the step size of the outer loop."""
+    """How a method is trained: `build(model, loss, lr, steps)` makes J, `lr` is its inner step size (sinusoids,
+    images), `meta_lr` the step size of the outer loop.
+
+    `shots`: support examples in training, where a method wants its own. `context`: the numbers of context that its
+    model needs (sinusoids, images). `classes`: it needs tasks that have classes. `own_lr`: a step size that suits the
+    others does not suit it, so a comparison leaves it its own.
+    """
     build: Callable[[nn.Module, Loss, float, int], MetaLoss]
-    lr: tuple[float, float]
+    lr: tuple[float, float] = (0.01, 0.4)
     meta_lr: float = 1e-3
     inner_steps: int = 1
     shots: int | None = None
     optimizer: Callable = torch.optim.Adam
     context: tuple[int, int] = (0, 0)
+    classes: bool = False
+    own_lr: bool = False
 
 
-def _named(kind: Callable[..., MetaLoss]) -> Callable:
-    return lambda model, loss, lr, steps: kind(model, loss, lr=lr, steps=steps)
+def named(kind: Callable[..., MetaLoss], **options: Any) -> Callable:
+    "How a recipe builds a class of `metalit.methods`: `Recipe(named(MAML))`."
+    return lambda model, loss, lr, steps: kind(model, loss, lr=lr, steps=steps, **options)
 
 
 def _inner(kind: Callable[..., Any]) -> Callable:
@@ -51,20 +62,52 @@ def _reptile(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
     return methods.Reptile(model, loss, inner=Adam(lr=lr, steps=steps, batch_size=10))
 
 
-# Inner step sizes: for sinusoids and MAML on images those of Finn et al. (2017), Reptile's, BOIL's and CAVIA's (for
-# sinusoids) those of their authors' code; the others are taken from MAML, and none was tuned.
+def _gradient_norm(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
+    return methods.MAML(model, loss, lr=lr, steps=steps, terms=QueryLoss() + 0.001 * GradientNorm())
+
+
+def _written(formula: Callable) -> Callable:
+    def build(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
+        if steps != 1: raise ValueError(f"inner_steps={steps}: the article's formulas take exactly 1 inner step")
+        return article.AsWritten(model, loss, formula, lr=lr)
+    return build
+
+
+# Step sizes and factors are the papers' or their code's where they are known: for sinusoids and MAML on images those of
+# Finn et al. (2017), Reptile's, BOIL's and CAVIA's (for sinusoids) those of their authors' code. The other step sizes
+# are taken from MAML, the other factors are round numbers, and none was tuned.
 RECIPES: dict[str, Recipe] = {
-    "maml": Recipe(_named(methods.MAML), (0.01, 0.4)),
-    "fomaml": Recipe(_named(methods.FOMAML), (0.01, 0.4)),
-    "reptile": Recipe(_reptile, (1e-3, 1e-3), meta_lr=1.0, inner_steps=5, shots=10, optimizer=torch.optim.SGD),
-    "anil": Recipe(_named(methods.ANIL), (0.01, 0.4)),
-    "boil": Recipe(_named(methods.BOIL), (0.01, 0.5)),
-    "meta-sgd": Recipe(_inner(MetaSGD), (0.01, 0.4)),
-    "meta-curvature": Recipe(_inner(MetaCurvature), (0.01, 0.4)),
-    "cavia": Recipe(_named(methods.CAVIA), (1.0, 1.0), context=(5, 100)),
-    "protonet": Recipe(lambda model, loss, lr, steps: methods.ProtoNet(model, loss), (0.01, 0.4), inner_steps=0),
-    "protomaml": Recipe(_named(methods.ProtoMAML), (0.01, 0.4)),
+    "maml": Recipe(named(methods.MAML)),
+    "fomaml": Recipe(named(methods.FOMAML)),
+    "reptile": Recipe(_reptile, (1e-3, 1e-3), meta_lr=1.0, inner_steps=5, shots=10, optimizer=torch.optim.SGD,
+                      own_lr=True),
+    "anil": Recipe(named(methods.ANIL)),
+    "boil": Recipe(named(methods.BOIL), (0.01, 0.5)),
+    "meta-sgd": Recipe(_inner(MetaSGD)),
+    "meta-curvature": Recipe(_inner(MetaCurvature)),
+    "cavia": Recipe(named(methods.CAVIA), (1.0, 1.0), context=(5, 100), own_lr=True),
+    "protonet": Recipe(lambda model, loss, lr, steps: methods.ProtoNet(model, loss), inner_steps=0, classes=True),
+    "protomaml": Recipe(named(methods.ProtoMAML), classes=True),
+    "triplet-maml": Recipe(named(methods.TripletMAML)),
+    "conml": Recipe(named(methods.ConML)),
+    "gradient-norm": Recipe(_gradient_norm),
+    "sharp-maml": Recipe(named(methods.SharpMAML, rho_inner=0.005, rho_outer=0.05)),
+    "as-written-reptile": Recipe(_written(article.reptile)),
+    "as-written-contrastive": Recipe(_written(article.contrastive)),
+    "as-written-meta-curvature": Recipe(_written(article.meta_curvature)),
 }
+
+
+def recipe_for(method: str, classes: bool) -> Recipe:
+    """The recipe of a method, for tasks with or without classes.
+
+    Raises `ValueError` where there is none, naming those there are, and for a method that does not go with the tasks.
+    """
+    if method not in RECIPES: raise ValueError(f"no method {method!r}; there are {', '.join(RECIPES)}")
+    if RECIPES[method].classes and not classes:
+        raise ValueError(f"{method} needs classes, and sinusoids and other regressions have none: choose another "
+                         "method, or a family of images")
+    return RECIPES[method]
 
 # %% ../nbs/18_experiment.ipynb #be74b75e
 SINUSOIDS = {"shots": 5, "queries": None, "steps": 2000, "batch_size": 25}
@@ -80,10 +123,7 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
     family, method = settings["family"], settings["method"]
     if family not in DEFAULTS and not Path(family).is_dir():
         raise ValueError(f"{family!r} is no family ({', '.join(DEFAULTS)}) and no folder of images")
-    if method not in RECIPES: raise ValueError(f"no method {method!r}; there are {', '.join(RECIPES)}")
-    if family == "sinusoids" and method.startswith("proto"):
-        raise ValueError(f"{method} needs classes, and sinusoids have none: choose another method, or a family of images")
-    recipe = RECIPES[method]
+    recipe = recipe_for(method, classes=family != "sinusoids")
     of_method = {"inner_lr": recipe.lr[family != "sinusoids"], "inner_steps": recipe.inner_steps,
                  "meta_lr": recipe.meta_lr}
     open_ones = DEFAULTS.get(family, IMAGES) | of_method
@@ -132,11 +172,16 @@ def build(settings: dict[str, Any], root: str | Path | None = None) -> Experimen
 
 def sinusoids(settings: dict[str, Any], recipe: Recipe, root: Any) -> tuple:
     "Model, loss, families, metric and inner steps to look at, for sinusoids."
-    context, options = recipe.context[0], {"init": settings.get("init", "uniform"), "seed": settings["seed"]}
-    model = Contextual(mlp(1 + context, 40, 40, 1, **options), context) if context else mlp(1, 40, 40, 1, **options)
+    model = sine_network(settings["seed"], recipe.context[0], settings.get("init", "uniform"))
     shots = recipe.shots or settings["shots"]
     test = Sinusoids(settings["shots"], settings["queries"])
     return model, F.mse_loss, (Sinusoids(shots, settings["queries"]), test, test), None, [0, 1, 2, 5, 10]
+
+
+def sine_network(seed: int = 0, context: int = 0, init: str = "uniform") -> nn.Module:
+    "The network of the MAML paper for sinusoids, 1-40-40-1 with ReLU; with so many numbers of context as more inputs."
+    model = mlp(1 + context, 40, 40, 1, init=init, seed=seed)
+    return Contextual(model, context) if context else model
 
 
 def few_shot(settings: dict[str, Any], recipe: Recipe, root: str | Path | None) -> tuple:

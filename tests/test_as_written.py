@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import close, times
 from torch.func import functional_call
 
 import metalit as ml
@@ -14,13 +15,6 @@ from metalit.tasks import curvature, half_square, quadratic_task
 
 LR = 0.2
 FORMULAS = (as_written.maml, as_written.reptile, as_written.contrastive, as_written.meta_curvature)
-
-
-def close(actual, expected) -> None:
-    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=0, atol=1e-10)
-
-
-def times(matrix, vector): return torch.einsum("...ij,...j->...i", matrix, vector)
 
 
 def measure(formula, task, theta, loss=half_square, lr=LR, **options):
@@ -141,7 +135,7 @@ def test_reptile_formula_rewards_not_adapting(bowls):
     A, s, *_, M = bed(bowls)
     same = quadratic_task(A, s)
     def best(W): return torch.linalg.solve(W.sum(0), times(W, s).sum(0))
-    close(measure(as_written.reptile, same, best(A @ A))[1], torch.zeros(4))
+    close(measure(as_written.reptile, same, best(A @ A))[1], torch.zeros(4, dtype=torch.float64))
     losses = [measure(as_written.maml, same, best(W))[0] for W in (A @ A, A, M @ A @ M)]
     assert losses[0] > losses[1] > losses[2]
     at_the_minimum = measure(as_written.reptile, same.select(0), s[0])
@@ -163,7 +157,7 @@ def test_contrastive_is_constant_where_curvature_is_shared(start):
     for theta in (start, -10 * start):
         value, gradient = measure(as_written.contrastive, task, theta)
         close(value, constant)
-        close(gradient, torch.zeros(4))
+        close(gradient, torch.zeros(4, dtype=torch.float64))
 
 
 def test_contrastive_ignores_the_query_set(bowls, start):
@@ -248,7 +242,7 @@ def test_equal_tasks_give_no_nan(bowls, start):
     A, s = curvature(bowls.support)
     value, gradient = measure(as_written.contrastive, quadratic_task(A[[0, 0]], s[[0, 0]]), start, m=2.0)
     close(value, 2.0)
-    close(gradient, torch.zeros(4))
+    close(gradient, torch.zeros(4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("formula", FORMULAS)

@@ -3,15 +3,7 @@ import csv
 import json
 
 import pytest
-from click.testing import CliRunner
-
-from metalit.cli import main
-
-
-def metalit(*arguments, code: int = 0) -> str:
-    result = CliRunner().invoke(main, [str(a) for a in arguments], prog_name="metalit")
-    assert result.exit_code == code, result.output
-    return result.output
+from helpers import metalit
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,12 @@
 """The quadratic bed: value and gradient of every meta-loss against its closed form, to 1e-10 in float64."""
 import pytest
 import torch
+from helpers import close
 
 import metalit as ml
 from metalit.tasks import curvature, half_square, quadratic_task
 
 LR = 0.2
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
 def closed_form(task: ml.Task, theta: torch.Tensor, steps: int, first_order: bool):

@@ -5,19 +5,14 @@ import math
 import signal
 
 import pytest
+import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
+from helpers import metalit
 
 import metalit as ml
 from metalit import comparison
-from metalit.cli import main
 from metalit.comparison import Difference, Line, Run, against, compare, diverged, interval, summarise, table
-
-
-def metalit(*arguments, code: int = 0) -> str:
-    result = CliRunner().invoke(main, [str(a) for a in arguments], prog_name="metalit")
-    assert result.exit_code == code, result.output
-    return result.output
+from metalit.experiment import RECIPES, Recipe, build, complete, named, sine_network
 
 
 def made_up(method: str, seed: int, losses: dict, seconds: float = 2.0, ci95: float = 0.1) -> Run:
@@ -86,8 +81,46 @@ def results(runs):
 def test_every_method_of_the_list_trains(tmp_path):
     runs = compare(ml.tasks.Sinusoids(4), net, F.mse_loss, steps=2, seeds=[0], batch_size=3, inner_steps=(1,),
                    folder=tmp_path, progress=False)
-    assert [run.method for run in runs] == list(comparison.RECIPES)
+    assert [run.method for run in runs] == list(comparison.METHODS)
     assert all(run.status == "2 steps" and run.rows[0]["loss"] > 0 and run.seconds > 0 for run in runs)
+
+
+def test_every_other_method_can_be_asked_for(tmp_path):
+    others = [name for name, recipe in RECIPES.items() if name not in comparison.METHODS and not recipe.classes]
+    assert "anil" in others
+    runs = compare(ml.tasks.Sinusoids(4), sine_network, F.mse_loss, steps=2, seeds=[0], batch_size=3, inner_steps=(1,),
+                   folder=tmp_path, methods=others, progress=False)
+    assert [(run.method, run.status) for run in runs] == [(name, "2 steps") for name in others]
+
+
+@pytest.mark.parametrize(("method", "lr", "steps", "context"), [
+    ("maml", 0.03, 1, False), ("anil", 0.03, 1, False), ("reptile", 0.005, 10, False), ("cavia", 1.0, 1, True)])
+def test_a_comparison_has_one_step_size_but_for_methods_with_their_own(method, lr, steps, context):
+    J = comparison.made(method, sine_network, 1, F.mse_loss, 0.03, classes=False)
+    assert (J.inner.lr, J.inner.steps) == (lr, steps)
+    assert [name for name, _ in J.model.named_buffers()] == ["context"] * context
+
+
+def test_one_table_serves_training_and_comparison(tmp_path, monkeypatch):
+    "MAML as `metalit train` builds it is MAML as it is compared, to the last bit; so is a recipe that is new."
+    monkeypatch.setitem(RECIPES, "mine", Recipe(named(ml.MAML, terms=ml.QueryLoss() + 0.1 * ml.GradientNorm())))
+    for method in ("maml", "conml", "mine"):
+        J, tasks, *_, optimizer, scheduler, _, _ = build(complete({"family": "sinusoids", "method": method, "seed": 3}))
+        ml.meta_train(J, tasks, steps=3, batch_size=4, seed=3, optimizer=optimizer, scheduler=scheduler, progress=False)
+        compare(tasks, sine_network, F.mse_loss, methods=[method], steps=3, seeds=[3], batch_size=4,
+                folder=tmp_path / method, progress=False)
+        saved = torch.load(tmp_path / method / f"{method}-seed3" / "checkpoint.pt", weights_only=True)["J"]
+        assert all(torch.equal(value, saved[name]) for name, value in J.state_dict().items())
+
+
+def test_images_take_what_recipes_say_for_images(tmp_path):
+    images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    tasks = ml.tasks.Episodes(images, torch.arange(6).repeat_interleave(5), ways=3, shots=1, queries=2)
+    def conv(seed, context=0): return ml.models.Conv4(3, size=8, filters=4, context=context, seed=seed)
+    assert comparison.made("cavia", conv, 0, F.cross_entropy, 0.4, classes=True).model.context.shape == (100,)
+    runs = compare(tasks, conv, F.cross_entropy, methods=["protonet", "cavia"], steps=1, seeds=[0], batch_size=2,
+                   inner_steps=(1,), folder=tmp_path, progress=False)
+    assert [run.status for run in runs] == ["1 steps", "1 steps"]
 
 
 def test_runs_agree_with_training_by_hand(tmp_path):
@@ -99,7 +132,7 @@ def test_runs_agree_with_training_by_hand(tmp_path):
 
 class Interrupting(ml.tasks.Sinusoids):
     "Presses Ctrl-C before the n-th batch."
-    left = 9
+    left = 10                                                # the first looks whether the tasks have classes
 
     def sample(self, batch_size, generator):
         type(self).left -= 1
@@ -134,6 +167,8 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"methods": ["maml", "mammal"]}, "no method 'mammal'; there are maml, fomaml"),
+    ({"methods": ["maml", "protonet"]}, "protonet needs classes, and sinusoids"),
+    ({"methods": ["maml", "cavia"]}, "cavia needs a model with a context: give a function"),
     ({"lr": -1.0}, "lr=-1.0: the inner step size"),
     ({"steps": 7}, "holds a comparison with steps=6, not 7"),
     ({"lr": 0.1}, "holds a comparison with lr=0.01, not 0.1")])
@@ -177,7 +212,7 @@ def test_the_command_writes_table_record_and_picture(run):
 
 
 def test_the_command_stopped_and_resumed_gives_the_same_table(run, tmp_path, monkeypatch):
-    Interrupting.left = 9
+    Interrupting.left = 10
     monkeypatch.setattr("metalit.cli.Sinusoids", Interrupting)
     monkeypatch.setattr(Interrupting, "__repr__", ml.tasks.Sinusoids.__repr__)
     assert "stopped, and saved" in metalit(*COMMAND, "--out", tmp_path, code=1)
@@ -209,6 +244,7 @@ def test_losses_that_are_not_finite_become_null(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
     (["--methods", "maml,mammal"], 1, "Error: no method 'mammal'; there are"),
+    (["--methods", "maml,protomaml"], 1, "Error: protomaml needs classes, and sinusoids"),
     (["--methods", ","], 2, "at least one name is needed"),
     (["--seeds", "a"], 2, "is not a list of whole numbers"),
     (["--inner-lr", "0"], 1, "must be a finite number above 0"),

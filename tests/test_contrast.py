@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import close, value_and_gradient
 from torch.func import functional_call
 
 import metalit as ml
@@ -12,16 +13,6 @@ from metalit.tasks import Quadratics, Split, Task, half_square
 from metalit.terms.contrast import cosine_distance, rms_distance
 
 LR = 0.2
-
-
-def close(actual, expected, atol=1e-10): torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
-
-
-def value_and_gradient(J, task):
-    J.zero_grad()
-    value = J(task)
-    value.backward()
-    return value.detach(), torch.cat([p.grad.flatten() for p in J.parameters()])
 
 
 def end(x, y, theta, steps):

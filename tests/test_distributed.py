@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 
 import metalit as ml
+from metalit import as_written
+from metalit.as_written import AsWritten
 from metalit.checkpoints import load_checkpoint
 from metalit.methods import ProtoNet
 from metalit.processes import (
@@ -215,13 +217,15 @@ def test_what_compares_tasks_is_refused_in_a_team():
     net, loss = ml.models.mlp(1, 8, 1), F.mse_loss
     refused = {"Contrast": ml.ConML(net, loss), "Triplet": ml.TripletMAML(net, loss),
                "SharpMAML": ml.SharpMAML(net, loss), "Worst": ml.MetaLoss(net, loss, pooling=Worst()),
-               "Spread": ml.MetaLoss(net, loss, terms=ml.QueryLoss() + Spread())}
+               "Spread": ml.MetaLoss(net, loss, terms=ml.QueryLoss() + Spread()),
+               "AsWritten": AsWritten(net, loss, as_written.contrastive)}
     for name, J in refused.items():
         check_divisible(J, 4, 1)
         with pytest.raises(ValueError, match=f"{name} needs all tasks of a batch in one place, and 2 processes"):
             check_divisible(J, 4, 2)
     for J in (ml.MAML(net, loss), ml.Reptile(net, loss), ml.SharpMAML(net, loss, rho_outer=0),
-              ml.MetaLoss(net, loss, terms=Scaled())): check_divisible(J, 4, 2)
+              ml.MetaLoss(net, loss, terms=Scaled()), AsWritten(net, loss, as_written.reptile)):
+        check_divisible(J, 4, 2)
     assert not across_tasks(net)
 
 

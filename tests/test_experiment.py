@@ -34,7 +34,7 @@ def test_every_method_learns_images(method, root):
     assert [len(c) for c in classes] == [train.classes.numel(), validation.classes.numel(), test.classes.numel()]
 
 
-@pytest.mark.parametrize("method", [name for name in RECIPES if not name.startswith("proto")])
+@pytest.mark.parametrize("method", [name for name, recipe in RECIPES.items() if not recipe.classes])
 def test_every_method_but_prototypes_learns_sinusoids(method):
     experiment = build(words("sinusoids", method))
     before = [p.detach().clone() for p in experiment.J.parameters()]
@@ -91,6 +91,11 @@ def test_the_same_picture_in_two_class_folders_is_said(tmp_path):
     ("sinusoids", "protonet", "protonet needs classes"), ("sinusoids", "protomaml", "protomaml needs classes")])
 def test_what_cannot_be_is_refused(family, method, lesson):
     with pytest.raises(ValueError, match=lesson): words(family, method)
+
+
+def test_the_formulas_of_the_article_take_one_step():
+    with pytest.raises(ValueError, match="inner_steps=2: the article's formulas take exactly 1"):
+        build(words("sinusoids", "as-written-reptile", inner_steps=2))
 
 
 def test_schedules():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metalit.data import glyphs as module
+from metalit.data import images
 from metalit.data.glyphs import alike, distinct, drawn, fonts, glyphs, hand, letters
 from metalit.data.images import check_disjoint
 
@@ -47,7 +48,7 @@ def test_a_letter_without_ink_is_no_class(upright):
 def test_the_same_seed_gives_the_same_images_and_another_does_not(monkeypatch, tmp_path):
     small = {letter: paths[:2] for letter, paths in letters().items() if letter in "abc"}
     monkeypatch.setattr(module, "letters", lambda: small)
-    monkeypatch.setattr(module, "user_cache", lambda: tmp_path / "user")
+    monkeypatch.setattr(images, "user_cache", lambda: tmp_path / "user")
     first, again, other = (glyphs(tmp_path / str(i), per_class=2, seed=seed) for i, seed in enumerate((0, 0, 1)))
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, other.images)
@@ -67,7 +68,7 @@ def test_where_no_folder_can_be_written_they_are_made_all_the_same(monkeypatch, 
     file.write_text("")
     small = {letter: paths[:1] for letter, paths in letters().items() if letter in "ab"}
     monkeypatch.setattr(module, "letters", lambda: small)
-    monkeypatch.setattr(module, "user_cache", lambda: file / "user")
+    monkeypatch.setattr(images, "user_cache", lambda: file / "user")
     assert len(glyphs(file / "data", per_class=2).images) == 4
 
 

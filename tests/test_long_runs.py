@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import maml, quick, same
 
 import metalit as ml
 from metalit import checkpoints, training
 from metalit.checkpoints import CheckpointError, Checkpoints, Progress, load_checkpoint, locked, save_checkpoint
-from metalit.training import Validation, accuracy, evaluate, meta_train, stop_requested
+from metalit.training import Validation, accuracy, evaluate, stop_requested
 
 # A program that has imported everything already: each line "folder steps" forks a process which trains there.
 SERVER = """
@@ -87,14 +88,6 @@ def contents(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-def same(a, b) -> bool:
-    "Equal to the last bit, through dictionaries and lists; wall time is left out."
-    if isinstance(a, torch.Tensor): return torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def table(path: Path) -> list[dict]:
     "The rows of a CSV file, without wall time."
     return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(path.read_text().splitlines())]
@@ -132,20 +125,21 @@ def test_killed_over_twenty_times_in_one_run_every_file_is_that_of_an_uninterrup
     for name in ("log.csv", "validation.csv"): assert table(whole / name) == table(killed / name)
     assert [row["step"] for row in table(whole / "log.csv")] == [str(step) for step in range(5, 121, 5)]
     assert [row["step"] for row in table(whole / "validation.csv")] == [str(s) for s in (*range(7, 120, 7), 120)]
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_what_a_killed_run_left_half_written_is_swept_up_and_nothing_else(tmp_path):
+    left = [f"{name}.123-abcd{checkpoints.PART}" for name in (*checkpoints.FILES, ".writable")]
+    for name in (*left, "mine.txt", f"mine{checkpoints.PART}"): (tmp_path / name).write_bytes(b"x")
+    with locked(tmp_path): pass
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "mine.txt", f"mine{checkpoints.PART}"}
 
 
 def server_model() -> ml.MetaLoss:
     return ml.MAML(torch.nn.Sequential(torch.nn.Dropout(), ml.models.Conv4(3, size=8, filters=4)), F.cross_entropy)
 
 
-def maml(seed: int = 0, width: int = 8, **options) -> ml.MetaLoss:
-    return ml.MAML(ml.models.mlp(1, width, 1, seed=seed), F.mse_loss, **options)
-
-
 sines = ml.tasks.Sinusoids()
-quick = partial(meta_train, tasks=sines, batch_size=4, progress=False)
-
-
 class Killed(BaseException):
     "Stands for a kill at an exact place; no part of the library catches it."
 

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import backward, close, flat, times
 from torch import nn
 from torch.func import functional_call
 
@@ -17,15 +18,6 @@ from metalit.tasks import curvature, half_square
 LR = 0.4
 MASKS = {"head": ({"only": "head"}, [0, 0, 0, 1]), "body": ({"without": "head"}, [1, 1, 1, 0]),
          "all": ({}, [1, 1, 1, 1])}
-
-
-def close(actual, expected, atol=1e-10): torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
-
-
-def times(matrix, vector): return (matrix @ vector[..., None])[..., 0]
-
-
-def flat(model): return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 class Parts(nn.Module):
@@ -45,13 +37,6 @@ class Scalar(nn.Module):
         self.register_buffer("context", torch.zeros((), dtype=torch.float64))
 
     def forward(self, x): return self.w * x + self.v * self.context
-
-
-def backward(J, task):
-    J.zero_grad()
-    value = J(task)
-    value.backward()
-    return value.detach()
 
 
 def closed_form(task, theta, mask, steps):

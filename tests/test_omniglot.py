@@ -16,6 +16,7 @@ import requests
 import torch
 from PIL import Image
 
+from metalit.data import images as of_images
 from metalit.data import omniglot as om
 from metalit.data.images import Images, check_disjoint
 
@@ -65,7 +66,7 @@ def little(tmp_path, monkeypatch):
     for name in NAMES: pack(folder / name, contents(name))
     monkeypatch.setattr(om, "ARCHIVES", {name: om.Archive("0" * 32, characters, digest(contents(name)))
                                          for name, characters in zip(NAMES, (3, 2), strict=True)})
-    monkeypatch.setattr(om, "user_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(of_images, "user_cache", lambda: tmp_path / "cache")
     monkeypatch.delenv("METALIT_DATA", raising=False)
     return folder
 
@@ -215,9 +216,9 @@ def test_a_member_that_points_outside_is_refused_and_writes_nothing(little, tmp_
 
 def test_where_data_are_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("METALIT_DATA", raising=False)
-    assert om.data_folder() == om.user_cache() and om.user_cache().name == "metalit"
+    assert of_images.data_folder() == of_images.user_cache() and of_images.user_cache().name == "metalit"
     monkeypatch.setenv("METALIT_DATA", str(tmp_path))
-    assert om.data_folder() == tmp_path and om.data_folder("~/x") == Path.home() / "x"
+    assert of_images.data_folder() == tmp_path and of_images.data_folder("~/x") == Path.home() / "x"
 
 
 def test_the_archives_are_found_by_the_environment(little, monkeypatch):
@@ -284,14 +285,14 @@ def test_the_second_time_no_archive_is_read(little):
 
 @pytest.mark.parametrize("fails", [1, 2])
 def test_a_file_that_cannot_be_kept_there_is_kept_elsewhere_or_not_at_all(little, tmp_path, monkeypatch, fails):
-    save, tried = om.save_images, []
+    save, tried = of_images.save_images, []
 
     def sometimes(path, images):
         tried.append(path)
         if len(tried) <= fails: raise OSError(errno.EROFS, "read-only")
         save(path, images)
 
-    monkeypatch.setattr(om, "save_images", sometimes)
+    monkeypatch.setattr(of_images, "save_images", sometimes)
     assert len(om.omniglot_images(little).names) == 5
     assert tried == [little / om.KEPT, tmp_path / "cache" / om.KEPT]
     assert not (little / om.KEPT).exists() and tried[1].exists() == (fails == 1)
@@ -304,11 +305,11 @@ def test_a_kept_file_of_which_a_byte_is_off_is_never_used(tmp_path):
     pixels = torch.randint(256, (20, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = Images(pixels, torch.arange(20) // 2, [str(c) for c in range(10)])
     path = tmp_path / "kept.pt"
-    om.save_images(path, images)
+    of_images.save_images(path, images)
     whole, refused = path.read_bytes(), 0
     for at in random.Random(0).sample(range(len(whole)), 200):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1:])
-        after, words = outcome(om.load_images, path)
+        after, words = outcome(of_images.load_images, path)
         refused += after is None
         if after is None: assert "delete it, and it will be made again" in words
         else:
@@ -317,10 +318,10 @@ def test_a_kept_file_of_which_a_byte_is_off_is_never_used(tmp_path):
     assert refused > 100
     for content in (b"", b"x", b"PK", whole[:100], whole[:-1]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"kept\.pt was cut short or altered"): om.load_images(path)
+        with pytest.raises(ValueError, match=r"kept\.pt was cut short or altered"): of_images.load_images(path)
     for other in ([1], {"images": 1}, {"images": [1], "labels": 2, "names": 3}):
         torch.save(other, path)
-        with pytest.raises(ValueError, match=r"kept\.pt was .* or is something else"): om.load_images(path)
+        with pytest.raises(ValueError, match=r"kept\.pt was .* or is something else"): of_images.load_images(path)
 
 
 # Protocols

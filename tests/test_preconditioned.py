@@ -2,6 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import backward, close, flat, times
 from torch import nn
 from torch.func import functional_call
 
@@ -11,12 +12,6 @@ from metalit.models import Point
 from metalit.tasks import Quadratics, curvature, half_square, quadratic_task
 
 LR = 0.2
-
-
-def close(actual, expected, atol=1e-10): torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
-
-
-def times(matrix, vector): return (matrix @ vector[..., None])[..., 0]
 
 
 class FullMatrix(Preconditioned):
@@ -42,13 +37,6 @@ def lopsided(dim=4):
 
 def set_factor(inner, i, value, which=0):
     with torch.no_grad(): inner.learned[i][which].copy_(value)
-
-
-def backward(J, task):
-    J.zero_grad()
-    value = J(task)
-    value.backward()
-    return value.detach()
 
 
 def closed_form(task, theta, P, steps):
@@ -147,9 +135,6 @@ def test_solves_a_quadratic_in_one_step(start):
     inner = ml.MetaSGD(Point(start), LR)
     set_factor(inner, 0, 1 / eigenvalues / LR)
     close(ml.MetaLoss(Point(start), half_square, inner=inner).adapt(diagonal.support)["theta"], s)
-
-
-def flat(model): return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])

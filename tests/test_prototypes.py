@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import close
 from torch import nn
 from torch.func import functional_call
 
@@ -11,9 +12,6 @@ import metalit as ml
 from metalit.inner.prototypes import Prototypes, class_means
 from metalit.methods import ProtoMAML, ProtoNet
 from metalit.models import Contextual, Conv4, mlp
-
-
-def close(actual, expected, atol=1e-10): torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
 def points(n_tasks=5, counts=(3, 1, 2), queries=7, seed=0) -> ml.Task:

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import close, times, value_and_gradient
 from torch.func import functional_call
 
 import metalit as ml
@@ -12,19 +13,6 @@ from metalit.models import Point
 from metalit.tasks import curvature, half_square, quadratic_task
 
 LR = 0.2
-
-
-def close(actual, expected, atol=1e-10): torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
-
-
-def times(matrix, vector): return (matrix @ vector[..., None])[..., 0]
-
-
-def value_and_gradient(J, task):
-    J.zero_grad()
-    value = J(task)
-    value.backward()
-    return value.detach(), torch.cat([p.grad.flatten() for p in J.parameters()])
 
 
 def bed(task, theta, steps):

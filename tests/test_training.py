@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import maml, quick, same
 
 import metalit as ml
 from metalit.checkpoints import CheckpointError, DivergedError, load_checkpoint, save_checkpoint, write_whole
@@ -44,21 +45,6 @@ def program(folder: Path, steps: int) -> subprocess.Popen:
 
 def contents(folder: Path) -> dict:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
-
-
-def same(a, b) -> bool:
-    "Equal to the last bit, through dictionaries and lists; wall time is left out."
-    if isinstance(a, torch.Tensor): return torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def maml(seed: int = 0, width: int = 8) -> ml.MetaLoss:
-    return ml.MAML(ml.models.mlp(1, width, 1, seed=seed), F.mse_loss)
-
-
-quick = partial(meta_train, tasks=ml.tasks.Sinusoids(), batch_size=4, progress=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -266,6 +252,47 @@ def test_write_whole_replaces(tmp_path):
         write_whole(tmp_path / "file", content)
         assert (tmp_path / "file").read_bytes() == content
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
+    "The second writes the whole file while the first is half-way, as another process may; then the first goes on."
+    path, real = tmp_path / "file", os.fsync
+
+    def meanwhile(descriptor):
+        monkeypatch.setattr(os, "fsync", real)
+        write_whole(path, b"second")
+        assert path.read_bytes() == b"second"
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_whole(path, b"first, and longer")
+    assert path.read_bytes() == b"first, and longer"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_processes_that_write_one_file_at_once_leave_it_whole_and_nothing_else(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from metalit.checkpoints import write_whole
+for i in range(300): write_whole(Path(sys.argv[1]) / "file", sys.argv[2].encode() * 50_000)
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), letter], stderr=subprocess.PIPE,
+                                text=True) for letter in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        if (tmp_path / "file").exists(): assert (tmp_path / "file").read_bytes() in (b"a" * 50_000, b"b" * 50_000)
+    assert [writer.communicate()[1] for writer in writers] == ["", ""]
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, error):
+    write_whole(tmp_path / "file", b"old")
+    def fail(descriptor): raise error
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(error)): write_whole(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
 
 
 @pytest.mark.parametrize(("options", "message"), [

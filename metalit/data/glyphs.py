@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCRIPTS', 'fonts', 'letters', 'drawn', 'alike', 'distinct', 'hand', 'glyphs']
 
-# %% ../../nbs/32_glyphs.ipynb #353bea00
+# %% ../../nbs/32_glyphs.ipynb #f286cc02
 import math
 import unicodedata
 from collections.abc import Iterator
@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .images import Images
-from .omniglot import data_folder, load_images, save_images, user_cache
+from .images import Images, kept_images
 
 # %% ../../nbs/32_glyphs.ipynb #789fdeef
 # Alphabets that the DejaVu fonts hold in four styles or more.
@@ -119,15 +118,11 @@ def glyphs(root: str | Path | None = None, size: int = 28, per_class: int = 20, 
     import matplotlib
 
     name = f"glyphs-{size}-{per_class}-{seed}-matplotlib{matplotlib.__version__}.pt"
-    places = [folder / name for folder in (data_folder(root), user_cache())]
-    for place in places:
-        if place.is_file(): return load_images(place)
+    return kept_images(name, root, lambda: _made(size, per_class, seed))
+
+
+def _made(size: int, per_class: int, seed: int) -> Images:
     found = distinct(letters())
     images = torch.from_numpy(np.stack(list(_copies(found, per_class, size, seed))))[:, None]
     labels = torch.arange(len(found)).repeat_interleave(per_class)
-    made = Images(images, labels, [unicodedata.name(letter) for letter in found])
-    for place in places:
-        try: save_images(place, made)
-        except OSError: continue
-        break
-    return made
+    return Images(images, labels, [unicodedata.name(letter) for letter in found])

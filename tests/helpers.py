@@ -1,0 +1,60 @@
+"""What several test modules need and no fixture can be: small functions for closed forms, runs, and the command."""
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+
+import metalit as ml
+from metalit.cli import main
+
+
+def close(actual, expected, atol=1e-10):
+    "Equal but for `atol`; numbers count as tensors."
+    if not isinstance(expected, torch.Tensor): expected = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+def times(matrix, vector):
+    "Matrix times vector, for whole batches of them."
+    return (matrix @ vector[..., None])[..., 0]
+
+
+def backward(J, task):
+    "The value of J, and gradients in all parameters."
+    J.zero_grad()
+    value = J(task)
+    value.backward()
+    return value.detach()
+
+
+def flat(model):
+    "All gradients as one vector."
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def value_and_gradient(J, task):
+    return backward(J, task), flat(J)
+
+
+def same(a, b) -> bool:
+    "Equal to the last bit, through dictionaries and lists; wall time is left out."
+    if isinstance(a, torch.Tensor): return torch.equal(a, b)
+    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k != "seconds")
+    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def maml(seed: int = 0, width: int = 8, **options) -> ml.MetaLoss:
+    "A MAML that trains in no time."
+    return ml.MAML(ml.models.mlp(1, width, 1, seed=seed), F.mse_loss, **options)
+
+
+quick = partial(ml.meta_train, tasks=ml.tasks.Sinusoids(), batch_size=4, progress=False)
+
+
+def metalit(*arguments, code: int = 0) -> str:
+    "What the command prints; it must end with this exit code."
+    result = CliRunner().invoke(main, [str(a) for a in arguments], prog_name="metalit")
+    assert result.exit_code == code, result.output
+    return result.output
