@@ -103,6 +103,7 @@ def test_drawing_leaves_no_figure_open(live):
 
 def test_a_bundle_has_each_module_once_before_its_users():
     assert modules("smallest") == ["core", "smallest"]
+    assert modules("explore") == ["core", "explore"]         # though it imports nothing
     text = bundle("smallest")
     assert not re.search(r"^(import|export) ", text, re.MULTILINE)
     assert text.count("function linspace(") == 1 and text.index("function linspace(") < text.index("function compute(")

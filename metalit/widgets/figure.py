@@ -65,18 +65,19 @@ _IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";.*\n', re.MULTILINE
 
 
 def modules(name: str) -> list[str]:
-    "The names of a script and of all that it imports, each after what it needs."
+    "The names of the toolkit, of a script and of all that it imports, each after what it needs."
     found: list[str] = []
     def visit(name: str) -> None:
         for needed in _IMPORT.findall((SCRIPTS / f"{name}.js").read_text(encoding="utf-8")):
             if needed not in found: visit(needed)
         found.append(name)
+    visit("core")                                            # draws every figure, imported or not
     visit(name)
     return found
 
 
 def bundle(name: str) -> str:
-    "A script and all that it imports, as one text without imports and exports."
+    "The toolkit, a script and all that it imports, as one text without imports and exports."
     texts = ((SCRIPTS / f"{module}.js").read_text(encoding="utf-8") for module in modules(name))
     return "\n".join(re.sub(r"^export ", "", _IMPORT.sub("", text), flags=re.MULTILINE) for text in texts)
 

@@ -212,12 +212,14 @@ class Plot {
     const xs = ticks(...this.x, Math.max(2, Math.round(box.width / GAP_BETWEEN_TICKS)));
     const ys = this.log === "y" ? powersOfTen(...this.y) : ticks(...this.y, 4);
     const every = Math.ceil(ys.length / 6);
-    const name = (v) => String(Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-3) ? v.toExponential(0) : v).replace("-", "−");
+    const power = (v) => "10" + [...String(Math.round(Math.log10(v)))].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
+    const plain = (v) => String(Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-3) ? v.toExponential(0) : v).replace("-", "−");
+    const name = (v) => this.log === "y" && (v >= 1e3 || v < 1e-2) ? power(v) : plain(v);
     this.axes.replaceChildren(
       svg("path", { class: "m-axis", fill: "none", d: `M${box.x},${box.y}V${bottom}H${box.x + box.width}` }),
       ...xs.flatMap((v) => [
         svg("path", { class: "m-axis", d: `M${this.px(v)},${bottom}v4` }),
-        svg("text", { x: this.px(v), y: bottom + 15, "text-anchor": "middle" }, name(v))]),
+        svg("text", { x: this.px(v), y: bottom + 15, "text-anchor": "middle" }, plain(v))]),
       ...ys.filter((_, i) => i % every === 0).flatMap((v) => [
         svg("path", { class: "m-axis", d: `M${box.x},${this.py(v)}h-4` }),
         svg("text", { x: box.x - 7, y: this.py(v) + 4, "text-anchor": "end" }, name(v))]));
@@ -431,7 +433,7 @@ class Interface {
       this.set({ [key]: values ? values[Number(input.value)] : Number(input.value) }));
     this.updates.push((state) => {
       input.value = values ? Math.max(0, values.indexOf(state[key])) : state[key];
-      text.value = typeof state[key] === "number" ? shown(state[key], digits) : String(state[key]);
+      text.value = values ? String(state[key]).replace("-", "−") : shown(state[key], digits);
       input.setAttribute("aria-valuetext", text.value);
     });
     this.controls.append(h("label", {}, h("span", { class: "m-top" }, h("span", {}, label), text), input));

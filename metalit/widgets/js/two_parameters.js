@@ -1,0 +1,105 @@
+// Two parameters: drag θ over a meta-loss, and see where each rule would send it.
+import { linspace, shown } from "./core.js";
+import { META_LOSS_KEYS, edgeOf, innerPath, metaLoss, surfaceOf } from "./bed.js";
+import { angleBetween, ellipse, enough, fixedDigits, heights, inWords, spread } from "./plane.js";
+
+const ARROW = 1.1;                                           // the length of an arrow, in units of θ
+const MOST_NAMES = 6;                                        // with more arrows their names go into the legend
+
+const chosenArrows = (spec, state) => spec.choices.map(({ key }) => key).filter((key) => state[`arrow_${key}`]);
+
+export function compute(spec, state) {
+  const arrows = chosenArrows(spec, state);
+  if (![state.shown, ...arrows].every((key) => META_LOSS_KEYS.includes(key))) return null;
+  const bed = { ...state, tasks: spec.tasks };
+  const theta = [state.x, state.y], term = metaLoss(state.shown, bed);
+  return {
+    value: term(theta)[0],
+    surface: surfaceOf(term, linspace(-spec.reach, spec.reach, spec.grid)),
+    paths: spec.tasks.map((task) => innerPath(task, theta, state.lr, state.steps)),
+    arrows: Object.fromEntries(arrows.map((key) => [key, metaLoss(key, bed)(theta).slice(1)])),
+  };
+}
+
+// What is seen, in words: the value, the angles to the exact gradient, and whether the inner loop holds.
+function told(spec, state, picture, lengths) {
+  const names = Object.fromEntries(spec.choices.map(({ key, short }) => [key, short]));
+  const parts = [`The meta-loss is ${fixedDigits(picture.value)} here.`];
+  if (heights(picture.surface).length === 0) parts.push("It is the same everywhere: a flat surface has no contours.");
+  const exact = picture.arrows.maml;
+  const angles = Object.keys(lengths).filter((key) => key !== "maml" && lengths[key] && exact && lengths.maml)
+    .map((key) => `${names[key]} ${Math.round(angleBetween(picture.arrows[key], exact))}°`);
+  if (angles.length) parts.push(`Angles to the exact arrow: ${angles.join(", ")}.`);
+  const flat = Object.keys(lengths).filter((key) => !lengths[key]).map((key) => names[key]);
+  if (flat.length) parts.push(`No slope here: ${inWords(flat)}.`);
+  const edges = spec.tasks.map(edgeOf), beyond = edges.flatMap((edge, i) => (state.lr > edge ? [`τ${i + 1}`] : []));
+  const verb = beyond.length > 1 ? "get farther away from their optima" : "gets farther away from its optimum";
+  if (beyond.length)
+    parts.push(`α is beyond the edge 2/λ (${shown(Math.min(...edges))}): with every inner step, ${inWords(beyond)} ${verb}.`);
+  return parts.join(" ");
+}
+
+export function build(ui, spec) {
+  const reach = [-spec.reach, spec.reach], ground = linspace(...reach, spec.grid);
+  ui.columns(2);
+  const look = { x: reach, y: reach, xlabel: "θ₁", ylabel: "θ₂", square: true };
+  const plot = ui.plot({ ...look, label: "θ on the surface of the meta-loss" });
+  const inner = ui.plot({ ...look, label: "The inner loop of each task" });
+  ui.select({ key: "shown", label: "contours of", options: spec.choices.map(({ key, name }) => [key, name]) });
+  ui.slider({ key: "lr", label: "inner step size α", min: 0.02, max: 1.5, step: 0.02 });
+  ui.slider({ key: "steps", label: "inner steps K", min: 1, max: 10, step: 1, digits: 0 });
+  ui.slider({ key: "weight", label: "factor λ of second terms", min: 0, max: 2, step: 0.05 });
+  ui.slider({ key: "margin", label: "margin m (triplet, §4.2)", min: 0.1, max: 3, step: 0.1, digits: 1 });
+  ui.row("Arrows: where to, not how far");
+  for (const { key, name, colour: ink } of spec.choices)
+    ui.check({ key: `arrow_${key}`, label: name }).style.accentColor = ink;
+  ui.button({ label: "θ back to its first place", press: () => ({ x: spec.x, y: spec.y }) });
+
+  return (state, picture) => {
+    const move = (x, y) => ui.set({ x, y });
+    const Z = picture.surface;
+    plot.contours("surface", ground, ground, Z, { colour: "blue", opacity: 0.7, levels: heights(Z) });
+    const lengths = {};
+    const drawn = spec.choices.filter(({ key }) => key in picture.arrows).map((choice) => {
+      const [u, v] = picture.arrows[choice.key], length = Math.hypot(u, v);
+      lengths[choice.key] = enough(length);
+      return { ...choice, u: -u / length, v: -v / length };
+    }).filter(({ key }) => lengths[key]);
+    const crowded = drawn.length > MOST_NAMES;
+    for (const { key, short, colour: ink, u, v } of drawn)
+      plot.arrow(`arrow ${key}`, state.x, state.y, state.x + ARROW * u, state.y + ARROW * v,
+        { colour: ink, label: crowded ? short : "" });
+    if (!crowded) drawNames(plot, state, drawn);
+    plot.handle("theta", state.x, state.y, { label: "start θ", move, colour: "currentColor" });
+    drawInner(inner, spec, state, picture, move);
+    ui.note(told(spec, state, picture, lengths));
+  };
+}
+
+// Names around the tips. One that had to give way to its neighbours is tied to its arrow by a thin line.
+function drawNames(plot, { x, y }, drawn) {
+  const places = spread(drawn.map(({ u, v }) => Math.atan2(v, u)), 418 / plot.box.width);
+  drawn.forEach(({ key, short, colour: ink, u, v }, i) => {
+    const [a, b] = [Math.cos(places[i]), Math.sin(places[i])];
+    if (angleBetween([u, v], [a, b]) > 8)
+      plot.line(`lead ${key}`, [x + ARROW * u, x + 1.12 * ARROW * a], [y + ARROW * v, y + 1.12 * ARROW * b],
+        { colour: ink, width: 0.75, opacity: 0.7 });
+    plot.text(`name ${key}`, x + 1.2 * ARROW * a, y + 1.2 * ARROW * b, short,
+      { colour: ink, anchor: a > 0.6 ? "start" : a < -0.6 ? "end" : "middle", dy: 4 });
+  });
+}
+
+function drawInner(plot, spec, state, picture, move) {
+  spec.tasks.forEach(({ A, s }, i) =>
+    plot.line(`bowl ${i}`, ...ellipse(A, s, 0.1), { colour: "grey", width: 1, opacity: 0.6 }));
+  picture.paths.forEach((path, i) => {
+    const [xs, ys] = [0, 1].map((axis) => path.map((point) => point[axis]));
+    plot.line(`path ${i}`, xs, ys, { colour: "grey", width: 1.5 });
+    plot.dots(`steps ${i}`, xs.slice(1), ys.slice(1), { colour: "blue", radius: 3, label: i === 0 ? "φ₁ … φ_K" : "" });
+  });
+  for (const [id, axis, shape, ink] of [["s", "support", "cross", "grey"], ["q", "query", "diamond", "orange"]])
+    plot.dots(id, spec.tasks.map((task) => task[id][0]), spec.tasks.map((task) => task[id][1]),
+      { colour: ink, shape, radius: 4, label: `optimum, ${axis}` });
+  spec.tasks.forEach(({ s }, i) => plot.text(`task ${i}`, s[0], s[1], `τ${i + 1}`, { anchor: "end", dx: -9, dy: -5 }));
+  plot.handle("theta", state.x, state.y, { label: "start θ", move, colour: "currentColor" });
+}
