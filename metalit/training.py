@@ -24,8 +24,8 @@ from .processes import LostProcessError, check_divisible, lost_process, parallel
 from .tasks import Family, check_task
 
 # %% auto #0
-__all__ = ['pick_device', 'stop_requested', 'own_random_numbers', 'make_optimizer', 'Validation', 'meta_train', 'described',
-           'method_of', 'descend', 'Board', 'progress_bar', 'Evaluation', 'evaluate', 'accuracy']
+__all__ = ['Watcher', 'pick_device', 'stop_requested', 'own_random_numbers', 'make_optimizer', 'Validation', 'meta_train',
+           'described', 'method_of', 'descend', 'Board', 'progress_bar', 'Evaluation', 'evaluate', 'accuracy']
 
 # %% ../nbs/11_training.ipynb #d0d2ad99
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -133,12 +133,17 @@ class Validation:
         return f"{metric} on {self.n_tasks} tasks of {self.tasks.identity()}, steps {self.steps}"
 
 # %% ../nbs/11_training.ipynb #6215874f
+# Called with where the run stands, its last step and its batch size, it gives a context in which the run takes place,
+# and so learns how it ends; that context gives a function, which is called with the meta-loss after every step.
+Watcher = Callable[[Progress, int, int], contextlib.AbstractContextManager[Callable[[float], None]]]
+
+
 def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
                optimizer: torch.optim.Optimizer | Callable | None = None, scheduler: Callable | None = None,
                seed: int = 0, device: str | torch.device = "auto", checkpoint: str | Path | None = None,
                resume: bool = True, compile: bool = False, validation: Validation | None = None,
                max_minutes: float | None = None, tensorboard: bool = False, progress: bool = True,
-               save_every: int = 1000, log_every: int = 100) -> list[Row]:
+               save_every: int = 1000, log_every: int = 100, watch: Watcher | None = None) -> list[Row]:
     """Descend J over `steps` batches of tasks; returns the log: step, mean meta-loss since the last row, seconds.
 
     `optimizer`: a torch optimizer over `J.parameters()`, or a function that makes one; default Adam, lr=1e-3, as
@@ -152,6 +157,8 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
     found there goes on, and it then gives bit for bit what an uninterrupted run gives; without, it is removed. With
     `validation` the parameters that did best are in `best.pt`. With `tensorboard` the log also goes into files that
     TensorBoard shows.
+
+    `watch`: something that looks on, such as `metalit.widgets.training.training_run`; see `Watcher`.
 
     In a team of processes (see `metalit.processes`) each works on its share of every batch, and the result is that
     of one process. Rank 0 keeps log and checkpoint.
@@ -199,6 +206,7 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
             raise CheckpointError(f"this process finds the run at step {state.step} of {run.folder}, and others do not: "
                                   "all need the same folder")
         if writes and state.step == 0: writes.begin(state)
+        look = stack.enter_context(watch(state, steps, batch_size)) if watch and of.rank == 0 else None
         batches = descend(J, tasks, optimizer, schedule, range(state.step, steps), batch_size, seed, device)
         try:
             for loss, seconds in batches if not late else ():
@@ -210,6 +218,7 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
                 if validation and of.rank == 0 and (state.step % validation.every == 0 or state.step == steps):
                     if validation.look(J, state) and writes: writes.save_best(state)
                     board.add(state.validation[-1])
+                if look: look(loss)
                 stop, ended = (value > 0 for value in summed(asked_to_stop(), over()))
                 if writes and (state.step % save_every == 0 or state.step == steps or stop or ended): writes.save(state)
                 if stop: raise KeyboardInterrupt(f"stopped after step {state.step}")
