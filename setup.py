@@ -30,11 +30,13 @@ setup(
     ],
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["py.typed"]},
+    package_data={cfg["lib_path"]: ["py.typed", "widgets/js/*.js", "widgets/data/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
         "dev": cfg["dev_requirements"].split(),
+        "site:python_version>='3.11'": cfg["site_requirements"].split(),
         "bench": cfg["bench_requirements"].split(),
+        "widgets": cfg["widgets_requirements"].split(),
         "tensorboard": cfg["tensorboard_requirements"].split(),
     },
     entry_points={
