@@ -4,7 +4,8 @@
 # changed. All paths here are relative, so that a checkout in "a folder with spaces" works.
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test sync lint notebooks pytest export reproduce bench lock clean setup check-python
+.PHONY: help lab test sync lint notebooks pytest site-test export site site-serve reproduce bench lock clean setup \
+  check-python
 
 # The Python that .venv is made with; an explicit PYTHON=... also replaces a .venv made by another.
 ifneq ($(PYTHON),)
@@ -17,6 +18,7 @@ endif
 
 VENV_PYTHON := .venv/bin/python
 TORCH := 2.13.0
+PORT ?= 8000
 UV ?= uv
 
 # A PYTHONPATH of the user's would let packages from elsewhere into .venv.
@@ -24,7 +26,7 @@ unexport PYTHONPATH PYTHONHOME
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
 	@echo "PYTHON=python3.12 chooses the Python; LAB_ARGS=, PYTEST_ARGS=, NOTEBOOK_ARGS= pass arguments on"
 
 lab: setup ## open the book in JupyterLab, on this machine only
@@ -32,9 +34,9 @@ lab: setup ## open the book in JupyterLab, on this machine only
 	@test "$$(id -u)" != 0 || root=--allow-root; \
 	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 $$root nbs $(LAB_ARGS)
 
-test: setup ## prove that everything holds: the four commands below, in turn
+test: setup ## prove that everything holds: the five commands below, in turn
 	@failed=; \
-	for part in sync lint notebooks pytest; do \
+	for part in sync lint notebooks pytest site-test; do \
 	  echo; echo "== $$part"; \
 	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
@@ -49,14 +51,30 @@ lint: setup ## check the style of library, notebooks, tests and tools
 	@$(VENV_PYTHON) -m ruff check .
 
 notebooks: setup ## execute every notebook in a fresh kernel
-	@$(VENV_PYTHON) tools/run_notebooks.py $(NOTEBOOK_ARGS)
+	@$(VENV_PYTHON) tools/run_notebooks.py --keep .cache/executed $(NOTEBOOK_ARGS)
 
 pytest: setup ## run the tests in tests/
 	@$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
+site-test: setup ## build the site, then move and read it in a real browser (needs Chromium)
+	@if $(VENV_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	  $(MAKE) --no-print-directory site && $(VENV_PYTHON) -m pytest tests/browser $(PYTEST_ARGS); \
+	else echo "skipped: the site is built on Python 3.11 or newer"; fi
+
 export: setup ## clean the notebooks, then write the library from them
 	@$(VENV_PYTHON) -c "from nbdev.clean import nbdev_clean; nbdev_clean()"
 	@$(VENV_PYTHON) -c "from nbdev.doclinks import nbdev_export; nbdev_export()"
+
+site: setup ## execute the book where it changed, build it into _site/, check what was built
+	@$(VENV_PYTHON) -c 'import sphinx_book_theme, sphinx_sitemap, notfound' 2>/dev/null || \
+	  $(VENV_PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[site]'
+	@$(VENV_PYTHON) tools/run_notebooks.py --keep .cache/executed --reuse $(NOTEBOOK_ARGS)
+	@$(VENV_PYTHON) tools/build_site.py
+	@$(VENV_PYTHON) tools/check_site.py
+
+site-serve: setup ## show the built site on this machine (PORT=8000)
+	@test -f _site/index.html || { echo "error: there is no site yet: make site" >&2; exit 1; }
+	@exec $(VENV_PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _site
 
 reproduce: setup ## train the paper's MAML on sinusoids, write its figures to results/
 	$(VENV_PYTHON) -m reproduce.sinusoids $(REPRODUCE_ARGS)
@@ -73,7 +91,7 @@ lock: ## choose the pinned releases anew, as settings.ini asks (LOCK_ARGS=--upgr
 	  --custom-compile-command 'make lock' $(LOCK_ARGS) -o constraints.txt
 
 clean: ## remove .venv and everything else that can be made again
-	rm -rf .venv .venv.old build dist metalit.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv.old build dist metalit.egg-info .pytest_cache .ruff_cache .cache _site
 	find . -name .git -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 	  -type d -prune -exec rm -rf {} +
 

@@ -105,8 +105,8 @@ def main() -> None:
     models: dict[str, torch.nn.Module] = {"random": network()}
     models["maml"], seconds = train(learned, options.steps, compile)
     record: dict[str, Any] = {
-        "what": f"starts of the live figure of an episode: strided conv4, {FILTERS} filters, {WAYS}-way {SHOTS}-shot on "
-                f"glyphs, {QUERIES} queries per class; accuracy in per cent on 600 episodes of {len(unseen.names)} "
+        "what": f"starts of the live figure of an episode: strided conv4, {FILTERS} filters, {WAYS}-way {SHOTS}-shot "
+                f"on glyphs, {QUERIES} queries per class; accuracy in per cent on 600 episodes of {len(unseen.names)} "
                 "unseen classes",
         "command": "python -m reproduce.episode_start", "seed": SEED, "filters": FILTERS, "inner_step_size": LR,
         "inner_steps_in_training": INNER_STEPS, "batch_size": BATCH_SIZE, "meta_steps": options.steps,

@@ -48,7 +48,7 @@ def maml(model: nn.Module) -> ml.MetaLoss:
     return ml.MAML(model, F.mse_loss, lr=LR, steps=1)
 
 
-# Of four short trials (5 or 10 inner steps, of 0.005 or 0.01) this one learned most for steps of 0.01.
+# Of five short trials (5 or 10 inner steps, of 0.005 or 0.01) this one learned most for steps of 0.01.
 def reptile(model: nn.Module) -> ml.MetaLoss:
     """Towards where five inner steps end."""
     return ml.Reptile(model, F.mse_loss, lr=LR, steps=5)

@@ -2,7 +2,7 @@
 //
 // Maps are channels last: one array, image by image, row by row, position by position, channel by channel. A network is
 // { layers: [{ weight, scale, shift, inputs, outputs }] × 4, head: { weight, bias, inputs, outputs } }; the weight of a
-// layer has a row for each filter, in it 3 × 3 places of `inputs` numbers. Each layer is a convolution 3 × 3 with stride
+// layer has a row for each filter: 3 × 3 places of `inputs` numbers. Each layer is a convolution 3 × 3 with stride
 // 2 and a border of one zero, batch normalisation on the images at hand, and ReLU; the head sees the mean over places.
 
 const EPSILON = 1e-5;                                        // what torch adds to the variance
@@ -130,14 +130,15 @@ export function normalisedBack({ unit, inverse }, scale, slope) {
 // ReLU; Math.max lets NaN through, as torch does.
 export function rectified(x) {
   const out = new Float64Array(x.length);
-  for (let i = 0; i < x.length; i++) out[i] = Math.max(0, x[i]);
+  for (let i = 0; i < x.length; i++) out[i] = x[i] > 0 ? x[i] : 0;
   return out;
 }
 
 // The mean over the places of each image, and back.
 export function meanOverPlaces(x, count, channels) {
   const places = x.length / count / channels, out = new Float64Array(count * channels);
-  for (let i = 0; i < x.length; i++) out[Math.floor(i / (places * channels)) * channels + (i % channels)] += x[i] / places;
+  for (let i = 0; i < x.length; i++)
+    out[Math.floor(i / (places * channels)) * channels + (i % channels)] += x[i] / places;
   return out;
 }
 
@@ -212,7 +213,8 @@ export function convGradient(net, x, labels, size) {
 export function convStep(net, gradient, lr) {
   const stepped = (part, slopes) => ({ ...part, ...Object.fromEntries(Object.entries(slopes).map(([key, values]) =>
     [key, part[key].map((value, i) => value - lr * values[i])])) });
-  return { layers: net.layers.map((layer, l) => stepped(layer, gradient.layers[l])), head: stepped(net.head, gradient.head) };
+  return { layers: net.layers.map((layer, l) => stepped(layer, gradient.layers[l])),
+           head: stepped(net.head, gradient.head) };
 }
 
 // The inner loop: the networks after 0 … `steps` steps on the images x with these labels.

@@ -213,7 +213,7 @@ class Plot {
     const ys = this.log === "y" ? powersOfTen(...this.y) : ticks(...this.y, 4);
     const every = Math.ceil(ys.length / 6);
     const power = (v) => "10" + [...String(Math.round(Math.log10(v)))].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
-    const plain = (v) => String(Math.abs(v) >= 1e4 || (v !== 0 && Math.abs(v) < 1e-3) ? v.toExponential(0) : v).replace("-", "−");
+    const plain = (v) => String(Math.abs(v) >= 1e5 || (v !== 0 && Math.abs(v) < 1e-3) ? v.toExponential(0) : v).replace("-", "−");
     const name = (v) => this.log === "y" && (v >= 1e3 || v < 1e-2) ? power(v) : plain(v);
     this.axes.replaceChildren(
       svg("path", { class: "m-axis", fill: "none", d: `M${box.x},${box.y}V${bottom}H${box.x + box.width}` }),
@@ -401,7 +401,9 @@ class Interface {
   constructor(spec, set) {
     Object.assign(this, { spec, set, state: {}, plots: [], updates: [], basis: "18rem" });
     this.panels = h("div", { class: "m-panels" });
-    this.controls = h("div", { class: "m-controls" });
+    // JupyterLab takes arrow keys for itself, unless they end here.
+    this.controls = h("div", { class: "m-controls",
+      onkeydown: (event) => { if (event.key.startsWith("Arrow")) event.stopPropagation(); } });
     this.noteNode = h("p", { class: "m-note", "aria-live": "polite" });
   }
 

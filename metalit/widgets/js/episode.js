@@ -103,7 +103,8 @@ export function compute(spec, state) {
   const at = `${state.start} ${state.episode} ${state.lr}`;
   const path = remembered(spec, at, () => adapted(spec, state));
   const { support, query } = remembered(spec, `${at} ${state.together}`, () =>
-    ({ support: path.tables(path.support).map((table) => asRows(table, path.ways)), query: asked(path, state.together) }));
+    ({ support: path.tables(path.support).map((table) => asRows(table, path.ways)),
+       query: asked(path, state.together) }));
   const finite = (rows) => rows.flat().every(Number.isFinite);
   const end = support.findIndex((_, k) => !finite(support[k]) || !finite(query[k]));
   if (end >= 0 && state.step >= end) return { message: blownMessage(end) };
@@ -168,6 +169,7 @@ export function middled(ink, size) {
 
 const indexOfLargest = (row) => row.indexOf(Math.max(...row));
 const percent = (share) => (share === null ? "not a number" : `${Math.round(100 * share)} %`);
+const hasPad = (spec) => spec.images.shape[2] === 1;          // no pad for colours
 export const rightOnes = (rows, labels) => rows.filter((row, i) => indexOfLargest(row) === labels[i]).length;
 export const meanSure = (rows, labels) => rows.reduce((sum, row, i) => sum + row[labels[i]], 0) / rows.length;
 
@@ -177,44 +179,49 @@ export function sentence(spec, state, picture) {
   const when = state.step === 0 ? "Before any step" : `After ${state.step} step${state.step === 1 ? "" : "s"}`;
   const before = state.step === 0 ? "" : ` (before: ${right(0)})`;
   const row = picture.drawn?.[state.step], top = row && indexOfLargest(row);
-  const drawn = !row ? "The pad is empty: draw one of the characters."
-    : `Your drawing is taken for number ${top + 1}, ${percent(row[top])}.`;
-  return `${when}, ${right(state.step)} queries are right${before}. ${drawn}`
+  const drawn = row ? ` Your drawing is taken for number ${top + 1}, ${percent(row[top])}.`
+    : hasPad(spec) ? " The pad is empty: draw one of the characters." : "";
+  return `${when}, ${right(state.step)} queries are right${before}.${drawn}`
     + (own ? ` This start steps in its own way, ${own}.` : "");
 }
 
 // ---------------------------------------------------------------------------------------------- the figure
 
 const LOOK = `
-.metalit-figure .e-ink { display: block; width: 100%; aspect-ratio: var(--ratio, 1); background: currentColor; -webkit-mask-size: 100% 100%;
-  mask-size: 100% 100%; }
+.metalit-figure .e-ink { display: block; width: 100%; aspect-ratio: var(--ratio, 1); background: currentColor;
+  -webkit-mask-size: 100% 100%; mask-size: 100% 100%; }
 .metalit-figure img.e-ink { background: none; }
-.metalit-figure .e-scroll { overflow-x: auto; }
-.metalit-figure table.e-table { border-collapse: collapse; width: 100%; table-layout: fixed; margin: .2rem 0 0; font-size: 12px;
-  display: table; border: 0; }
-.metalit-figure .e-table :is(th, td, tr, thead) { padding: 0; border: 0; background: none; font-weight: 400; text-align: left; }
+.metalit-figure .e-scroll { overflow-x: auto; position: relative; }
+.metalit-figure table.e-table { border-collapse: collapse; width: 100%; table-layout: fixed; margin: .2rem 0 0;
+  font-size: 12px; display: table; border: 0; }
+.metalit-figure .e-table :is(th, td, tr, thead) { padding: 0; border: 0; background: none; font-weight: 400;
+  text-align: left; }
 .metalit-figure .e-table thead th { padding: 0 .3rem .3rem 0; vertical-align: bottom; }
 .metalit-figure .e-table thead tr { border-bottom: 1px solid color-mix(in srgb, currentColor 35%, transparent); }
 .metalit-figure .e-table tbody th { padding: .1rem .3rem .1rem 0; }
 .metalit-figure .e-stamps { display: flex; flex-wrap: wrap; gap: 2px; }
-.metalit-figure .e-stamps > * { flex: 0 1 44px; min-width: 18px; }
+.metalit-figure .e-stamps > * { flex: 0 1 40px; min-width: 18px; }
+.metalit-figure > label { max-width: 29rem; margin-bottom: .4rem; }
 .metalit-figure .e-small { width: 34px; }
-.metalit-figure .e-number { font-size: 11px; opacity: .75; }
-.metalit-figure button.e-copy { border: 1px solid transparent; padding: 0; width: 38px; max-width: 100%; }
+.metalit-figure .e-number { font-size: 11px; opacity: .75; width: 40px; text-align: center; }
+.metalit-figure button.e-copy { border: 1px solid transparent; padding: 0; width: 34px; max-width: 100%;
+  display: block; }
 .metalit-figure button.e-copy:hover { border-color: color-mix(in srgb, currentColor 40%, transparent); }
-.metalit-figure .e-cell { display: flex; align-items: center; gap: 3px; padding-right: .2rem; font-variant-numeric: tabular-nums; }
+.metalit-figure .e-cell { display: flex; align-items: center; gap: 3px; padding-right: .2rem;
+  font-variant-numeric: tabular-nums; }
 .metalit-figure .e-bar { height: 11px; border-radius: 0 2px 2px 0; min-width: 1px; flex: none; }
 .metalit-figure .e-cell span { font-size: 11px; }
 .metalit-figure .e-faint span { opacity: .55; }
 .metalit-figure .e-mark { width: 1.3em; text-align: right; }
 .metalit-figure .e-drawing { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: flex-start; }
-.metalit-figure .e-pad { position: relative; width: 12.25rem; flex: none; cursor: crosshair; touch-action: none; outline: none;
+.metalit-figure .e-pad { position: relative; width: 12.25rem; flex: none; cursor: crosshair; touch-action: none;
+  outline: none;
   border: 1px solid color-mix(in srgb, currentColor 45%, transparent); border-radius: 4px; overflow: hidden; }
-.metalit-figure .e-pad:focus-visible { box-shadow: 0 0 0 2px #56B4E9; }
+.metalit-figure .e-pad:focus { box-shadow: 0 0 0 2px #56B4E9; }
 .metalit-figure .e-guide, .metalit-figure .e-cursor { position: absolute; pointer-events: none; }
 .metalit-figure .e-guide { border: 1px dashed color-mix(in srgb, currentColor 28%, transparent); }
 .metalit-figure .e-cursor { border: 2px solid #D55E00; display: none; }
-.metalit-figure .e-pad:focus-visible .e-cursor { display: block; }
+.metalit-figure .e-pad.e-keys:focus .e-cursor { display: block; }
 .metalit-figure .e-answers { flex: 1 1 8rem; min-width: 8rem; }
 .metalit-figure .e-answers .e-line { display: flex; align-items: center; gap: .5rem; min-height: 38px; }
 .metalit-figure .e-answers .e-line > :last-child { flex: 1; }
@@ -258,7 +265,8 @@ function sceneOf(spec, pictures, episode) {
   const [, count, channels, height, width] = pictures.shape;
   const look = { channels, height, width, inverted: spec.paper > spec.ink }, size = channels * height * width;
   const bytes = (i) => pictures.data.subarray((episode * count + i) * size, (episode * count + i + 1) * size);
-  return { look, bytes, support: spec.support[episode], query: spec.query[episode], names: spec.names[episode], ways: spec.ways };
+  const [support, query, names] = [spec.support, spec.query, spec.names].map((of) => of[episode]);
+  return { look, bytes, support, query, names, ways: spec.ways };
 }
 
 const calm = (name) => name.toLowerCase();
@@ -271,7 +279,8 @@ class Answers {
   constructor(copy) {
     this.copy = copy;
     this.table = h("table", { class: "e-table" });
-    this.node = h("div", {}, h("p", { class: "m-title" }, "Queries: probability of each class, %"),
+    this.node = h("div", {},
+      h("p", { class: "m-title" }, "Support images; below, the probability of each class for each query, %"),
       h("div", { class: "e-scroll" }, this.table));
   }
 
@@ -285,12 +294,15 @@ class Answers {
       const image = stamp(bytes(support.length + i), look);
       const words = `query ${i + 1}, number ${label + 1}, ${calm(names[label])}`;
       const shownAs = look.channels === 1 ? h("button", { type: "button", class: "e-copy", title: "copy to the pad",
-        "aria-label": `${words}: copy to the pad`, onclick: () => this.copy(bytes(support.length + i)) }, image) : image;
-      return h("tr", {}, h("th", { scope: "row" }, shownAs), ...this.cells[i].map((cell) => h("td", {}, cell)), this.marks[i]);
+        "aria-label": `${words}: copy to the pad`,
+        onclick: () => this.copy(bytes(support.length + i)) }, image) : image;
+      const cells = this.cells[i].map((cell) => h("td", {}, cell));
+      return h("tr", {}, h("th", { scope: "row" }, shownAs), ...cells, this.marks[i]);
     });
     this.table.replaceChildren(
-      h("colgroup", {}, h("col", { style: "width:44px" }), ...heads.map(() => h("col", {})), h("col", { style: "width:20px" })),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "e-number" }, "support")), ...heads,
+      h("colgroup", {}, h("col", { style: "width:44px" }),
+        ...heads.map(() => h("col", {})), h("col", { style: "width:20px" })),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("span", { class: "e-hidden" }, "query")), ...heads,
         h("th", { scope: "col" }, h("span", { class: "e-hidden" }, "right?")))),
       h("tbody", {}, ...rows));
     this.table.style.minWidth = `${64 + 46 * ways}px`;
@@ -307,7 +319,7 @@ class Answers {
   }
 }
 
-const PENS = { pen: { radius: 0.9 }, bold: { radius: 1.6 }, rubber: { radius: 1.8, rub: true } };
+const PENS = { pen: { radius: 0.7 }, bold: { radius: 1.4 }, rubber: { radius: 1.8, rub: true } };
 
 class Pad {
   constructor({ height, width }, changed) {
@@ -316,7 +328,8 @@ class Pad {
     this.picture = h("div", { style: `aspect-ratio:${width / height}` });
     this.guide = h("div", { class: "e-guide" });
     this.mark = h("div", { class: "e-cursor" });
-    this.pad = h("div", { class: "e-pad", tabindex: 0, role: "application", "data-key": "pad" }, this.picture, this.guide, this.mark);
+    this.pad = h("div", { class: "e-pad", tabindex: 0, role: "application", "data-key": "pad" },
+      this.picture, this.guide, this.mark);
     this.pens = Object.keys(PENS).map((name) =>
       h("button", { type: "button", onclick: () => this.choose(name) }, name));
     const tools = h("div", { class: "e-tools" }, ...this.pens,
@@ -339,13 +352,15 @@ class Pad {
 
   at(event) {
     const rect = this.picture.getBoundingClientRect();
-    return [((event.clientX - rect.left) / rect.width) * this.size[1], ((event.clientY - rect.top) / rect.height) * this.size[0]];
+    return [((event.clientX - rect.left) / rect.width) * this.size[1],
+            ((event.clientY - rect.top) / rect.height) * this.size[0]];
   }
 
   listen() {
     this.pad.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
       this.pad.setPointerCapture(event.pointerId);
+      this.pad.classList.remove("e-keys");
       this.pad.focus({ preventScroll: true });
       event.preventDefault();
       this.last = this.at(event);
@@ -361,6 +376,7 @@ class Pad {
     });
     for (const end of ["pointerup", "pointercancel"]) this.pad.addEventListener(end, () => { this.last = null; });
     this.pad.addEventListener("keydown", (event) => this.key(event));
+    this.pad.addEventListener("keyup", (event) => { if (event.key === "Tab") this.pad.classList.add("e-keys"); });
   }
 
   key(event) {
@@ -373,6 +389,7 @@ class Pad {
     } else if (event.key === " ") this.paint(here(), here());
     else if (event.key === "Backspace" || event.key === "Delete") this.paint(here(), here(), PENS.rubber);
     else return;
+    this.pad.classList.add("e-keys");
     event.preventDefault();
     event.stopPropagation();                                 // JupyterLab listens to these keys too
   }
@@ -406,8 +423,8 @@ class Pad {
     const [height, width] = this.size;
     this.picture.replaceChildren(stamp(this.ink, { height, width, channels: 1, inverted: false }));
     const empty = this.text ? "" : ", empty";
-    this.pad.setAttribute("aria-label", `Drawing pad of ${width} by ${height} pixels${empty}. Arrow keys move, Space paints, `
-      + "Shift and arrows draw, Backspace rubs out.");
+    this.pad.setAttribute("aria-label", `Drawing pad of ${width} by ${height} pixels${empty}. Arrow keys move, `
+      + "Space paints, Shift and arrows draw, Backspace rubs out.");
   }
 
   // Which images there are to be told apart, and where their ink lies.
@@ -454,22 +471,25 @@ function drawPath(plot, spec, state, picture) {
 
 function controls(ui, spec) {
   const numbered = (names) => names.map((name, i) => [i, name]);
-  ui.slider({ key: "step", label: "inner step k", min: 0, max: spec.steps, step: 1, digits: 0 });
   ui.slider({ key: "lr", label: "inner step size α", values: spec.lrs, digits: 2 });
-  ui.select({ key: "start", label: "start", options: Object.entries(spec.starts).map(([name, { label }]) => [name, label]) });
+  const starts = Object.entries(spec.starts).map(([name, { label }]) => [name, label]);
+  ui.select({ key: "start", label: "start", options: starts });
   ui.select({ key: "episode", label: "episode", options: numbered(spec.titles) });
   ui.check({ key: "together", label: "judge all queries together" });
 }
 
 export function build(ui, spec) {
   controls(ui, spec);
-  const pictures = unpack(spec.images), [, , channels, height, width] = pictures.shape;
-  const answers = new Answers((bytes) => pad?.put(Uint8Array.from(bytes, (byte) => (spec.paper > spec.ink ? 255 - byte : byte))));
-  const pad = channels === 1 ? new Pad({ height, width }, (drawing) => ui.set({ drawing })) : null;
+  const pictures = unpack(spec.images), [, , , height, width] = pictures.shape;
+  const ink = (byte) => (spec.paper > spec.ink ? 255 - byte : byte);
+  const answers = new Answers((bytes) => pad?.put(Uint8Array.from(bytes, ink)));
+  const step = ui.slider({ key: "step", label: "inner step k", min: 0, max: spec.steps, step: 1, digits: 0 });
+  ui.panels.before(step.closest("label"));                   // near what it moves; a message hides panels
+  const pad = hasPad(spec) ? new Pad({ height, width }, (drawing) => ui.set({ drawing })) : null;
   ui.columns(2);
   ui.element(h("div", {}, h("style", {}, LOOK), answers.node));
-  const plot = ui.plot({ label: "Mean probability along the inner loop", x: [0, spec.steps], y: [0, 1], xlabel: "inner step",
-                         height: 0.45 });
+  const plot = ui.plot({ label: "Mean probability along the inner loop", x: [-0.1, spec.steps + 0.1], y: [0, 1.05],
+                         xlabel: "inner step", height: 0.42 });
   const side = h("div", {});
   ui.element(side);
   side.append(...(pad ? [pad.node] : []), plot.node);

@@ -162,8 +162,6 @@ export function build(ui, spec) {
                            xlabel: "inner step", ylabel: "squared error (dotted: on the points)", height: 0.7 });
   for (const plot of plots) plot.click((x, y) => ui.set(withPoint(spec, ui.state, x, y)));
   controls(ui, spec);
-  // JupyterLab takes arrow keys for itself, unless they end here.
-  ui.controls.addEventListener("keydown", (event) => { if (event.key.startsWith("Arrow")) event.stopPropagation(); });
   return (state, picture) => {
     ["left", "right"].forEach((which, i) => {
       plots[i].node.firstChild.textContent = spec.starts[state[which]].title;

@@ -144,8 +144,6 @@ export function build(ui, spec) {
   const adaptation = ui.plot({ label: "Learning an unseen task", x: [0, 1], y: [0.1, 1], log: "y", xlabel: "inner step",
                                ylabel: "query loss", height: 0.62 });
   const slide = timeline(ui);
-  // JupyterLab takes arrow keys for itself, unless they end here.
-  ui.controls.addEventListener("keydown", (event) => { if (event.key.startsWith("Arrow")) event.stopPropagation(); });
   return (state, picture) => {
     const history = picture.history ?? spec.history;
     fill(history.steps ? history.step / history.steps : 0);
