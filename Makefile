@@ -4,7 +4,9 @@
 # changed. All paths here are relative, so that a checkout in "a folder with spaces" works.
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test sync lint notebooks pytest site-test export site site-serve reproduce bench lock clean setup \
+SCRIPT_TESTS := $(wildcard tests/js/*.test.mjs)
+
+.PHONY: help lab test sync lint notebooks js pytest site-test export site site-serve reproduce bench lock clean setup \
   check-python
 
 # The Python that .venv is made with; an explicit PYTHON=... also replaces a .venv made by another.
@@ -34,9 +36,9 @@ lab: setup ## open the book in JupyterLab, on this machine only
 	@test "$$(id -u)" != 0 || root=--allow-root; \
 	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 $$root nbs $(LAB_ARGS)
 
-test: setup ## prove that everything holds: the five commands below, in turn
+test: setup ## prove that everything holds: the six commands below, in turn
 	@failed=; \
-	for part in sync lint notebooks pytest site-test; do \
+	for part in sync lint notebooks js pytest site-test; do \
 	  echo; echo "== $$part"; \
 	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
@@ -52,6 +54,11 @@ lint: setup ## check the style of library, notebooks, tests and tools
 
 notebooks: setup ## execute every notebook in a fresh kernel
 	@$(VENV_PYTHON) tools/run_notebooks.py --keep .cache/executed $(NOTEBOOK_ARGS)
+
+js: ## test the scripts of the live figures (needs node)
+	@if command -v node >/dev/null; then node --test $(SCRIPT_TESTS); \
+	elif test -n "$$METALIT_NEED_BROWSER"; then echo "error: node is not installed" >&2; exit 1; \
+	else echo "skipped: node is not installed (nodejs.org, or apt-get install nodejs)"; fi
 
 pytest: setup ## run the tests in tests/
 	@$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)

@@ -1,12 +1,16 @@
 """Execute every notebook from top to bottom, each in a fresh kernel; an error in one is fatal.
 
-    python tools/run_notebooks.py [--root ROOT] [--limit SECONDS] [--jobs N] [NOTEBOOK ...]
+    python tools/run_notebooks.py [--root ROOT] [--limit SECONDS] [--jobs N] [--keep FOLDER [--reuse]] [NOTEBOOK ...]
 
 Cells that start with one of the directives named by `tst_flags` in settings.ini (`#| slow`,
 `#| gpu`, ...) or with `#| eval: false` are skipped. Nothing is written back.
+
+With --keep the executed copies are kept in a folder, each with a key of all that it was made from.
+With --reuse, too, a notebook whose copy has the key of today is not executed again.
 """
 
 import argparse
+import hashlib
 import os
 import re
 import signal
@@ -22,6 +26,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 SKIP_TAG = "skip-execution"
+# What a notebook's outputs depend on, beside the notebook itself.
+INGREDIENTS = ("metalit", "results", "reproduce", "benchmarks", "constraints.txt", "settings.ini")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -53,9 +59,50 @@ def failure(error, notebook, limit):
     return f"failed in {where}\n{COLOUR.sub('', str(error)).rstrip()}"
 
 
+def ingredients(root):
+    """A digest of everything that all notebooks may use: library, pins, Python and this script."""
+    digest = hashlib.sha256(sys.version.encode() + Path(__file__).read_bytes())
+    for top in INGREDIENTS:
+        files = [root / top] if (root / top).is_file() else sorted((root / top).rglob("*"))
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".md":
+                digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+class Kept:
+    """The executed copies of notebooks, in a folder laid out like the project."""
+
+    def __init__(self, root, folder, reuse):
+        self.root, self.folder, self.reuse = root, folder, reuse
+        self.ingredients = ingredients(root)
+
+    def place(self, path):
+        return self.folder / path.relative_to(self.root)
+
+    def key(self, path):
+        return hashlib.sha256(self.ingredients.encode() + path.read_bytes()).hexdigest()
+
+    def has(self, path):
+        """Whether there is a copy to use in place of an execution."""
+        place = self.place(path)
+        if not (self.reuse and place.is_file()):
+            return False
+        return nbformat.read(place, as_version=4).metadata.get("executed_from") == self.key(path)
+
+    def save(self, path, key, notebook):
+        """Keep an executed notebook: whole or not at all, and under the key from before it ran."""
+        notebook.metadata["executed_from"] = key
+        notebook.metadata.pop("widgets", None)
+        place = self.place(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, place.with_suffix(".new"))
+        place.with_suffix(".new").replace(place)
+
+
 class Runner:
-    def __init__(self, root, limit, flags):
-        self.root, self.limit, self.flags = root, limit, flags
+    def __init__(self, root, limit, flags, kept=None):
+        self.root, self.limit, self.flags, self.kept = root, limit, flags, kept
         self.clients = set()
         self.stopping = False
 
@@ -63,6 +110,7 @@ class Runner:
         """Execute one notebook: the message of its failure, or None."""
         if self.stopping:
             return None
+        key = self.kept and self.kept.key(path)
         notebook = nbformat.read(path, as_version=4)
         skipped = 0
         for cell in notebook.cells:
@@ -89,6 +137,8 @@ class Runner:
             message = f"could not be run: {type(error).__name__}: {error}"
         finally:
             self.clients.discard(client)
+        if self.kept and not message and not self.stopping:
+            self.kept.save(path, key, notebook)
         name, seconds = path.relative_to(self.root), time.monotonic() - start
         note = f"  ({skipped} cells skipped)" if skipped else ""
         # One write, line end included: another thread may be writing too.
@@ -105,10 +155,10 @@ class Runner:
                 os.kill(pid, signal.SIGKILL)
 
 
-def run_all(root, paths, limit, jobs):
+def run_all(root, paths, limit, jobs, kept=None):
     """Execute the notebooks, `jobs` at a time: the messages of those that failed."""
     flags = set(settings(root)["tst_flags"].split()) | {"eval: false"}
-    runner = Runner(root, limit, flags)
+    runner = Runner(root, limit, flags, kept)
     pool = ThreadPoolExecutor(jobs)
     try:
         return [message for message in pool.map(runner.run, paths) if message]
@@ -125,6 +175,8 @@ def main(arguments=None):
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent)
     parser.add_argument("--limit", type=float, default=300, help="seconds for each notebook")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--keep", type=Path, help="a folder for the executed copies")
+    parser.add_argument("--reuse", action="store_true", help="execute only what has no good copy there")
     args = parser.parse_args(arguments)
     root = args.root.resolve()
     paths = [p.resolve() for p in args.notebooks] or notebooks_in(root / settings(root)["nbs_path"])
@@ -138,13 +190,21 @@ def main(arguments=None):
     os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["IPYTHONDIR"] = scratch  # the user's own start-up files must not take part
+        if args.keep:  # pages show drawings, not pixels
+            profile = Path(scratch, "profile_default")
+            profile.mkdir()
+            (profile / "ipython_kernel_config.py").write_text("c.InlineBackend.figure_formats = {'svg'}\n")
         try:
-            failures = run_all(root, paths, args.limit, args.jobs)
+            kept = Kept(root, args.keep.resolve(), args.reuse) if args.keep else None
+            todo = [path for path in paths if not (kept and kept.has(path))]
+            failures = run_all(root, todo, args.limit, args.jobs, kept)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
     for message in failures:
         print(f"\nerror: {message}", file=sys.stderr)
+    if len(todo) < len(paths):
+        print(f"{len(paths) - len(todo)} of {len(paths)} notebooks were executed before, and nothing changed since")
     if failures:
         print(f"\n{len(failures)} of {len(paths)} notebooks failed", file=sys.stderr)
     return 1 if failures else 0

@@ -130,7 +130,7 @@ export function normalisedBack({ unit, inverse }, scale, slope) {
 // ReLU; Math.max lets NaN through, as torch does.
 export function rectified(x) {
   const out = new Float64Array(x.length);
-  for (let i = 0; i < x.length; i++) out[i] = x[i] > 0 ? x[i] : 0;
+  for (let i = 0; i < x.length; i++) out[i] = Math.max(0, x[i]);
   return out;
 }
 

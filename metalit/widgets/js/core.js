@@ -533,7 +533,10 @@ export function start(figure, model, el) {
     const frame = own ? null : (model.get("frames") ?? []).find((f) => same(here(f.state), here(state)));
     if (own) show(own, "browser");
     else if (frame) show(frame.picture, "frame");
-    else for (const update of ui.updates) update(state);
+    else {
+      figureNode.live = { ...figureNode.live, state, stale: true };
+      for (const update of ui.updates) update(state);
+    }
     say(!own && !frame);
     if (!model.isStatic) ask();
   }

@@ -86,7 +86,7 @@ function adapted(spec, { start, episode, lr }) {
 
 // The table of each step for some images: each beside the support images, or all of them beside each other.
 function asked({ support, query, one, ways, tables }, together) {
-  if (together) return tables(query).map((table) => asRows(table, ways));
+  if (!together) return tables(query).map((table) => asRows(table, ways));
   const alone = Array.from({ length: query.length / one }, (_, i) =>
     tables(joined(support, query.subarray(i * one, (i + 1) * one))).map((table) => asRows(table, ways).at(-1)));
   return alone[0].map((_, k) => alone.map((ofOne) => ofOne[k]));

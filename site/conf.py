@@ -1,0 +1,123 @@
+"""Settings of Sphinx for the documentation site. `make site` (tools/build_site.py) gathers the pages that it reads."""
+
+import json
+import os
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+from docutils import nodes
+
+ROOT = Path(__file__).parent.parent
+STAGE = Path(os.environ["METALIT_STAGE"])  # where tools/build_site.py put the pages
+sys.path.insert(0, str(ROOT / "tools"))
+
+from site_pages import restructured  # noqa: E402
+
+settings = ConfigParser(delimiters=["="])
+settings.read(ROOT / "settings.ini", encoding="utf-8")
+cfg = settings["DEFAULT"]
+gathered = json.loads((STAGE / "gathered.json").read_text(encoding="utf-8"))
+
+project = cfg["title"]
+author = copyright = cfg["author"]
+release = cfg["version"]
+language = "en"
+
+extensions = [
+    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode",
+    "sphinx.ext.mathjax", "sphinx_copybutton", "notfound.extension", "sphinx_sitemap", "sphinxext.opengraph",
+]
+exclude_patterns = ["README.md"]
+
+# ---- notebooks: executed before (tools/run_notebooks.py), so that an error is found there -----
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # live figures bring all that they need
+nb_render_image_options = {"loading": "lazy"}
+nb_number_source_lines = False
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# ---- maths, with one file and no network ---------------------------------------------------------
+mathjax_path = "tex-svg-full.js"
+mathjax_options = {"defer": "defer"}
+# Numbers are written out as \tag, so that JupyterLab shows the same.
+mathjax3_config = {"tex": {"tags": "none"}, "startup": {"typeset": True}}
+
+# ---- the API ----------------------------------------------------------------------------------
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autosummary_generate = False
+add_module_names = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 90
+viewcode_line_numbers = True
+
+# ---- the look ----------------------------------------------------------------------------------
+html_theme = "sphinx_book_theme"
+html_title = cfg["title"]
+html_static_path = ["static", str(STAGE / "static")]
+html_css_files = ["book.css"]
+html_baseurl = cfg["doc_host"] + cfg["doc_baseurl"] + "/"
+html_copy_source = True
+html_show_sourcelink = False
+html_show_sphinx = False
+html_favicon = "static/mark.svg"
+html_logo = "static/mark.svg"
+html_theme_options = {
+    "repository_url": cfg["git_url"],
+    "repository_branch": cfg["branch"],
+    "path_to_docs": cfg["nbs_path"],
+    "use_repository_button": True,
+    "use_edit_page_button": True,
+    "use_issues_button": True,
+    "use_download_button": True,
+    "launch_buttons": {
+        "colab_url": "https://colab.research.google.com",
+        "binderhub_url": "https://mybinder.org",
+        "notebook_interface": "jupyterlab",
+    },
+    "home_page_in_toc": True,
+    "navbar_persistent": [],
+    "show_toc_level": 2,
+    "logo": {"text": cfg["title"], "alt_text": "metalit, the first page"},
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+# Which file a page is made of: that one is to be edited.
+html_context = {
+    "default_mode": "auto",
+    "sources": gathered["sources"],
+    "edit_page_url_template": f"{cfg['git_url']}/edit/{cfg['branch']}/{{{{ sources[file_name] }}}}",
+    "edit_page_provider_name": "GitHub",
+}
+pygments_style = "a11y-high-contrast-light"
+copybutton_selector = "div:not(.output) > div.highlight pre"
+
+# ---- what others show of a page ------------------------------------------------------------------
+notfound_urls_prefix = cfg["doc_baseurl"] + "/"
+sitemap_url_scheme = "{link}"
+sitemap_excludes = ["search.html", "genindex.html", "py-modindex.html", "404.html"]
+ogp_site_url = html_baseurl
+ogp_social_cards = {"enable": False}
+ogp_enable_meta_description = True
+
+
+def keep_display_maths(app, doctree):
+    """Hand display maths to MathJax as it was written: it has its own `align`, tags and labels."""
+    for node in doctree.findall(nodes.math_block):
+        text = node.astext().strip()
+        node.children = [nodes.Text(text if text.startswith(r"\begin") else rf"\[{text}\]")]
+        node["no-wrap"] = True
+
+
+def plain_docstring(app, what, name, thing, options, lines):
+    """Docstrings are written in plain Markdown."""
+    lines[:] = [restructured(line, gathered["names"]) for line in lines]
+
+
+def setup(app):
+    app.connect("doctree-read", keep_display_maths)
+    app.connect("autodoc-process-docstring", plain_docstring)

@@ -1,0 +1,118 @@
+"""A real Chromium, cut off from everything but this machine; the built site, and pages that must stay silent."""
+import os
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+NEED = bool(os.environ.get("METALIT_NEED_BROWSER"))
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]
+
+
+def missing(reason):
+    "Skip where a browser is a luxury; fail where it is asked for, as in CI."
+    if NEED:
+        pytest.fail(f"METALIT_NEED_BROWSER is set, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    "One Chromium for all tests."
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        missing("no Chromium is installed (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Watch:
+    """What a page did that it must not do: requests to elsewhere, errors, answers that are failures."""
+
+    def __init__(self):
+        self.requests, self.errors = [], []
+        self.expected = []                                     # beginnings of messages that a test provokes
+
+    def over(self, page):
+        "Watch a page, and let nothing out."
+        page.route("**/*", self.route)
+        page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def route(self, route):
+        address = urlsplit(route.request.url)
+        if address.scheme in ("data", "blob", "about") or address.hostname in ("127.0.0.1", "localhost"):
+            return route.continue_()
+        self.requests.append(route.request.url)
+        return route.abort()
+
+    def complaints(self):
+        errors = [text for text in self.errors if not text.startswith(tuple(self.expected))]
+        return [f"asked for {url}" for url in self.requests] + [f"console: {text}" for text in errors]
+
+
+@pytest.fixture
+def new_page(chromium):
+    "Make pages of a given width, theme and so on; at the end of the test all of them must have stayed silent."
+    contexts, watches = [], []
+
+    def make(**options):
+        context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
+        context.set_default_timeout(15_000)
+        page, watch = context.new_page(), Watch()
+        watch.over(page)
+        page.watch = watch
+        contexts.append(context)
+        watches.append(watch)
+        return page
+
+    yield make
+    complaints = [text for watch in watches for text in watch.complaints()]
+    for context in contexts: context.close()
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.fixture
+def browser_page(new_page):
+    "One page, 1200 × 900."
+    return new_page()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        "Requests are no news."
+
+
+def serve(folder):
+    "A server over a folder, on a free port of this machine, in a thread."
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def site():
+    "The address of the built site, without a slash at the end."
+    if not (ROOT / "_site/index.html").is_file():
+        missing("the site is not built (make site)")
+    server = serve(ROOT / "_site")
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def lab_page(new_page):
+    "A page for JupyterLab, which logs what is no fault of a figure."
+    page = new_page()
+    yield page
+    page.watch.errors.clear()

@@ -1,0 +1,163 @@
+"""Every live figure on the static site: it moves by keyboard and by pointer, and what it draws is right."""
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from metalit import widgets
+
+PAGES = sorted(path.stem for path in (Path(__file__).parents[2] / "nbs").glob("[0-9]*.ipynb"))
+# The first figure of these pages is the one that the function makes by itself.
+TWINS = {"41_sinusoid_figure": widgets.sinusoid, "42_two_parameters": widgets.two_parameters,
+         "43_rewards_figure": widgets.rewards, "44_episode_figure": widgets.episode}
+LOOK = "node => JSON.parse(JSON.stringify(node.live))"
+
+
+def figures(page, site, name):
+    "Open a page, and wait until its figures have drawn."
+    page.goto(f"{site}/{name}.html")
+    page.wait_for_function("[...document.querySelectorAll('.metalit-figure')].every(node => node.live)")
+    return page.locator(".metalit-figure")
+
+
+def numbers(picture):
+    "All numbers of a picture in one row; NaN where there is none."
+    if isinstance(picture, dict): return [n for key in sorted(picture) for n in numbers(picture[key])]
+    if isinstance(picture, list | tuple): return [n for part in picture for n in numbers(part)]
+    if picture is None: return [math.nan]
+    return [float(picture)] if isinstance(picture, int | float) else []
+
+
+def assert_right(shown, twin):
+    "What a page shows for a state is what the library computes for it."
+    twin.state = {"device": "cpu"} | shown["state"]
+    assert "message" not in twin.picture, twin.picture
+    ours, theirs = (torch.tensor(numbers(p), dtype=torch.float64) for p in (shown["picture"], twin.picture))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def wait_for_move(page, figure, before):
+    "The figure after its state has moved and is drawn."
+    for _ in range(60):
+        now = figure.evaluate(LOOK)
+        if now["state"] != before["state"]: return now
+        page.wait_for_timeout(50)
+    raise AssertionError(f"nothing moved: {json.dumps(before['state'])[:200]}")
+
+
+def slide_by_pointer(page, figure):
+    "Click near the far end of the first slider, if there is one."
+    slider, before = figure.locator("input[type=range]").first, figure.evaluate(LOOK)
+    if slider.count() == 0: return
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    share = slider.evaluate("node => (node.value - node.min) / (node.max - node.min)")
+    page.mouse.click(box["x"] + box["width"] * (0.05 if share > 0.5 else 0.95), box["y"] + box["height"] / 2)
+    wait_for_move(page, figure, before)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_chapter_has_a_figure_that_moves_by_pointer_and_every_control_of_it_by_keyboard(site, browser_page, name):
+    found = figures(browser_page, site, name)
+    assert found.count() > 0, "a chapter without a live figure"
+    figure = found.first
+    assert not figure.locator(".m-message").is_visible(), figure.locator(".m-message").inner_text()
+    controls = figure.locator("input[data-key], select[data-key]")
+    assert controls.count() > 0
+    slide_by_pointer(browser_page, figure)
+    for i in range(controls.count()):
+        control, before = controls.nth(i), figure.evaluate(LOOK)
+        control.focus()
+        if control.get_attribute("type") == "checkbox":
+            browser_page.keyboard.press("Space")
+        elif control.evaluate("node => node.tagName") == "SELECT":
+            if control.locator("option").count() < 2: continue
+            last = control.evaluate("node => node.selectedIndex === node.options.length - 1")
+            browser_page.keyboard.press("ArrowUp" if last else "ArrowDown")
+        else:
+            at_end = control.evaluate("node => Number(node.value) >= Number(node.max)")
+            browser_page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
+        now = wait_for_move(browser_page, figure, before)
+        key = control.get_attribute("data-key")
+        assert now["state"][key] != before["state"][key]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_what_it_draws_is_what_the_library_computes_wherever_its_controls_are(site, browser_page, name):
+    figure, twin = figures(browser_page, site, name).first, TWINS[name]()
+    assert_right(figure.evaluate(LOOK), twin)
+    controls = figure.locator("input[type=range], select[data-key]")
+    for i in range(controls.count()):
+        control, before = controls.nth(i), figure.evaluate(LOOK)
+        if control.evaluate("node => node.tagName") == "SELECT" and control.locator("option").count() < 2: continue
+        control.focus()
+        browser_page.keyboard.press("ArrowDown" if i % 2 else "ArrowUp")
+        browser_page.wait_for_timeout(100)
+        if figure.evaluate(LOOK)["state"] == before["state"]:
+            browser_page.keyboard.press("ArrowUp" if i % 2 else "ArrowDown")
+        assert_right(wait_for_move(browser_page, figure, before), twin)
+
+
+@pytest.mark.parametrize("name", ["41_sinusoid_figure", "42_two_parameters", "43_rewards_figure"])
+def test_points_are_dragged_by_pointer_and_by_keys_and_the_numbers_follow(site, browser_page, name):
+    figure, twin = figures(browser_page, site, name).first, TWINS[name]()
+    handle = figure.locator(".m-handle").first
+    handle.scroll_into_view_if_needed()
+    before, box = figure.evaluate(LOOK), handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    browser_page.mouse.move(x, y)
+    browser_page.mouse.down()
+    browser_page.mouse.move(x + 25, y - 15, steps=4)
+    browser_page.mouse.up()
+    browser_page.wait_for_timeout(200)
+    dragged = wait_for_move(browser_page, figure, before)
+    assert_right(dragged, twin)
+    handle.focus()
+    browser_page.keyboard.press("Shift+ArrowLeft")
+    assert_right(wait_for_move(browser_page, figure, dragged), twin)
+
+
+def test_the_line_on_the_page_goes_through_the_numbers(site, browser_page):
+    figure = figures(browser_page, site, "41_sinusoid_figure").first
+    shown = figure.evaluate(LOOK)
+    truth = figure.locator("svg.m-plot").first.locator("path[data-label=truth], path[data-label='the truth']").first
+    points = truth.get_attribute("d").lstrip("M").split("L")
+    xs, ys = (torch.tensor([float(p.split(",")[i]) for p in points], dtype=torch.float64) for i in (0, 1))
+    values = torch.tensor(shown["picture"]["truth"], dtype=torch.float64)
+    assert len(ys) == len(values)
+    # Pixels are a straight line of the values, to the hundredth of a pixel that is written.
+    slope = (ys[values.argmax()] - ys[values.argmin()]) / (values.max() - values.min())
+    torch.testing.assert_close(ys - ys[0], slope * (values - values[0]), rtol=0, atol=0.02)
+    assert (xs.diff() > 0).all() and slope < 0
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_page_without_javascript_shows_a_picture_and_says_so(site, new_page, name):
+    page = new_page(java_script_enabled=False)
+    page.goto(f"{site}/{name}.html")
+    assert page.get_by_text("This figure moves where JavaScript is allowed").count() > 0
+    picture = page.locator("[id^=metalit-] img").first
+    assert picture.get_attribute("alt") and picture.bounding_box()["width"] > 200
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", TWINS)
+def test_on_a_phone_nothing_sticks_out(site, new_page, name, scheme):
+    page = new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    figure = figures(page, site, name).first
+    box = figure.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    wide = figure.evaluate(
+        "node => Math.max(...[...node.querySelectorAll('*')].map(n => n.getBoundingClientRect().right))")
+    assert wide <= 391
+
+
+def test_a_number_that_only_python_knows_is_not_made_up(site, browser_page):
+    page = browser_page
+    found = figures(page, site, "49_widgets")
+    assert found.count() == 3
+    refused = found.nth(2)
+    assert "one number" in refused.locator(".m-message").inner_text()
+    assert not refused.locator(".m-panels").is_visible()

@@ -1,0 +1,221 @@
+"""The live figures in a real JupyterLab: sliders reach the kernel, torch answers, and a dead kernel is told apart."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import closing
+
+import nbformat
+import pytest
+import torch
+
+TOKEN = "metalit"
+
+BUILT_IN = """
+from metalit import widgets
+figure = widgets.sinusoid()
+figure
+"""
+
+OWN = """
+import torch.nn.functional as F, metalit as ml
+from metalit import widgets
+import metalit.widgets.figure as base
+base.devices = lambda: ["cpu", "cpu:0"]          # two names of one device: is the choice passed on?
+model = ml.models.mlp(1, 8, 1, seed=3)
+mine = ml.MetaLoss(model, F.mse_loss, inner=ml.Adam(lr=0.05, steps=3))
+figure = widgets.sinusoid({"mine": mine}, left="random", right="mine")
+figure
+"""
+
+WRONG = """
+import torch.nn.functional as F, metalit as ml
+from metalit import widgets
+widgets.sinusoid({"wide": ml.MAML(ml.models.mlp(3, 8, 1), F.mse_loss)}, left="wide")
+"""
+
+
+def free_port():
+    "A port that nobody listens to."
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A JupyterLab with a settings folder of its own and three notebooks; the address of its server."
+    folder = tmp_path_factory.mktemp("lab")
+    for name, source in (("built_in", BUILT_IN), ("own", OWN), ("wrong", WRONG)):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip())])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "python3", "language": "python"}
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    port = free_port()
+    homes = {name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR",
+             "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR")}
+    root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    log = (folder / "log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1", *root,
+         f"--IdentityProvider.token={TOKEN}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+         "--LabApp.news_url=", f"--ServerApp.root_dir={folder}"],
+        env=os.environ | homes | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        if server.poll() is not None: break
+        try:
+            urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=2).close()
+            break
+        except OSError:
+            time.sleep(0.5)
+    try:
+        assert server.poll() is None, (folder / "log").read_text()
+        yield address
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+        log.close()
+
+
+def run_all(page, lab, name, figures=1):
+    "Open a notebook, run its cells, and wait for its figures."
+    page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}&reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000)
+    run_cell(page)
+    page.wait_for_function(f"document.querySelectorAll('.metalit-figure').length === {figures}", timeout=90_000)
+
+
+def run_cell(page):
+    "Run the first cell, and see it run: a key that comes too early is lost."
+    cell = page.locator(".jp-CodeCell").first
+    before = cell.locator(".jp-InputPrompt").inner_text()
+    for _ in range(10):
+        page.keyboard.press("Escape")
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(1000)
+        if cell.locator(".jp-InputPrompt").inner_text() != before: break
+    page.wait_for_function("before => { const text = document.querySelector('.jp-CodeCell .jp-InputPrompt').innerText;"
+                           " return text !== before && /\\d/.test(text); }", arg=before, timeout=90_000)
+
+
+def live(page):
+    "What the figure shows: its state, the numbers it drew, and who computed them."
+    return page.evaluate("document.querySelector('.metalit-figure').live")
+
+
+def wait_for_torch(page, key, value):
+    "Wait until torch has answered for a state."
+    page.wait_for_function(
+        "([key, value]) => { const { state, by } = document.querySelector('.metalit-figure').live;"
+        " return JSON.stringify(state[key]) === value && by.startsWith('torch'); }", arg=[key, json.dumps(value)],
+        timeout=30_000)
+    return live(page)
+
+
+def close(picture, other):
+    "Two pictures hold the same numbers, to 1e-5; None where one is not finite."
+    assert picture.keys() == other.keys()
+    for key in picture:
+        if isinstance(picture[key], dict):
+            close(picture[key], other[key])
+        elif isinstance(picture[key], list | float | int) and not isinstance(picture[key], bool):
+            a, b = (torch.tensor(json.loads(json.dumps(numbers).replace("null", "NaN")), dtype=torch.float64)
+                    for numbers in (picture[key], other[key]))
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
+        else:
+            assert picture[key] == other[key]
+
+
+def test_a_slider_reaches_the_kernel_and_torch_agrees_with_the_browser(lab, lab_page):
+    run_all(lab_page, lab, "built_in")
+    assert live(lab_page)["by"].startswith(f"torch {torch.__version__} on cpu")
+    slider = lab_page.locator(".metalit-figure input[data-key=amplitude]")
+    before = live(lab_page)["state"]["amplitude"]
+    slider.focus()
+    lab_page.keyboard.press("ArrowRight")
+    after = wait_for_torch(lab_page, "amplitude", round(before + 0.1, 10))
+    from metalit import widgets
+    twin = widgets.sinusoid()
+    twin.move(**after["state"])
+    close(after["picture"], twin.picture)
+
+
+def test_a_point_dragged_by_pointer_reaches_the_kernel(lab, lab_page):
+    run_all(lab_page, lab, "built_in")
+    before = live(lab_page)["state"]["points"]
+    box = lab_page.locator(".metalit-figure .m-handle").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    lab_page.mouse.move(x, y)
+    lab_page.mouse.down()
+    lab_page.mouse.move(x + 30, y - 20, steps=5)
+    lab_page.mouse.up()
+    lab_page.wait_for_timeout(300)
+    moved = live(lab_page)["state"]["points"]
+    assert moved != before
+    wait_for_torch(lab_page, "points", moved)
+
+
+def test_a_meta_loss_of_the_readers_own_is_computed_by_torch_on_the_device_they_pick(lab, lab_page):
+    run_all(lab_page, lab, "own")
+    lab_page.locator(".metalit-figure select[data-key=device]").select_option(label="cpu:0")
+    picked = wait_for_torch(lab_page, "device", "cpu:0")
+    assert "on cpu:0" in picked["by"]
+    slider, before = lab_page.locator(".metalit-figure input[data-key=lr]"), picked["state"]["lr"]
+    slider.focus()
+    lab_page.keyboard.press("ArrowRight")
+    lab_page.wait_for_timeout(200)
+    after = wait_for_torch(lab_page, "lr", live(lab_page)["state"]["lr"])
+    assert after["state"]["lr"] != before
+    import torch.nn.functional as F
+
+    import metalit as ml
+    from metalit import widgets
+    mine = ml.MetaLoss(ml.models.mlp(1, 8, 1, seed=3), F.mse_loss, inner=ml.Adam(lr=0.05, steps=3))
+    twin = widgets.sinusoid({"mine": mine}, left="random", right="mine")
+    twin.move(**after["state"] | {"device": "cpu"})
+    close(after["picture"], twin.picture)
+
+
+def test_a_cell_run_again_leaves_one_figure_and_no_thread(lab, lab_page):
+    run_all(lab_page, lab, "built_in")
+    for _ in range(2):
+        run_cell(lab_page)
+    assert lab_page.locator(".metalit-figure").count() == 1
+    wait_for_torch(lab_page, "device", "cpu")
+
+
+def test_a_stopped_kernel_leaves_a_picture_that_still_moves_and_says_so(lab, lab_page):
+    run_all(lab_page, lab, "built_in")
+    headers = {"Authorization": f"token {TOKEN}"}
+    request = urllib.request.Request(f"{lab}/api/kernels", headers=headers)
+    with urllib.request.urlopen(request) as answer:
+        kernels = json.load(answer)
+    for kernel in kernels:
+        urllib.request.urlopen(urllib.request.Request(f"{lab}/api/kernels/{kernel['id']}", headers=headers,
+                                                      method="DELETE")).close()
+    lab_page.wait_for_timeout(1000)
+    slider = lab_page.locator(".metalit-figure input[data-key=amplitude]")
+    slider.focus()
+    lab_page.keyboard.press("ArrowRight")
+    lab_page.wait_for_function(
+        "document.querySelector('.metalit-figure .m-status').textContent.startsWith('No answer from the kernel')",
+        timeout=15_000)
+    shown = live(lab_page)
+    assert shown["by"] == "browser"
+    from metalit import widgets
+    twin = widgets.sinusoid()
+    twin.move(**shown["state"])
+    close(shown["picture"], twin.picture)
+
+
+def test_a_model_of_the_wrong_size_gives_words_not_a_frozen_picture(lab, lab_page):
+    run_all(lab_page, lab, "wrong")
+    words = lab_page.locator(".metalit-figure .m-message").inner_text()
+    assert re.search(r"wide", words) and re.search(r"one number", words)

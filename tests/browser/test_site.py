@@ -1,0 +1,159 @@
+"""The built site in a real browser: it is silent, complete without a network, searchable, and readable everywhere."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SITE = ROOT / "_site"
+PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")
+               if not {"_static", "_modules"} & set(path.parts))
+CHAPTERS = [page for page in PAGES if re.match(r"\d\d_", page)]
+
+
+def settled(page):
+    "Wait until formulas are drawn and nothing is loading any more."
+    page.wait_for_load_state("networkidle")
+    page.wait_for_function("!document.querySelector('.math') || (window.MathJax && MathJax.startup.promise)")
+    page.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => true) : true")
+
+
+def luminance(colour):
+    "Of a CSS colour, from 0 to 1."
+    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def text_and_ground(page):
+    "The luminance of the text and of what is behind it."
+    return [luminance(colour) for colour in page.evaluate(
+        "[getComputedStyle(document.querySelector('.bd-article')).color, getComputedStyle(document.body).backgroundColor]")]
+
+
+def test_no_page_complains_or_asks_for_anything_elsewhere(site, browser_page):
+    assert len(CHAPTERS) > 40
+    for name in PAGES:
+        if name == "404.html": continue                        # its addresses begin with where the site is published
+        browser_page.goto(f"{site}/{name}")
+        settled(browser_page)
+        assert browser_page.locator("h1").count() >= 1, name
+
+
+def test_formulas_are_drawn_and_their_numbers_lead_somewhere(site, browser_page):
+    browser_page.goto(f"{site}/07_exact_gradient.html")
+    settled(browser_page)
+    raw = browser_page.locator(".bd-article .math").count()
+    assert raw > 30
+    assert browser_page.locator(".bd-article .math mjx-container").count() == raw
+    assert browser_page.locator("mjx-merror, [data-mjx-error]").count() == 0
+    lead = browser_page.evaluate("[...document.querySelectorAll('mjx-container a')].map(a => decodeURIComponent("
+                                 "a.getAttribute('href') || a.getAttribute('xlink:href')))")
+    assert lead and all(browser_page.evaluate("id => !!document.getElementById(id)", link[1:]) for link in set(lead))
+
+
+def test_no_chapter_shows_an_error_in_place_of_a_formula(site, browser_page):
+    for name in CHAPTERS:
+        browser_page.goto(f"{site}/{name}")
+        settled(browser_page)
+        errors = browser_page.locator("mjx-merror, [data-mjx-error], g[fill='red']").all_inner_texts()
+        assert not errors, f"{name}: {errors}"
+
+
+def terms():
+    "A word of each chapter that stands in no title: the rarest of its words, as Sphinx indexed them."
+    index = json.loads((SITE / "searchindex.js").read_text(encoding="utf-8").removeprefix("Search.setIndex(").rstrip(")\n"))
+    found, best = {}, {}
+    for word, pages in index["terms"].items():
+        pages = pages if isinstance(pages, list) else [pages]
+        if not re.fullmatch(r"[a-z]{5,12}", word): continue
+        for page in pages:
+            name = index["docnames"][page]
+            if f"{name}.html" in CHAPTERS and len(pages) < best.get(name, 1000):
+                best[name], found[name] = len(pages), word
+    return found
+
+
+def test_search_finds_a_term_of_each_chapter(site, browser_page):
+    words = terms()
+    assert {f"{name}.html" for name in words} == set(CHAPTERS)
+    for name, word in words.items():
+        browser_page.goto(f"{site}/search.html?q={word}")
+        browser_page.wait_for_selector(f"#search-results a[href*='{name}.html']", timeout=10_000)
+
+
+def test_search_by_keyboard_from_any_page(site, browser_page):
+    browser_page.goto(f"{site}/07_exact_gradient.html")
+    browser_page.keyboard.press("Control+k")
+    browser_page.keyboard.type("reptile")
+    browser_page.keyboard.press("Enter")
+    browser_page.wait_for_selector("#search-results a[href*='21_reptile.html']")
+
+
+def test_dark_follows_the_system_and_the_button_and_holds(site, new_page):
+    page = new_page(color_scheme="dark")
+    page.goto(f"{site}/index.html")
+    text, ground = text_and_ground(page)
+    assert text > 0.6 and ground < 0.1
+    page = new_page(color_scheme="light")
+    page.goto(f"{site}/index.html")
+    text, ground = text_and_ground(page)
+    assert text < 0.3 and ground > 0.9
+    button = page.locator(".article-header-buttons .theme-switch-button")
+    while page.evaluate("document.documentElement.dataset.mode") != "dark": button.click()
+    page.goto(f"{site}/12_plots.html")
+    text, ground = text_and_ground(page)
+    assert text > 0.6 and ground < 0.1
+    behind = page.evaluate("[...document.querySelectorAll('.cell_output img')].map(i => getComputedStyle(i).backgroundColor)")
+    assert behind and set(behind) == {"rgba(0, 0, 0, 0)"}
+
+
+@pytest.mark.parametrize("width", [390, 800, 1600])
+def test_no_page_is_wider_than_its_window(site, new_page, width):
+    page = new_page(viewport={"width": width, "height": 844})
+    for name in PAGES:
+        if name == "404.html": continue
+        page.goto(f"{site}/{name}")
+        settled(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+def test_each_chapter_leads_to_the_next_one_and_back(site, browser_page):
+    browser_page.goto(f"{site}/{CHAPTERS[0]}")
+    for name in CHAPTERS[1:-1]:
+        browser_page.locator("a.right-next").click()
+        assert browser_page.url == f"{site}/{name}"
+    browser_page.locator("a.left-prev").click()
+    assert browser_page.url == f"{site}/{CHAPTERS[-3]}"
+
+
+def test_a_chapter_can_be_edited_launched_downloaded_and_reported(site, browser_page):
+    browser_page.goto(f"{site}/07_exact_gradient.html")
+    links = browser_page.evaluate("[...document.querySelectorAll('.article-header-buttons a')].map(a => a.href)")
+    for part in ("github.com/metalit/metalit/edit/main/nbs/07_exact_gradient.ipynb", "github.com/metalit/metalit/issues/new",
+                 "colab.research.google.com/github/metalit/metalit/blob/main/nbs/07_exact_gradient.ipynb",
+                 "mybinder.org/v2/gh/metalit/metalit/main", "_sources/07_exact_gradient.ipynb"):
+        assert any(part in link for link in links), part
+
+
+def test_a_name_in_a_chapter_leads_to_the_api_and_on_to_the_source(site, browser_page):
+    browser_page.goto(f"{site}/07_exact_gradient.html")
+    browser_page.locator(".makes a").click()
+    assert browser_page.url.startswith(f"{site}/api/metalit.gradient.exact.html")
+    browser_page.locator("dt .viewcode-link").first.click()
+    assert "/_modules/metalit/gradient/exact.html" in browser_page.url
+    assert "class Exact(nn.Module)" in browser_page.locator("pre").inner_text()
+
+
+def test_the_first_page_shows_a_live_figure_at_once(site, browser_page):
+    browser_page.goto(f"{site}/index.html")
+    box = browser_page.locator(".metalit-figure svg").first.bounding_box()
+    assert box["y"] + box["height"] / 2 < 900
+
+
+def test_folded_solutions_open(site, browser_page):
+    browser_page.goto(f"{site}/07_exact_gradient.html")
+    solution = browser_page.locator(".bd-article details").last
+    assert not solution.locator("p").first.is_visible()
+    solution.locator("summary").click()
+    assert solution.locator("p").first.is_visible()

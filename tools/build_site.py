@@ -1,0 +1,156 @@
+"""Build the documentation site from the executed notebooks.
+
+    python tools/build_site.py [--executed FOLDER] [--out FOLDER]
+
+The pages are gathered into a folder that Sphinx then reads: chapters (tools/site_pages.py), a page for
+each module, the results of README.md, and what lies in site/. Warnings of Sphinx are errors.
+"""
+
+import argparse
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import files
+from pathlib import Path
+
+import nbformat
+from check_sync import notebooks_in, settings
+from site_pages import PARTS, page, part, symbol_table
+
+ROOT = Path(__file__).parent.parent
+
+
+def public_names(library):
+    """The names that each module offers, by `__all__`, without importing them."""
+    index = {}
+    for path in sorted(library.rglob("*.py")):
+        module = ".".join(("metalit", *path.relative_to(library).with_suffix("").parts)).removesuffix(".__init__")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+                index[module] = ast.literal_eval(node.value)
+    return index
+
+
+def made_by(library):
+    """The notebook that each module is exported from, as a path from the root of the project."""
+    found = {}
+    for path in sorted(library.rglob("*.py")):
+        module = ".".join(("metalit", *path.relative_to(library).with_suffix("").parts)).removesuffix(".__init__")
+        match = re.search(r"File to edit: (?:\.\./)*(\S+\.ipynb)", path.read_text(encoding="utf-8"))
+        if match:
+            found[module] = match[1]
+    return found
+
+
+class Stage:
+    """The folder that Sphinx reads. Files that stay the same are not written again: builds are quick then."""
+
+    def __init__(self, folder):
+        self.folder, self.written, self.sources = folder, set(), {}
+
+    def write(self, name, content, source):
+        """Put a page there, and remember which file of the project it is made of."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode() if isinstance(content, str) else content
+        if not (path.is_file() and path.read_bytes() == data):
+            path.write_bytes(data)
+        self.written.add(path)
+        self.sources[name] = source
+
+    def sweep(self):
+        """Remove what an earlier build put there and this one did not."""
+        for path in self.folder.rglob("*"):
+            if path.is_file() and path not in self.written:
+                path.unlink()
+
+
+def number_of(name):
+    """The number of a chapter, or None for a page that has none."""
+    return int(name[:2]) if name[:2].isdigit() and name[:2] != "99" else None
+
+
+def contents(chapters):
+    """The table of contents, part by part, as cells of the first page."""
+    trees = [(name, [c for c in chapters if number_of(c) is not None and part(number_of(c)) == name])
+             for _, name in PARTS]
+    trees.append(("Reference", ["results", "api/index", *(c for c in chapters if c.startswith("99_"))]))
+    text = "\n\n".join("\n".join(["```{toctree}", ":hidden:", f":caption: {name}", "", *pages, "```"])
+                       for name, pages in trees if pages)
+    return nbformat.v4.new_markdown_cell(text)
+
+
+def results_page(readme):
+    """The section of README.md with the results, as a page of its own."""
+    section = re.search(r"^## What it reaches\n(.*?)^## ", readme, re.DOTALL | re.MULTILINE)[1]
+    text = re.sub(r"<!--.*?-->\n?", "\n", section).replace("](results/", "](../results/")
+    git = settings(ROOT)["git_url"] + "/blob/main/"
+    text = re.sub(r"(?<!!)(\[[^]]*\])\(\.\./results/", rf"\1({git}results/", text)
+    return "# What it reaches\n" + text.replace("\n### ", "\n## ").replace("(../results/scaling.svg", "(scaling.svg")
+
+
+def module_page(module, source):
+    """A page of the API: one module."""
+    chapter = f"Made by the chapter :doc:`/{Path(source).stem}`.\n\n" if source.startswith("nbs/") else ""
+    return f"{module}\n{'=' * len(module)}\n\n{chapter}.. automodule:: {module}\n   :members:\n   :show-inheritance:\n"
+
+
+def api_page(modules, top):
+    """The entrance to the API: what `import metalit as ml` gives, then every module."""
+    names = "\n".join(f"   ~{name}" for name in top)
+    pages = "\n".join(f"   {module}" for module in modules)
+    return ("The API\n=======\n\nWhat ``import metalit as ml`` gives:\n\n"
+            f".. autosummary::\n   :nosignatures:\n\n{names}\n\n"
+            f"Every module, with the chapter that makes it:\n\n.. toctree::\n   :maxdepth: 1\n\n{pages}\n")
+
+
+def gather(root, executed, folder):
+    """Put all pages into `folder`."""
+    stage, library = Stage(folder), root / "metalit"
+    index, makers = public_names(library), made_by(library)
+    top = set(index.pop("metalit"))
+    table = symbol_table(index, top)
+    # Terms of `import metalit as ml`, in its own order; modules such as ml.tasks have pages already.
+    entrance = [table[f"ml.{name}"] for name in public_names(library)["metalit"]
+                if f"ml.{name}" in table and f"metalit.{name}" not in index]
+
+    paths = notebooks_in(root / "nbs")
+    for path in paths:
+        copy = executed / path.relative_to(root)
+        notebook = page(nbformat.read(copy, as_version=4), number_of(path.name), table)
+        if path.name == "index.ipynb":
+            notebook.cells.append(contents([p.stem for p in paths]))
+        stage.write(path.name, nbformat.writes(notebook), path.relative_to(root).as_posix())
+    for module in index:
+        source = makers.get(module, f"{module.replace('.', '/')}.py")
+        stage.write(f"api/{module}.rst", module_page(module, source), source)
+    stage.write("api/index.rst", api_page(index, entrance), "nbs/99_api.ipynb")
+    stage.write("results.md", results_page((root / "README.md").read_text(encoding="utf-8")), "README.md")
+    stage.write("scaling.svg", (root / "results/scaling.svg").read_bytes(), "results/scaling.svg")
+    stage.write("404.md", (root / "site/404.md").read_text(encoding="utf-8"), "site/404.md")
+    mathjax = next(f for f in files("sphinx-mathjax-offline") if f.name == "tex-svg-full.js")
+    stage.write("static/tex-svg-full.js", mathjax.locate().read_bytes(), "")
+    stage.write("gathered.json", json.dumps({"sources": stage.sources, "names": table}, sort_keys=True), "")
+    stage.sweep()
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--executed", type=Path, default=ROOT / ".cache/executed")
+    parser.add_argument("--out", type=Path, default=ROOT / "_site")
+    args = parser.parse_args(arguments)
+    stage = ROOT / ".cache/site"
+    gather(ROOT, args.executed, stage / "pages")
+    # Pages that are gone must not stay: Sphinx removes nothing.
+    shutil.rmtree(args.out, ignore_errors=True)
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "-c", ROOT / "site",
+               "-d", stage / "doctrees", stage / "pages", args.out]
+    return subprocess.run(command, env=os.environ | {"METALIT_STAGE": str(stage / "pages")}).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Turn executed notebooks into pages of the site: what nbdev's `#|` lines mean, and links to the API.
+
+The rest is left to MyST-NB. Only what the chapters use is understood here:
+
+    #| hide                 the cell is not shown
+    #| echo: false          its output is shown, its code is not
+    #| fig-alt: TEXT        what its figures show, in words
+    #| export, exporti      the code is shown as part of the library
+    #| default_exp MODULE   becomes a line that links to the module's page in the API
+"""
+
+import builtins
+import re
+
+import nbformat
+
+OPTION = re.compile(r"#\s*\|\s*([\w-]+)\s*:?\s*(.*)")
+CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+LINK = re.compile(r"(!?\[[^\]]*\]\([^)]*\))")
+# The parts of the book: the first chapter of each, and its name.
+PARTS = ((0, "The library, up to MAML"), (20, "Other meta-losses"), (30, "Images"), (40, "Live figures"))
+
+
+def part(number):
+    """The name of the part that a chapter is in."""
+    return [name for first, name in PARTS if first <= number][-1]
+
+
+def options(source):
+    """What the `#|` lines at the top of a cell say, and the source without them."""
+    found, lines = {}, source.splitlines()
+    while lines and (match := OPTION.match(lines[0].strip())):
+        found[match[1]] = match[2].strip()
+        lines.pop(0)
+    return found, "\n".join(lines).strip("\n")
+
+
+def symbol_table(index, top):
+    """Names as chapters write them, each with the full name that the API page has.
+
+    `index` maps modules to their public names, `top` is what `import metalit as ml` gives.
+    """
+    table, seen = {}, {}
+    for module, names in index.items():
+        for name in names:
+            full = f"{module}.{name}"
+            table[full] = table["ml" + full.removeprefix("metalit")] = full
+            seen.setdefault(name, []).append(full)
+    for name, places in seen.items():
+        if len(places) == 1:
+            if name in top:
+                table[f"ml.{name}"] = places[0]
+            if (name in top or name[0].isupper() or "_" in name) and not hasattr(builtins, name):
+                table[name] = places[0]
+    return table
+
+
+def linked(text, table):
+    """Markdown whose back-ticked names lead to the API."""
+    def role(match):
+        target = table.get(match[1].removesuffix("()"))
+        return f"{{py:obj}}`{match[1]} <{target}>`" if target else match[0]
+
+    lines, fenced = [], False
+    for line in text.split("\n"):
+        fenced ^= line.lstrip().startswith(("```", "~~~"))
+        if not fenced and not line.lstrip().startswith(("#", "<", "```", "~~~")):
+            pieces = LINK.split(line)
+            pieces[::2] = [CODE.sub(role, piece) for piece in pieces[::2]]
+            line = "".join(pieces)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def defined(notebook):
+    """The names that a notebook's own cells define: they mean themselves, not the library's."""
+    names = set()
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and not {"export", "exporti"} & options(cell.source)[0].keys():
+            names |= set(re.findall(r"^(?:def|class) (\w+)|^(\w+) *=[^=]", cell.source, re.MULTILINE))
+    return {name for pair in names for name in pair if name}
+
+
+def code_page(cell):
+    """A code cell as a page shows it, or None where it shows nothing."""
+    says, cell.source = options(cell.source)
+    if "default_exp" in says:
+        module = "metalit" if says["default_exp"] == "__init__" else f"metalit.{says['default_exp']}"
+        return nbformat.v4.new_markdown_cell(f":::{{container}} makes\nThis chapter makes {{py:mod}}`{module}`.\n:::")
+    if "hide" in says or not cell.source:
+        return None
+    tags = [tag for key, tag in (("export", "exported"), ("exporti", "exported")) if key in says]
+    if says.get("echo") == "false":
+        tags.append("remove-input")
+    cell.metadata["tags"] = tags + cell.metadata.get("tags", [])
+    if "fig-alt" in says:
+        cell.metadata["mystnb"] = {"image": {"alt": says["fig-alt"]}}
+    for output in cell.outputs:
+        # A live figure brings a page of its own; a still and a view that needs a kernel come with it.
+        if "text/html" in output.get("data", {}):
+            output.data = {"text/html": output.data["text/html"]}
+    return cell
+
+
+def page(notebook, number, table):
+    """A chapter as a page; its number goes into its title."""
+    own = defined(notebook)
+    table = {name: full for name, full in table.items() if name not in own}
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = linked(cell.source, table)
+        elif cell.cell_type == "code":
+            cell = code_page(cell)
+        if cell is not None:
+            cells.append(cell)
+    if number is not None:
+        cells[0].source = re.sub(r"^# ", f"# {number}. ", cells[0].source)
+    notebook.cells = cells
+    notebook.metadata.pop("widgets", None)
+    return notebook
+
+
+def restructured(line, table):
+    """A line of a docstring, written in plain Markdown, as reStructuredText."""
+    pieces = CODE.split(line)
+    for number, text in enumerate(pieces):
+        if number % 2 == 0:
+            pieces[number] = re.sub(r"([*_|\\])", r"\\\1", text)
+            # Code ends at a space or a sign; the empty escape lets a letter follow it.
+            if number and pieces[number][:1].isalnum():
+                pieces[number] = "\\ " + pieces[number]
+        elif text in table:
+            pieces[number] = f":py:obj:`{text} <{table[text]}>`"
+        else:
+            pieces[number] = f"``{text}``"
+    return "".join(pieces)
