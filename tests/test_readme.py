@@ -9,10 +9,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_programs_run(capsys):
-    first, second = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    first, second, live = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict = {}
     exec(first.replace("steps=1000", "steps=50"), names)
     exec(second, names)
+    exec(live.replace("widgets.sinusoid", "figure = widgets.sinusoid"), names)
+    assert "message" not in names["figure"].picture
     printed = capsys.readouterr().out
     assert "inner steps      query loss" in printed
     assert "blind on shared curvature?" in printed

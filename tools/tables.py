@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,26 @@ def processes(record: dict[str, Any]) -> str:
             + environment(record["machine"], record["versions"]))
 
 
+def pages(record: dict[str, Any]) -> str:
+    """Weight and speed of the site's pages: those of the five figures, and the middle and the worst of all."""
+    def row(name: str, page: dict[str, Any]) -> list[str]:
+        move = page["move_ms"]
+        return [name, f"{page['bytes'] / 1e3:.0f}", f"{page['gzipped'] / 1e3:.0f}", f"{page['first_picture_ms']:.0f}",
+                f"{move['median']:.0f} ({move['max']:.0f})" if move else ""]
+
+    def over_all(name: str, pick: Callable[[list[float]], float]) -> list[str]:
+        moves = [page["move_ms"] for page in record["pages"].values() if page["move_ms"]]
+        numbers = [pick([page[key] for page in record["pages"].values()])
+                   for key in ("bytes", "gzipped", "first_picture_ms")]
+        return [name, *(f"{number / scale:.0f}" for number, scale in zip(numbers, (1e3, 1e3, 1), strict=True)),
+                f"{pick([move['median'] for move in moves]):.0f} ({pick([move['max'] for move in moves]):.0f})"]
+
+    rows = [row(name, page) for name, page in record["pages"].items() if name[:2] in ("41", "42", "43", "44", "45")]
+    rows += [over_all(f"*median of {len(record['pages'])} pages*", statistics.median), over_all("*worst*", max)]
+    head = ["page", "kB", "kB gzipped", "first picture, ms", "a move, ms: median (worst of 20)"]
+    return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
+
+
 def percent(row: dict[str, Any]) -> str:
     """An accuracy and its interval."""
     return f"{row['accuracy']:.1f} ± {row['ci95']:.1f}"
@@ -156,7 +177,7 @@ def environment(machine: dict[str, Any], versions: dict[str, str]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "comparison": comparison,
     "image_step": image_step, "memory": memory, "processes": processes, "omniglot": omniglot,
-    "omniglot-methods": omniglot_methods}
+    "omniglot-methods": omniglot_methods, "pages": pages}
 
 
 def filled(text: str, results: Path) -> str:

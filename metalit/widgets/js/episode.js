@@ -36,7 +36,7 @@ function imagesOf(spec, pictures, episode) {
   const bytes = pictures.data.subarray(start, start + count * size);
   const found = new Float64Array(bytes.length);
   for (let n = 0; n < count; n++)
-    found.set(channelsLast(bytes.subarray(n * size, (n + 1) * size), 1, channels, height * width), n * size);
+    found.set(bytes.subarray(n * size, (n + 1) * size), n * size);
   return found.map((byte) => byte / 255);
 }
 
@@ -86,7 +86,7 @@ function adapted(spec, { start, episode, lr }) {
 
 // The table of each step for some images: each beside the support images, or all of them beside each other.
 function asked({ support, query, one, ways, tables }, together) {
-  if (!together) return tables(query).map((table) => asRows(table, ways));
+  if (together) return tables(query).map((table) => asRows(table, ways));
   const alone = Array.from({ length: query.length / one }, (_, i) =>
     tables(joined(support, query.subarray(i * one, (i + 1) * one))).map((table) => asRows(table, ways).at(-1)));
   return alone[0].map((_, k) => alone.map((ofOne) => ofOne[k]));
