@@ -36,7 +36,7 @@ function imagesOf(spec, pictures, episode) {
   const bytes = pictures.data.subarray(start, start + count * size);
   const found = new Float64Array(bytes.length);
   for (let n = 0; n < count; n++)
-    found.set(bytes.subarray(n * size, (n + 1) * size), n * size);
+    found.set(channelsLast(bytes.subarray(n * size, (n + 1) * size), 1, channels, height * width), n * size);
   return found.map((byte) => byte / 255);
 }
 
