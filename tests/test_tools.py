@@ -199,6 +199,31 @@ def test_a_book_without_notebooks_fails(tmp_path):
     assert "no notebooks" in done.stderr
 
 
+def test_executed_copies_are_kept_and_used_until_something_changes(tmp_path):
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    write_notebook(tmp_path / "nbs/a.ipynb", "1 + 1")
+    write_notebook(tmp_path / "nbs/b.ipynb", "#| slow\nraise ValueError", "2 + 2")
+    (tmp_path / "metalit").mkdir()
+    (tmp_path / "metalit/one.py").write_text("x = 1\n")
+    keep = ("--keep", tmp_path / "kept")
+    copy = tmp_path / "kept/nbs/a.ipynb"
+
+    assert "a.ipynb" in run_notebooks(tmp_path, *keep, "--reuse").stdout
+    first = json.loads(copy.read_text())
+    assert first["cells"][0]["outputs"][0]["data"]["text/plain"] == ["2"]
+    again = run_notebooks(tmp_path, *keep, "--reuse")
+    assert "2 of 2 notebooks were executed before" in again.stdout and "ok  " not in again.stdout
+    assert "ok  " in run_notebooks(tmp_path, *keep).stdout                   # a test executes, copies or not
+    write_notebook(tmp_path / "nbs/a.ipynb", "1 + 2")
+    assert re.search("ok .*a.ipynb\n1 of 2", run_notebooks(tmp_path, *keep, "--reuse").stdout)
+    (tmp_path / "metalit/one.py").write_text("x = 2\n")
+    assert run_notebooks(tmp_path, *keep, "--reuse").stdout.count("ok  ") == 2
+    write_notebook(tmp_path / "nbs/a.ipynb", "1 / 0")
+    assert run_notebooks(tmp_path, *keep, "--reuse").returncode == 1
+    assert json.loads(copy.read_text())["metadata"]["executed_from"] != first["metadata"]["executed_from"]
+    assert run_notebooks(tmp_path, *keep, "--reuse").returncode == 1         # a failure is not remembered as done
+
+
 # ---- bootstrap.py ----------------------------------------------------------------------------
 
 

@@ -111,11 +111,13 @@ def api_page(modules, top):
 def gather(root, executed, folder):
     """Put all pages into `folder`."""
     stage, library = Stage(folder), root / "metalit"
-    index, makers = public_names(library), made_by(library)
-    top = set(index.pop("metalit"))
-    table = symbol_table(index, top)
+    names, makers = public_names(library), made_by(library)
+    # Packages only pass on what their modules make: names have one page, that of the module.
+    packages = {module for module in names if any(other.startswith(f"{module}.") for other in names)}
+    index = {module: offered for module, offered in names.items() if module not in packages}
+    table = symbol_table(index, set(names["metalit"]))
     # Terms of `import metalit as ml`, in its own order; modules such as ml.tasks have pages already.
-    entrance = [table[f"ml.{name}"] for name in public_names(library)["metalit"]
+    entrance = [table[f"ml.{name}"] for name in names["metalit"]
                 if f"ml.{name}" in table and f"metalit.{name}" not in index]
 
     paths = notebooks_in(root / "nbs")

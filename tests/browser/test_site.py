@@ -1,6 +1,7 @@
 """The built site in a real browser: it is silent, complete without a network, searchable, and readable everywhere."""
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -13,7 +14,8 @@ CHAPTERS = [page for page in PAGES if re.match(r"\d\d_", page)]
 def settled(page):
     "Wait until the formulas are drawn."
     page.evaluate("""async () => {
-        while (document.querySelector('.math') && !window.MathJax?.startup?.promise) await new Promise(r => setTimeout(r, 20));
+        const later = () => new Promise(done => setTimeout(done, 20));
+        while (document.querySelector('.math') && !window.MathJax?.startup?.promise) await later();
         await window.MathJax?.startup?.promise;
     }""")
 
@@ -27,7 +29,8 @@ def luminance(colour):
 def text_and_ground(page):
     "The luminance of the text and of what is behind it."
     return [luminance(colour) for colour in page.evaluate(
-        "[getComputedStyle(document.querySelector('.bd-article')).color, getComputedStyle(document.body).backgroundColor]")]
+        "[getComputedStyle(document.querySelector('.bd-article')).color,"
+        " getComputedStyle(document.body).backgroundColor]")]
 
 
 def test_every_page_is_silent_and_fits_into_every_window(site, browser_page):
@@ -58,7 +61,8 @@ def test_formulas_are_drawn_and_their_numbers_lead_somewhere(site, browser_page)
 
 def terms():
     "A word of each chapter that stands in no title: the rarest of its words, as Sphinx indexed them."
-    index = json.loads((SITE / "searchindex.js").read_text(encoding="utf-8").removeprefix("Search.setIndex(").rstrip(")\n"))
+    script = (SITE / "searchindex.js").read_text(encoding="utf-8")
+    index = json.loads(script.removeprefix("Search.setIndex(").rstrip(")\n"))
     found, best = {}, {}
     for word, pages in index["terms"].items():
         pages = pages if isinstance(pages, list) else [pages]
@@ -95,12 +99,13 @@ def test_dark_follows_the_system_and_the_button_and_holds(site, new_page):
     page.goto(f"{site}/index.html")
     text, ground = text_and_ground(page)
     assert text < 0.3 and ground > 0.9
-    button = page.locator(".article-header-buttons .theme-switch-button")
-    while page.evaluate("document.documentElement.dataset.mode") != "dark": button.click()
+    page.locator(".article-header-buttons .theme-switch-button").click()
+    page.locator(".article-header-buttons .theme-change-button[data-mode=dark]").click()
     page.goto(f"{site}/12_plots.html")
     text, ground = text_and_ground(page)
     assert text > 0.6 and ground < 0.1
-    behind = page.evaluate("[...document.querySelectorAll('.cell_output img')].map(i => getComputedStyle(i).backgroundColor)")
+    behind = page.evaluate("[...document.querySelectorAll('.cell_output img')]"
+                           ".map(image => getComputedStyle(image).backgroundColor)")
     assert behind and set(behind) == {"rgba(0, 0, 0, 0)"}
 
 
@@ -110,14 +115,15 @@ def test_each_chapter_leads_to_the_next_one_and_back(site, browser_page):
     browser_page.wait_for_url(f"{site}/{CHAPTERS[7]}")
     browser_page.locator("a.left-prev").click()
     browser_page.wait_for_url(f"{site}/{CHAPTERS[6]}")
-    for name, following in zip(CHAPTERS, CHAPTERS[1:-1], strict=False):
+    for name, following in pairwise(CHAPTERS[:-1]):
         assert f'class="right-next"\n       href="{following}"' in (SITE / name).read_text(encoding="utf-8"), name
 
 
 def test_a_chapter_can_be_edited_launched_downloaded_and_reported(site, browser_page):
     browser_page.goto(f"{site}/07_exact_gradient.html")
     links = browser_page.evaluate("[...document.querySelectorAll('.article-header-buttons a')].map(a => a.href)")
-    for part in ("github.com/metalit/metalit/edit/main/nbs/07_exact_gradient.ipynb", "github.com/metalit/metalit/issues/new",
+    for part in ("github.com/metalit/metalit/edit/main/nbs/07_exact_gradient.ipynb",
+                 "github.com/metalit/metalit/issues/new",
                  "colab.research.google.com/github/metalit/metalit/blob/main/nbs/07_exact_gradient.ipynb",
                  "mybinder.org/v2/gh/metalit/metalit/main", "_sources/07_exact_gradient.ipynb"):
         assert any(part in link for link in links), part

@@ -1,0 +1,169 @@
+"""The scripts behind `make site`: pages from notebooks, and each check of the built site shown to fail."""
+import nbformat
+import pytest
+from build_site import contents, module_page, public_names, results_page
+from check_site import VIEW, problems
+from site_pages import linked, options, page, part, restructured, symbol_table
+
+TABLE = {"ml.Exact": "metalit.gradient.exact.Exact", "Exact": "metalit.gradient.exact.Exact"}
+GOOD = """<html><head><link rel="stylesheet" href="book.css"></head><body><h1 id="top">A page</h1>
+<a href="#top">up</a> <a href="other.html#there">over</a> <a href="https://example.org">away</a>
+<img src="_images/a.svg" alt="Two curves that cross."><div>\\[x \\tag{1}\\label{eq:x}\\] \\(\\eqref{eq:x}\\)</div>
+<pre><code>x = 1  # a comment</code></pre><script>const text = "https://example.org";</script></body></html>"""
+
+
+def code(source, **cell):
+    return nbformat.v4.new_code_cell(source, execution_count=1, **cell)
+
+
+def markdown(source):
+    return nbformat.v4.new_markdown_cell(source)
+
+
+def book(*cells):
+    return nbformat.v4.new_notebook(cells=list(cells))
+
+
+# ---- from notebooks to pages -------------------------------------------------------------------
+
+
+def test_options_are_taken_off_the_source():
+    assert options("#| export\n#| fig-alt: A line: it falls.\n\nx = 1") == (
+        {"export": "", "fig-alt": "A line: it falls."}, "x = 1")
+    assert options("x = 1\n#| export") == ({}, "x = 1\n#| export")
+
+
+def test_a_chapter_as_a_page():
+    data = {"text/html": "<b>", VIEW: {}, "image/png": "aa", "text/plain": "x"}
+    figure = nbformat.v4.new_output("display_data", data)
+    made = page(book(markdown("# A title\n\nSee `Exact`."), code("#| default_exp gradient.exact"), code("#| hide\nx"),
+                     code("#| export\nx = 1"),
+                     code("#| echo: false\n#| fig-alt: A line.\nx", outputs=[figure])), 7, TABLE)
+    title, makes, exported, drawn = made.cells
+    assert title.source == "# 7. A title\n\nSee {py:obj}`Exact <metalit.gradient.exact.Exact>`."
+    assert "{py:mod}`metalit.gradient.exact`" in makes.source
+    assert (exported.source, exported.metadata.tags) == ("x = 1", ["exported"])
+    assert (drawn.source, drawn.metadata.tags) == ("x", ["remove-input"])
+    assert drawn.metadata.mystnb == {"image": {"alt": "A line."}}
+    assert drawn.outputs[0].data == {"text/html": "<b>"}
+
+
+def test_names_that_a_chapter_defines_itself_are_not_the_librarys():
+    own = page(book(markdown("# T\n\n`Exact`"), code("class Exact: pass")), None, TABLE)
+    assert own.cells[0].source == "# T\n\n`Exact`"
+    exported = page(book(markdown("# T\n\n`Exact`"), code("#| export\nclass Exact: pass")), None, TABLE)
+    assert "py:obj" in exported.cells[0].source
+
+
+@pytest.mark.parametrize("text", ["# `Exact`", "```\n`Exact`\n```", "[`Exact`](a.ipynb)", "``Exact``", "`exact`",
+                                  "<summary>`Exact`</summary>"])
+def test_what_is_not_linked(text):
+    assert linked(text, TABLE) == text
+
+
+def test_names_of_the_library():
+    table = symbol_table({"metalit.tasks": ["Task", "split", "take_two"], "metalit.a": ["Same"], "metalit.b": ["Same"]},
+                         {"Task"})
+    assert table["Task"] == table["ml.Task"] == table["ml.tasks.Task"] == table["metalit.tasks.Task"]
+    assert "take_two" in table and "split" not in table and "Same" not in table and "ml.split" not in table
+
+
+def test_docstrings_are_plain_markdown():
+    assert restructured("`x`s and *y*, `Exact` of a_ | b", TABLE) == (
+        r"``x``\ s and \*y\*, :py:obj:`Exact <metalit.gradient.exact.Exact>` of a\_ \| b")
+
+
+def test_parts_and_contents():
+    assert [part(n) for n in (0, 19, 20, 31, 46)] == [part(1), part(2), part(29), part(38), part(40)]
+    text = contents(["00_a", "20_b", "99_api"]).source
+    assert text.index("00_a") < text.index(f":caption: {part(20)}") < text.index("20_b") < text.index("api/index")
+
+
+def test_modules_and_results(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/sgd.py").write_text('__all__ = ["SGD"]\nraise RuntimeError("this is not imported")\n')
+    assert public_names(tmp_path) == {"metalit.inner.sgd": ["SGD"]}
+    assert ":doc:`/03_inner`" in module_page("metalit.inner.sgd", "nbs/03_inner.ipynb")
+    readme = ("## Use\n\n## What it reaches\n<!-- table: a -->\n| a |\n\n### Speed\n![x](results/scaling.svg)\n\n"
+              "## Next\n")
+    made = results_page(readme)
+    assert made.startswith("# What it reaches") and "## Speed" in made and "(scaling.svg)" in made
+    assert "table:" not in made and "Next" not in made
+
+
+# ---- the checks --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(tmp_path):
+    "A site of two pages without a fault, and the notebook that it was made from."
+    site, notebooks = tmp_path / "site", tmp_path / "pages"
+    (site / "_images").mkdir(parents=True)
+    notebooks.mkdir()
+    (site / "index.html").write_text(GOOD)
+    (site / "other.html").write_text('<p id="there">here</p>')
+    (site / "book.css").write_text("p { background: url(data:image/png;base64,aa) }")
+    (site / "_images/a.svg").write_text("<svg/>")
+    skipped = nbformat.v4.new_code_cell("never()", metadata={"tags": ["skip-execution"]})
+    nbformat.write(book(code("1"), skipped), notebooks / "index.ipynb")
+    return site, notebooks
+
+
+def found(built, **options):
+    return [f"{path.name} {message}" for path, message in problems(*built, **options)]
+
+
+def test_a_good_site_passes(built):
+    assert found(built) == []
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), [
+    ("other.html#there", "gone.html", "leads to gone.html, which is not there"),
+    ("other.html#there", "other.html#gone", "no such anchor"),
+    ("#top", "#gone", "no such anchor"),
+    ('href="book.css"', 'href="https://cdn.example.org/book.css"', "loads https://cdn.example.org/book.css"),
+    ("<script>", '<script src="//cdn.example.org/a.js"></script><script>', "loads //cdn.example.org/a.js"),
+    ("<script>", '<script>import { a } from "https://cdn.example.org/a.js"; ', "from elsewhere"),
+    ("<script>", "<style>@font-face { src: url('https://cdn.example.org/f.woff') }</style><script>", "from elsewhere"),
+    ("_images/a.svg", "https://example.org/a.svg", "loads https://example.org/a.svg"),
+    ("x = 1  #", "#| export\nx = 1  #", "meant for nbdev: #| export"),
+    (' alt="Two curves that cross."', "", "without an alt text"),
+    ("Two curves that cross.", "figure", "without an alt text"),
+    (r"\eqref{eq:x}", r"\eqref{eq:y}", "refers to the equation 'eq:y'"),
+    ("<script>", f'<script type="{VIEW}">{{}}</script><script>', "widget that needs a kernel"),
+])
+def test_each_fault_of_a_page_is_found(built, good, bad, message):
+    assert good in GOOD
+    (built[0] / "index.html").write_text(GOOD.replace(good, bad, 1))
+    assert len(complaints := found(built)) == 1 and message in complaints[0]
+
+
+def test_a_font_of_a_style_sheet_that_comes_from_elsewhere_is_found(built):
+    (built[0] / "book.css").write_text('@import "https://fonts.example.org/a.css";')
+    assert "from elsewhere" in found(built)[0]
+
+
+def test_heavy_pages_are_found_with_their_images(built):
+    assert found(built, limit=len(GOOD) + 6) == []
+    (built[0] / "_images/a.svg").write_text("<svg>" + " " * 1000 + "</svg>")
+    assert "index.html weighs" in found(built, limit=len(GOOD) + 6)[0]
+
+
+def test_links_from_the_root_of_the_site_are_followed(built):
+    (built[0] / "404.html").write_text('<a href="/metalit/other.html">')
+    assert found(built, prefix="/metalit") == []
+    assert len(found(built)) == 1
+
+
+@pytest.mark.parametrize(("cell", "message"), [
+    (nbformat.v4.new_code_cell("1"), "cell 0 did not run"),
+    (code("1", outputs=[nbformat.v4.new_output("error", ename="ValueError")]), "cell 0 raised ValueError"),
+    (code("1", outputs=[nbformat.v4.new_output("display_data", {VIEW: {}, "text/plain": "x"})]), "needs a kernel"),
+])
+def test_each_fault_of_a_notebook_is_found(built, cell, message):
+    nbformat.write(book(cell), built[1] / "index.ipynb")
+    assert len(complaints := found(built)) == 1 and message in complaints[0]
+
+
+def test_an_empty_site_is_no_good_site(tmp_path):
+    assert problems(tmp_path, tmp_path) == [(tmp_path, "has no pages")]
