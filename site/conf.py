@@ -54,6 +54,7 @@ add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 90
 viewcode_line_numbers = True
+viewcode_follow_imported_members = False  # a page for each module, made by itself
 
 # ---- the look ----------------------------------------------------------------------------------
 html_theme = "sphinx_book_theme"

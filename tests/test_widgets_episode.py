@@ -15,7 +15,7 @@ from torch import nn
 
 import metalit as ml
 from metalit.models import Conv4
-from metalit.widgets.episode import (
+from metalit.widgets.episodes import (
     LABELS,
     LRS,
     as_conv,

@@ -14,8 +14,8 @@ import metalit as ml
 from metalit.models import Point, mlp
 from metalit.tasks import curvature, half_square
 from metalit.widgets.figure import SCRIPTS, finite
-from metalit.widgets.rewards import RATES, REMARKS, best_start, rewards
-from metalit.widgets.two_parameters import (
+from metalit.widgets.landscape import RATES, REMARKS, best_start, rewards
+from metalit.widgets.plane import (
     CHOICES,
     four_bowls,
     frames_of,

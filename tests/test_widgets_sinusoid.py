@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import metalit as ml
-from metalit.widgets.sinusoid import GRID, LABELS, LRS, MOST_POINTS, POINTS, as_net, scene, sinusoid, start, trained
+from metalit.widgets.sinusoids import GRID, LABELS, LRS, MOST_POINTS, POINTS, as_net, scene, sinusoid, start, trained
 
 RUN = """
 import { compute } from "./metalit/widgets/js/sinusoid.js";

@@ -147,11 +147,16 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     stage = ROOT / ".cache/site"
     gather(ROOT, args.executed, stage / "pages")
-    # Pages that are gone must not stay: Sphinx removes nothing.
-    shutil.rmtree(args.out, ignore_errors=True)
+    # Into an empty folder, for Sphinx removes no page that is gone; and aside, so that the old site outlives a failure.
+    fresh = stage / "html"
+    shutil.rmtree(fresh, ignore_errors=True)
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "-c", ROOT / "site",
-               "-d", stage / "doctrees", stage / "pages", args.out]
-    return subprocess.run(command, env=os.environ | {"METALIT_STAGE": str(stage / "pages")}).returncode
+               "-d", stage / "doctrees", stage / "pages", fresh]
+    code = subprocess.run(command, env=os.environ | {"METALIT_STAGE": str(stage / "pages")}).returncode
+    if code == 0:
+        shutil.rmtree(args.out, ignore_errors=True)
+        shutil.move(fresh, args.out)
+    return code
 
 
 if __name__ == "__main__":

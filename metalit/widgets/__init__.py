@@ -6,13 +6,13 @@
 __all__ = ['LiveFigure', 'sinusoid', 'two_parameters', 'rewards', 'episode', 'training_run', 'explore']
 
 # %% ../../nbs/49_widgets.ipynb #dbe78f04
-from .episode import episode
-from .explore import explore
+from .episodes import episode
+from .explorer import explore
 from .figure import LiveFigure
-from .rewards import rewards
-from .sinusoid import sinusoid
+from .landscape import rewards
+from .sinusoids import sinusoid
 from .training import training_run
-from .two_parameters import two_parameters
+from .plane import two_parameters
 
 # %% ../../nbs/49_widgets.ipynb #12224c1b
 _all_ = [LiveFigure, sinusoid, two_parameters, rewards, episode, training_run, explore]

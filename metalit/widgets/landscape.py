@@ -16,7 +16,7 @@ from ..meta_loss import MetaLoss
 from ..models import Point
 from ..tasks import Task, half_square
 from .figure import LiveFigure, Picture, State
-from metalit.widgets.two_parameters import (
+from metalit.widgets.plane import (
     CHOICES,
     GRID,
     REACH,

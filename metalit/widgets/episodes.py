@@ -24,7 +24,7 @@ from ..methods import MAML
 from ..models import Conv4
 from ..tasks import Episodes, Family, Split, Task, check_task
 from .figure import LiveFigure, Picture, State, pack
-from .sinusoid import is_plain
+from .sinusoids import is_plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
