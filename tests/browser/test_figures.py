@@ -62,7 +62,7 @@ def slide_by_pointer(page, figure):
 def test_every_chapter_has_a_figure_that_moves_by_pointer_and_every_control_of_it_by_keyboard(site, browser_page, name):
     found = figures(browser_page, site, name)
     assert found.count() > 0, "a chapter without a live figure"
-    figure = found.first
+    figure = found.last if name.startswith("45") else found.first  # its first figure waits for a training
     assert not figure.locator(".m-message").is_visible(), figure.locator(".m-message").inner_text()
     controls = figure.locator("input[data-key], select[data-key]")
     assert controls.count() > 0
@@ -137,7 +137,8 @@ def test_the_line_on_the_page_goes_through_the_numbers(site, browser_page):
 def test_a_page_without_javascript_shows_a_picture_and_says_so(site, new_page, name):
     page = new_page(java_script_enabled=False)
     page.goto(f"{site}/{name}.html")
-    assert page.get_by_text("This figure moves where JavaScript is allowed").count() > 0
+    words = page.locator("noscript p").first
+    assert words.is_visible() and words.inner_text().startswith("This figure moves where JavaScript is allowed")
     picture = page.locator("[id^=metalit-] img").first
     assert picture.get_attribute("alt") and picture.bounding_box()["width"] > 200
 

@@ -103,7 +103,8 @@ export const svg = (tag, attributes, ...children) =>
   node(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 const STYLE = `
-.metalit-figure { color: inherit; font-size: 14px; line-height: 1.4; max-width: 60rem; margin: .5rem 0 1rem; }
+.metalit-figure { color: inherit; font-size: 14px; line-height: 1.4; max-width: 60rem; margin: .5rem 0 1rem;
+  overflow-x: clip; }
 .metalit-figure * { box-sizing: border-box; }
 .metalit-figure .m-panels { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: flex-start; }
 .metalit-figure .m-panel { flex: 1 1 var(--basis, 18rem); min-width: min(100%, 16rem); }
@@ -144,6 +145,8 @@ const STYLE = `
 const MARGIN = { left: 44, right: 10, top: 20, bottom: 34 };  // pixels; the name of the y axis stands on top
 const GAP_BETWEEN_TICKS = 70;
 let plotsMade = 0;
+
+const near = (pixel) => Math.min(1e5, Math.max(-1e5, pixel));
 
 class Plot {
   constructor(ui, { label, x, y, xlabel = "", ylabel = "", height = 0.72, log = "", square = false }) {
@@ -188,12 +191,13 @@ class Plot {
     this.frame();
   }
 
-  px(x) { return this.box.x + ((x - this.x[0]) / (this.x[1] - this.x[0])) * this.box.width; }
+  // Far beyond the window a pixel stays a number that SVG can read.
+  px(x) { return near(this.box.x + ((x - this.x[0]) / (this.x[1] - this.x[0])) * this.box.width); }
 
   py(y) {
     const [low, high] = this.log === "y" ? this.y.map(Math.log10) : this.y;
     const at = this.log === "y" ? Math.log10(Math.max(y, 1e-300)) : y;
-    return this.box.y + this.box.height - ((at - low) / (high - low)) * this.box.height;
+    return near(this.box.y + this.box.height - ((at - low) / (high - low)) * this.box.height);
   }
 
   // Where a pointer is, in the units of the axes.
@@ -265,8 +269,7 @@ class Plot {
     element.setAttribute("stroke", colour(look.colour));
     element.setAttribute("stroke-width", width);
     element.setAttribute("stroke-dasharray", dash === true ? "6 4" : dash || "none");
-    // Far beyond the window a path is cut off by numbers, not only by the clip: huge pixels upset some renderers.
-    const pixel = (v) => Math.min(1e5, Math.max(-1e5, v)).toFixed(2);
+    const pixel = (v) => v.toFixed(2);
     let open = false;
     element.setAttribute("d", Array.from(xs, (x, i) => {
       if (!Number.isFinite(x) || ys[i] === null || !Number.isFinite(ys[i])) { open = false; return ""; }
