@@ -36,9 +36,9 @@ lab: setup ## open the book in JupyterLab, on this machine only
 	@test "$$(id -u)" != 0 || root=--allow-root; \
 	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 $$root nbs $(LAB_ARGS)
 
-test: setup ## prove that everything holds: the six commands below, in turn
+test: setup ## prove that everything holds: the five commands below, in turn
 	@failed=; \
-	for part in sync lint notebooks js pytest site-test; do \
+	for part in sync lint notebooks js pytest; do \
 	  echo; echo "== $$part"; \
 	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
