@@ -36,7 +36,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     if device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); "
                          "'cpu' always can, and 'auto' takes a GPU where there is one") from error
 

@@ -1,12 +1,18 @@
 """What several test modules need and no fixture can be: small functions for closed forms, runs, and the command."""
+import json
+import os
+import shutil
+import subprocess
 from functools import partial
 
+import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 
 import metalit as ml
 from metalit.cli import main
+from metalit.widgets.figure import SCRIPTS
 
 
 def close(actual, expected, atol=1e-10):
@@ -58,3 +64,18 @@ def metalit(*arguments, code: int = 0) -> str:
     result = CliRunner().invoke(main, [str(a) for a in arguments], prog_name="metalit")
     assert result.exit_code == code, result.output
     return result.output
+
+
+def in_javascript(figure, *states):
+    "The pictures that a figure's script computes for some states. Without node the test skips, or fails in CI."
+    if shutil.which("node") is None:
+        if os.environ.get("METALIT_NEED_BROWSER") == "1": pytest.fail("node is not installed, and it is needed here")
+        pytest.skip("node is not installed: the figure's script cannot be run")
+    program = (f'import {{ compute }} from "{(SCRIPTS / figure.name).resolve().as_uri()}.js";\n'
+               'import { readFileSync } from "node:fs";\n'
+               'const { spec, states } = JSON.parse(readFileSync(0, "utf8"));\n'
+               'process.stdout.write(JSON.stringify(states.map((state) => compute(spec, state))));\n')
+    run = subprocess.run(["node", "--input-type=module", "-e", program], text=True, capture_output=True, timeout=60,
+                         input=json.dumps({"spec": figure.spec, "states": states}, allow_nan=False))
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)

@@ -2,15 +2,13 @@
 import base64
 import copy
 import json
-import os
 import random
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import in_javascript
 from torch import nn
 
 import metalit as ml
@@ -27,18 +25,6 @@ from metalit.widgets.episodes import (
     trained,
 )
 
-RUN = """
-import { compute } from "./metalit/widgets/js/episode.js";
-import { readFileSync } from "node:fs";
-const { spec, states } = JSON.parse(readFileSync(0, "utf8"));
-const pictures = states.map((state) => compute(spec, state));
-const last = states.at(-1), begin = performance.now();
-compute(spec, { ...last, lr: 0.123 });
-const fresh = performance.now() - begin, again = performance.now();
-compute(spec, { ...last, lr: 0.123, drawing: spec.drawn ?? "" });
-process.stdout.write(JSON.stringify({ pictures, fresh, drawn: performance.now() - again }));
-"""
-
 
 @pytest.fixture(scope="module")
 def figure():
@@ -50,22 +36,6 @@ def figure():
 def shown():
     "The episodes that come with it."
     return built_in()
-
-
-def in_node(figure, states):
-    "What the browser's script computes, by node, and how long it takes."
-    if shutil.which("node") is None:
-        if os.environ.get("METALIT_NEED_BROWSER") == "1": pytest.fail("node is not installed, and it is needed here")
-        pytest.skip("node is not installed: the figure's script cannot be run")
-    spec = figure.spec | {"drawn": sketch(random.Random(0))}
-    run = subprocess.run(["node", "--input-type=module", "-e", RUN], text=True, capture_output=True, check=True,
-                         input=json.dumps({"spec": spec, "states": states}, allow_nan=False))
-    return json.loads(run.stdout)
-
-
-def in_javascript(figure, *states):
-    "The pictures of some states, by the browser's script."
-    return in_node(figure, list(states))["pictures"]
 
 
 def sketch(draw, size=28):
@@ -165,16 +135,9 @@ def test_the_record_speaks_of_these_weights():
     assert all(torch.equal(a, b) for a, b in zip(trained("random").parameters(), fresh.parameters(), strict=True))
 
 
-def test_weights_are_small_and_a_state_is_quick(figure):
+def test_weights_are_small(figure):
     weights = sum(len(part["b64"]) for one in figure.spec["starts"].values() for part in one["net"].values())
     assert weights < 160_000 and len(figure.html()) < 700_000
-    times = [in_node(figure, [figure.state]) for _ in range(3)]
-    assert min(time["drawn"] for time in times) < 100        # of several: another process may be in the way
-
-
-def test_a_drawing_costs_no_adaptation(figure):
-    times = [in_node(figure, [figure.state]) for _ in range(3)]
-    assert min(time["drawn"] for time in times) < min(time["fresh"] for time in times) / 2
 
 
 def test_an_empty_drawing_is_none(shown):

@@ -1,19 +1,17 @@
 """The figures in two parameters: torch against JavaScript on random states, against the library, and bad input."""
 import json
-import os
 import random
-import shutil
-import subprocess
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import in_javascript
 from torch.testing import assert_close
 
 import metalit as ml
 from metalit.models import Point, mlp
 from metalit.tasks import curvature, half_square
-from metalit.widgets.figure import SCRIPTS, finite
+from metalit.widgets.figure import finite
 from metalit.widgets.landscape import RATES, REMARKS, best_start, rewards
 from metalit.widgets.plane import (
     CHOICES,
@@ -25,33 +23,11 @@ from metalit.widgets.plane import (
     values_at,
 )
 
-NODE = shutil.which("node")
-
-
-@pytest.fixture
-def node():
-    "Node.js: a machine without it skips, unless it promised to have it."
-    if NODE is None:
-        if os.environ.get("METALIT_NEED_BROWSER") == "1": pytest.fail("node is missing, but METALIT_NEED_BROWSER=1")
-        pytest.skip("node is not installed: the JavaScript cannot be compared")
-    return NODE
-
 
 @pytest.fixture
 def net_loss():
     "A meta-loss that was made for a network on sine waves."
     return ml.MetaLoss(mlp(1, 4, 1), F.mse_loss, inner=ml.MetaSGD(mlp(1, 4, 1), lr=0.01), chunk_size=2)
-
-
-def in_javascript(node, figure, states):
-    "What the browser would compute for some states of a figure."
-    program = (f'import {{ compute }} from "{(SCRIPTS / figure.name).resolve().as_uri()}.js";\n'
-               'import fs from "node:fs";\nconst { spec, states } = JSON.parse(fs.readFileSync(0, "utf8"));\n'
-               'process.stdout.write(JSON.stringify(states.map((state) => compute(spec, state))));\n')
-    run = subprocess.run([node, "--input-type=module", "-e", program], text=True, capture_output=True, timeout=60,
-                         input=json.dumps({"spec": figure.spec, "states": states}))
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
 
 
 def largest_gap(torch_says, javascript_says):
@@ -74,33 +50,33 @@ def drawn(generator, key, names):
 
 
 @pytest.mark.parametrize("shown", CHOICES)
-def test_two_parameters_is_the_same_in_both_languages(node, shown):
+def test_two_parameters_is_the_same_in_both_languages(shown):
     figure, generator, states, pictures = two_parameters(), random.Random(shown), [], []
     for _ in range(4):
         arrows = {f"arrow_{name}": generator.random() < 0.7 for name in CHOICES}
         figure.move(**drawn(generator, "shown", [shown]), **arrows)
         states.append(figure.state)
         pictures.append(figure.picture)
-    for state, ours, theirs in zip(states, pictures, in_javascript(node, figure, states), strict=True):
+    for state, ours, theirs in zip(states, pictures, in_javascript(figure, *states), strict=True):
         assert largest_gap(ours, theirs) < 1e-8, state
 
 
 @pytest.mark.parametrize("loss", CHOICES)
-def test_rewards_is_the_same_in_both_languages(node, loss):
+def test_rewards_is_the_same_in_both_languages(loss):
     figure, generator, states, pictures = rewards(), random.Random(loss), [], []
     for _ in range(4):
         figure.move(**drawn(generator, "loss", [loss]), count=generator.randint(0, 40),
                     outer=generator.choice([0.1, 0.5, 1.0]))
         states.append(figure.state)
         pictures.append(figure.picture)
-    for state, ours, theirs in zip(states, pictures, in_javascript(node, figure, states), strict=True):
+    for state, ours, theirs in zip(states, pictures, in_javascript(figure, *states), strict=True):
         assert largest_gap(ours, theirs) < 1e-8, state
 
 
-def test_other_bowls_are_the_same_in_both_languages(node):
+def test_other_bowls_are_the_same_in_both_languages():
     task = ml.tasks.Quadratics(2, shift=0.5).batch(3, seed=4)
     for figure in (two_parameters(task=task), rewards(task=task)):
-        assert largest_gap(figure.picture, in_javascript(node, figure, [figure.state])[0]) < 1e-8
+        assert largest_gap(figure.picture, in_javascript(figure, figure.state)[0]) < 1e-8
 
 
 def test_a_gap_is_seen():
@@ -147,9 +123,9 @@ def test_a_readers_own_meta_loss_moves_and_has_its_frames(net_loss, make, key):
 
 
 @pytest.mark.parametrize(("make", "key"), [(two_parameters, "shown"), (rewards, "loss")])
-def test_the_browser_leaves_a_readers_own_meta_loss_to_torch(node, net_loss, make, key):
+def test_the_browser_leaves_a_readers_own_meta_loss_to_torch(net_loss, make, key):
     figure = make({"mine": net_loss})
-    assert in_javascript(node, figure, [figure.state]) == [None]
+    assert in_javascript(figure, figure.state) == [None]
 
 
 def test_without_own_meta_losses_there_are_no_frames():

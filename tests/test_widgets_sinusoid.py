@@ -2,41 +2,22 @@
 import copy
 import json
 import math
-import os
 import random
-import shutil
-import subprocess
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import in_javascript
 from torch import nn
 
 import metalit as ml
 from metalit.widgets.sinusoids import GRID, LABELS, LRS, MOST_POINTS, POINTS, as_net, scene, sinusoid, start, trained
-
-RUN = """
-import { compute } from "./metalit/widgets/js/sinusoid.js";
-import { readFileSync } from "node:fs";
-const { spec, states } = JSON.parse(readFileSync(0, "utf8"));
-process.stdout.write(JSON.stringify(states.map((state) => compute(spec, state))));
-"""
 
 
 @pytest.fixture(scope="module")
 def figure():
     "The figure as the book shows it."
     return sinusoid()
-
-
-def in_javascript(figure, states):
-    "The pictures that the browser's script computes, by node."
-    if shutil.which("node") is None:
-        if os.environ.get("METALIT_NEED_BROWSER") == "1": pytest.fail("node is not installed, and it is needed here")
-        pytest.skip("node is not installed: the figure's script cannot be run")
-    run = subprocess.run(["node", "--input-type=module", "-e", RUN], text=True, capture_output=True, check=True,
-                         input=json.dumps({"spec": figure.spec, "states": states}, allow_nan=False))
-    return json.loads(run.stdout)
 
 
 def random_states(figure, count, seed):
@@ -71,19 +52,19 @@ def test_the_browser_computes_what_torch_computes(figure):
     expected = [figure._picture(state) for state in states]
     blown = [picture[which]["blown"] is not None for picture in expected for which in ("left", "right")]
     assert 5 < sum(blown) < len(blown) - 20                  # both kinds of path are among them
-    for i, found in enumerate(in_javascript(figure, states)): assert_same(found, expected[i], f"state {i}")
+    for i, found in enumerate(in_javascript(figure, *states)): assert_same(found, expected[i], f"state {i}")
 
 
 def test_the_browser_computes_a_tanh_network_of_the_reader_as_torch_does():
     model = ml.models.mlp(1, 7, 5, 1, activation=nn.Tanh, seed=4).double()
     figure = sinusoid({"mine": ml.MAML(model, F.mse_loss)}, left="random", steps=4, lr=0.02)
     assert figure.frames == []
-    assert_same(in_javascript(figure, [figure.state])[0], figure.picture)
+    assert_same(in_javascript(figure, *[figure.state])[0], figure.picture)
 
 
 def test_what_only_torch_can_compute_the_browser_leaves_to_it():
     figure = sinusoid({"mine": ml.MetaLoss(trained("maml"), F.mse_loss, inner=ml.Adam())})
-    assert in_javascript(figure, [figure.state, figure.state | {"right": "maml"}])[0] is None
+    assert in_javascript(figure, *[figure.state, figure.state | {"right": "maml"}])[0] is None
     assert [frame["state"]["steps"] for frame in figure.frames] == list(range(11))
     assert_same(figure.frames[figure.state["steps"]]["picture"], figure.picture)
 
@@ -122,7 +103,7 @@ def test_parameters_that_are_not_numbers_blow_up_before_the_first_step():
     figure = sinusoid({"broken": J})
     assert figure.picture["right"] == {"curves": [], "query": [], "support": [], "blown": 0}
     assert figure.still().startswith(b"\x89PNG")
-    assert_same(in_javascript(figure, [figure.state])[0], figure.picture)
+    assert_same(in_javascript(figure, *[figure.state])[0], figure.picture)
 
 
 def test_the_slider_moves_plain_starts_and_no_others():

@@ -1,14 +1,12 @@
 """The figure of a training run without a browser: what it tells, when, how a run ends, and that it changes nothing."""
 import json
-import os
-import shutil
 import signal
-import subprocess
 import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import in_javascript
 
 import metalit as ml
 from metalit.checkpoints import Progress
@@ -16,12 +14,6 @@ from metalit.widgets import training as module
 from metalit.widgets.training import picture_of, training_run
 
 TASKS = ml.tasks.Sinusoids(shots=4)
-RUN = """
-import { compute } from "./metalit/widgets/js/training_run.js";
-import { readFileSync } from "node:fs";
-const { spec, states } = JSON.parse(readFileSync(0, "utf8"));
-process.stdout.write(JSON.stringify(states.map((state) => compute(spec, state))));
-"""
 
 
 def small(seed=0):
@@ -201,17 +193,11 @@ def test_the_slider_goes_back_through_the_history():
 
 
 def test_the_browser_shows_what_python_shows():
-    if shutil.which("node") is None:
-        if os.environ.get("METALIT_NEED_BROWSER") == "1": pytest.fail("node is not installed, and it is needed here")
-        pytest.skip("node is not installed: the figure's script cannot be run")
     J = small()
     run = training_run(J, TASKS, every=1, n_tasks=4)
     states = [{"at": at} for at in (None, 0, 1, 7, 8, 9, 19, 20, 21, 99)]
     def check():
-        asked = json.dumps({"spec": run.spec, "states": states}, allow_nan=False)
-        found = subprocess.run(["node", "--input-type=module", "-e", RUN], text=True, capture_output=True, check=True,
-                               input=asked)
-        assert json.loads(found.stdout) == [picture_of(run.history, state) for state in states]
+        assert in_javascript(run, *states) == [picture_of(run.history, state) for state in states]
     check()
     train(J, run)
     check()
