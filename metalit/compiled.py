@@ -117,5 +117,10 @@ def _added(graph: fx.Graph, operation: Callable, *args: Any) -> fx.Node:
 
 
 def cpu_options() -> dict[str, Any]:
-    "What `J.compile()` asks of the compiler on a CPU: C++ around the kernels too, and wide products."
-    return {"cpp_wrapper": True} | ({"post_grad_custom_pre_pass": WideProducts()} if CustomGraphPass else {})
+    """What `J.compile()` asks of the compiler on a CPU: C++ around the kernels too, images as they come, wide products.
+
+    Images as they come: by default the compiler turns every image to (height, width, channel), which suits one
+    convolution for all tasks. Here each task has weights of its own, and turning costs more than it saves.
+    """
+    asked: dict[str, Any] = {"cpp_wrapper": True, "layout_optimization": False}
+    return asked | ({"post_grad_custom_pre_pass": WideProducts()} if CustomGraphPass else {})
