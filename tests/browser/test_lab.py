@@ -63,7 +63,7 @@ def lab(tmp_path_factory):
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1", *root,
          f"--IdentityProvider.token={TOKEN}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-         "--LabApp.news_url=", f"--ServerApp.root_dir={folder}"],
+         "--LabApp.news_url=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}"],
         env=os.environ | homes | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     for _ in range(120):
@@ -86,21 +86,22 @@ def run_all(page, lab, name, figures=1):
     "Open a notebook, run its cells, and wait for its figures."
     page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}&reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000)
+    # The indicator says "idle" before there is a kernel, and a key that is pressed then is lost.
+    page.evaluate("""async () => {
+        const context = window.jupyterapp.shell.currentWidget.sessionContext;
+        await context.ready;
+        await context.session.kernel.info;
+    }""")
     run_cell(page)
     page.wait_for_function(f"document.querySelectorAll('.metalit-figure').length === {figures}", timeout=90_000)
 
 
 def run_cell(page):
-    "Run the first cell, and see it run: a key that comes too early is lost."
+    "Run the first cell, and wait for its end."
     cell = page.locator(".jp-CodeCell").first
     before = cell.locator(".jp-InputPrompt").inner_text()
-    for _ in range(10):
-        page.keyboard.press("Escape")
-        cell.locator(".cm-content").click()
-        page.keyboard.press("Control+Enter")
-        page.wait_for_timeout(1000)
-        if cell.locator(".jp-InputPrompt").inner_text() != before: break
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
     page.wait_for_function("before => { const text = document.querySelector('.jp-CodeCell .jp-InputPrompt').innerText;"
                            " return text !== before && /\\d/.test(text); }", arg=before, timeout=90_000)
 
@@ -114,7 +115,7 @@ def wait_for_torch(page, key, value):
     "Wait until torch has answered for a state."
     page.wait_for_function(
         "([key, value]) => { const { state, by } = document.querySelector('.metalit-figure').live;"
-        " return JSON.stringify(state[key]) === value && by.startsWith('torch'); }", arg=[key, json.dumps(value)],
+        " return JSON.stringify(state[key]) === JSON.stringify(value) && by.startsWith('torch'); }", arg=[key, value],
         timeout=30_000)
     return live(page)
 
