@@ -22,6 +22,8 @@ figure = widgets.sinusoid()
 figure
 """
 
+THREADS = "import threading; print(threading.active_count(), 'threads')"
+
 OWN = """
 import torch.nn.functional as F, metalit as ml
 from metalit import widgets
@@ -52,7 +54,8 @@ def lab(tmp_path_factory):
     "A JupyterLab with a settings folder of its own and three notebooks; the address of its server."
     folder = tmp_path_factory.mktemp("lab")
     for name, source in (("built_in", BUILT_IN), ("own", OWN), ("wrong", WRONG)):
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip())])
+        cells = [nbformat.v4.new_code_cell(text.strip()) for text in (source, THREADS)]
+        notebook = nbformat.v4.new_notebook(cells=cells)
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "python3", "language": "python"}
         nbformat.write(notebook, folder / f"{name}.ipynb")
     port = free_port()
@@ -96,14 +99,22 @@ def run_all(page, lab, name, figures=1):
     page.wait_for_function(f"document.querySelectorAll('.metalit-figure').length === {figures}", timeout=90_000)
 
 
-def run_cell(page):
-    "Run the first cell, and wait for its end."
-    cell = page.locator(".jp-CodeCell").first
+def run_cell(page, which=0):
+    "Run a cell, and wait for its end."
+    cell = page.locator(".jp-CodeCell").nth(which)
     before = cell.locator(".jp-InputPrompt").inner_text()
     cell.locator(".cm-content").click()
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("before => { const text = document.querySelector('.jp-CodeCell .jp-InputPrompt').innerText;"
-                           " return text !== before && /\\d/.test(text); }", arg=before, timeout=90_000)
+    page.wait_for_function(
+        "([which, before]) => { const prompt = document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')[which];"
+        " return prompt.innerText !== before && /\\d/.test(prompt.innerText); }", arg=[which, before], timeout=90_000)
+    return cell
+
+
+def threads(page):
+    "How many threads the kernel has, as its second cell prints it."
+    text = run_cell(page, 1).locator(".jp-OutputArea-output").inner_text()
+    return int(re.search(r"(\d+) threads", text)[1])
 
 
 def live(page):
@@ -184,12 +195,14 @@ def test_a_meta_loss_of_the_readers_own_is_computed_by_torch_on_the_device_they_
     close(after["picture"], twin.picture)
 
 
-def test_a_cell_run_again_leaves_one_figure_and_no_thread(lab, lab_page):
+def test_a_cell_run_again_leaves_one_figure_and_no_thread_more(lab, lab_page):
     run_all(lab_page, lab, "built_in")
+    before = threads(lab_page)
     for _ in range(2):
         run_cell(lab_page)
     assert lab_page.locator(".metalit-figure").count() == 1
     wait_for_torch(lab_page, "device", "cpu")
+    assert threads(lab_page) == before
 
 
 def test_a_stopped_kernel_leaves_a_picture_that_still_moves_and_says_so(lab, lab_page):
