@@ -36,9 +36,9 @@ lab: setup ## open the book in JupyterLab, on this machine only
 	@test "$$(id -u)" != 0 || root=--allow-root; \
 	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 $$root nbs $(LAB_ARGS)
 
-test: setup ## prove that everything holds: the five commands below, in turn
+test: setup ## prove that everything holds: the six commands below, in turn
 	@failed=; \
-	for part in sync lint notebooks js pytest; do \
+	for part in sync lint notebooks js pytest site-test; do \
 	  echo; echo "== $$part"; \
 	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
@@ -60,12 +60,12 @@ js: ## test the scripts of the live figures (needs node)
 	elif test -n "$$METALIT_NEED_BROWSER"; then echo "error: node is not installed" >&2; exit 1; \
 	else echo "skipped: node is not installed (nodejs.org, or apt-get install nodejs)"; fi
 
-pytest: setup ## run the tests in tests/
-	@$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+pytest: setup ## run the tests in tests/, two at a time
+	@$(VENV_PYTHON) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 site-test: setup ## build the site, then move and read it in a real browser (needs Chromium)
 	@if $(VENV_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
-	  $(MAKE) --no-print-directory site && $(VENV_PYTHON) -m pytest tests/browser $(PYTEST_ARGS); \
+	  $(MAKE) --no-print-directory site && $(VENV_PYTHON) -m pytest -n 2 --dist loadfile tests/browser $(PYTEST_ARGS); \
 	else echo "skipped: the site is built on Python 3.11 or newer"; fi
 
 export: setup ## clean the notebooks, then write the library from them

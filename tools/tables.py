@@ -112,7 +112,7 @@ def image_step(record: dict[str, Any]) -> str:
             rows += [[names.get(key, key), tasks, memory, f"{ms['median']:.0f} ({ms['min']:.0f}–{ms['max']:.0f})",
                       f"{result['times_as_fast_as_loop'][key]:.1f}×", f"{100 * result['share_of_peak'][key]:.0f} %"]
                      for key, ms in result["ms"].items()]
-    head = ["ms, median (min–max)", "tasks", "malloc", "ms", "as fast as the loop", "share of the matmul peak"]
+    head = ["", "tasks", "malloc", "ms, median (min–max)", "as fast as the loop", "share of the matmul peak"]
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
 

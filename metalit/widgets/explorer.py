@@ -30,8 +30,8 @@ def explore(compute: Callable[..., tuple[Any, dict[str, Any]]], controls: dict[s
 
     `controls` are the sliders and the values each can take (words make a select box); `start` are the values at first,
     by default the first of each. Everything is computed at once, at most 400 combinations. `log` is for the axis of y,
-    and `y` its ends, by default wide enough for all. x and the lines may be tensors or lists; where a line is not finite
-    it breaks off, and the figure says so.
+    and `y` its ends, by default wide enough for all, but no more than eight decades. x and the lines may be tensors or
+    lists; where a line is not finite it breaks off, where it is beyond the axis it leaves, and the figure says so.
 
     Raises `ValueError` for more than 400 combinations, for a start that is no value of its control, and for lines whose
     length is not that of x.
@@ -56,13 +56,14 @@ def explore(compute: Callable[..., tuple[Any, dict[str, Any]]], controls: dict[s
                 raise ValueError(f"the line {name!r} has {len(y)} values, x has {len(found['x'])}")
         return found
 
+    def position(state: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(state[key] for key in controls)
     states = [dict(zip(controls, values, strict=True)) for values in itertools.product(*controls.values())]
-    known = [(state, picture(state)) for state in states]
-    spec = {"title": title, "xlabel": xlabel, "ylabel": ylabel, "log": log,
-            "controls": [{"key": key, "label": key.replace("_", " "), "values": list(values)}
-                         for key, values in controls.items()], **_ranges([found for _, found in known], log)} | ({"y": list(y)} if y else {})
-    return LiveFigure("explore", spec=spec, state=state, compute=lambda state: next(
-                          found for other, found in known if other == {key: state[key] for key in controls}),
+    known = {position(state): picture(state) for state in states}
+    sliders = [{"key": key, "label": key.replace("_", " "), "values": list(values)} for key, values in controls.items()]
+    window = _ranges(list(known.values()), log) | ({"y": list(y)} if y else {})
+    spec = {"title": title, "xlabel": xlabel, "ylabel": ylabel, "log": log, "controls": sliders, **window}
+    return LiveFigure("explore", spec=spec, state=state, compute=lambda state: known[position(state)],
                       draw=lambda state, picture: _still(spec, picture), frames=states, caption=caption,
                       alt=f"{title}: {ylabel} against {xlabel}, for {', '.join(controls)} that the reader chooses")
 

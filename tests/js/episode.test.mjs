@@ -1,7 +1,7 @@
 // The drawing pad without a page, and what the figure says in words.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { blownMessage, boxOf, decoded, encoded, meanSure, middled, rightOnes, sentence, stroke }
+import { blownMessage, boxOf, decoded, encoded, meanSure, middled, remembered, rightOnes, sentence, stroke }
   from "../../metalit/widgets/js/episode.js";
 
 const SIZE = [28, 28];
@@ -91,4 +91,19 @@ test("the sentence says what is seen, also of an empty pad, a drawing, and a sta
 test("the message names the step", () => {
   assert.match(blownMessage(0), /before the first inner step/);
   assert.match(blownMessage(3), /after inner step 3/);
+});
+
+test("what was computed is computed once for each figure, and the oldest makes room", () => {
+  const spec = {}, other = {};
+  let made = 0;
+  const ask = (of, key) => remembered(of, key, () => ({ number: made++ }));
+  const first = ask(spec, "a");
+  assert.equal(ask(spec, "a"), first);                          // the same object, not an equal one
+  assert.notEqual(ask(other, "a"), first);
+  for (let i = 0; i < 11; i++) ask(spec, `b${i}`);
+  assert.equal(ask(spec, "a"), first);
+  assert.equal(made, 13);
+  ask(spec, "one too many");
+  assert.notEqual(ask(spec, "a"), first);
+  assert.equal(made, 15);
 });

@@ -61,7 +61,7 @@ const asRows = (table, width) =>
 const computedBefore = new WeakMap();
 const KEPT = 12;
 
-function remembered(spec, key, make) {
+export function remembered(spec, key, make) {
   if (!computedBefore.has(spec)) computedBefore.set(spec, new Map());
   const found = computedBefore.get(spec);
   if (!found.has(key)) {
