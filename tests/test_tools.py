@@ -138,10 +138,14 @@ def notebook_run(tmp_path_factory):
     root = tmp_path_factory.mktemp("notebooks")
     shutil.copy(ROOT / "settings.ini", root)
     nbs = root / "nbs"
-    write_notebook(nbs / "good.ipynb", "a = 1", "import os\nos.stat('good.ipynb')")
+    write_notebook(nbs / "good.ipynb", "a = 1", "import os\nos.stat('good.ipynb')",
+                   "import subprocess, sys\nprogram = [sys.executable, '-c', 'raise SystemExit(3)']\n"
+                   "assert subprocess.run(program).returncode == 3")
     write_notebook(nbs / "raises.ipynb", "a = 1", "raise ValueError('this went wrong')", "a = 2")
     write_notebook(nbs / "dies.ipynb", "import os", "os._exit(1)")
-    write_notebook(nbs / "fresh.ipynb", "assert 'a' not in globals()")
+    write_notebook(nbs / "fresh.ipynb", "assert 'a' not in globals()",
+                   "import sys\nassert 'metalit' not in sys.modules and not sys.path[0].endswith('tools')",
+                   "import threading\nassert threading.main_thread() is threading.current_thread()")
     write_notebook(
         nbs / "skips.ipynb",
         "#| slow\nraise ValueError('ran slow')",
@@ -187,9 +191,24 @@ def test_skipped_cells_are_counted(notebook_run):
 def test_a_notebook_that_hangs_is_ended(tmp_path):
     shutil.copy(ROOT / "settings.ini", tmp_path)
     write_notebook(tmp_path / "nbs/hangs.ipynb", "import time; time.sleep(600)")
-    done = run_notebooks(tmp_path, "--limit", "3")
+    write_notebook(tmp_path / "nbs/quick.ipynb", "a = 1")
+    done = run_notebooks(tmp_path, "--limit", "6")
     assert done.returncode == 1
-    assert re.search(r"hangs.ipynb did not end within 3 s\n(.|\n)*time.sleep\(600\)", done.stderr)
+    assert re.search(r"hangs.ipynb did not end within 6 s\n(.|\n)*time.sleep\(600\)", done.stderr)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kernels start one by one")
+def test_kernels_that_are_forked_end_with_the_process_that_forks(tmp_path):
+    from nursery import Nursery
+    with Nursery() as nursery:
+        order = {"folder": str(tmp_path), "environment": dict(os.environ)}
+        one, other = (nursery.fork(arguments=["-f", str(tmp_path / f"{i}.json")], **order) for i in range(2))
+        assert one.pid != other.pid and one.poll() is None
+        one.kill()
+        assert one.wait() == 0 and other.poll() is None
+        nursery.process.kill()
+        with pytest.raises((RuntimeError, BrokenPipeError)): nursery.fork(arguments=[], **order)
+    assert other.wait() == 0                                   # it looks every second whether that process is there
 
 
 def test_a_book_without_notebooks_fails(tmp_path):

@@ -10,6 +10,7 @@ With --reuse, too, a notebook whose copy has the key of today is not executed ag
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -24,6 +25,7 @@ import nbformat
 from check_sync import notebooks_in, settings
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nursery import Nursery
 
 SKIP_TAG = "skip-execution"
 # What a notebook's outputs depend on, beside the notebook itself.
@@ -198,7 +200,8 @@ def main(arguments=None):
         try:
             kept = Kept(root, args.keep.resolve(), args.reuse) if args.keep else None
             todo = [path for path in paths if not (kept and kept.has(path))]
-            failures = run_all(root, todo, args.limit, args.jobs, kept)
+            with Nursery() if sys.platform == "linux" and len(todo) > 1 else contextlib.nullcontext():
+                failures = run_all(root, todo, args.limit, args.jobs, kept)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
