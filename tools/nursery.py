@@ -114,7 +114,7 @@ def main():
     import ipywidgets  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import matplotlib_inline.backend_inline  # noqa: F401
-    import torch  # noqa: F401
+    import torch._dynamo  # noqa: F401 - vmap and every optimizer import it at their first call
     from ipykernel import kernelapp
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended
