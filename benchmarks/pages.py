@@ -22,9 +22,10 @@ from .measure import machine, versions, write_json
 
 SITE = Path("_site")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-# When an element of this kind has appeared and drawn: a live figure, or else the text.
-DRAWN = ("() => { const figures = [...document.querySelectorAll('.metalit-figure')];"
-         " return document.readyState !== 'loading' && figures.every(figure => figure.live)"
+# When every place of a live figure holds one that has drawn (a page without figures: when its text is there).
+DRAWN = ("() => { const places = document.querySelectorAll('div[id^=metalit-]').length;"
+         " const figures = [...document.querySelectorAll('.metalit-figure')];"
+         " return document.readyState !== 'loading' && figures.length >= places && figures.every(figure => figure.live)"
          " ? [performance.now(), figures.length] : null; }")
 # A key moves the control; the picture is there when `live` is another one, and the next frame is painted.
 MOVE = """async figure => {
