@@ -79,13 +79,13 @@ def long_jobs(steps: int) -> dict[str, Job]:
             for lr in STEP_SIZES}
 
 
-def short_jobs() -> dict[tuple[str, str], Job]:
-    """Every method in every setting, for the same number of meta-steps of that setting."""
+def short_jobs(methods: list[str]) -> dict[tuple[str, str], Job]:
+    """These methods in every setting, for the same number of meta-steps of that setting."""
     return {(name, method): Job(FOLDER / f"{name.replace(' ', '-')}-{method}", [
                 "--method", method, "--ways", str(setting.ways), "--shots", str(setting.shots),
                 "--steps", str(setting.steps), "--schedule", "cosine", "--batch-size",
                 str(setting.batch_size), "--test-tasks", "50"])
-            for name, setting in SETTINGS.items() for method in METHODS}
+            for name, setting in SETTINGS.items() for method in methods}
 
 
 def train(job: Job) -> None:
@@ -134,7 +134,7 @@ def judge_short(job: Job) -> dict[str, Any]:
     return record | {"evaluation": accuracies(experiment, tasks)}
 
 
-def reproduce(long_steps: int, processes: int, parts: list[str], file: str) -> None:
+def reproduce(long_steps: int, processes: int, parts: list[str], methods: list[str], file: str) -> None:
     """Run everything that is not there yet, and write the figures after each run."""
     path = Path("results") / f"{file}.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"long": {}, "methods": {}}
@@ -153,7 +153,7 @@ def reproduce(long_steps: int, processes: int, parts: list[str], file: str) -> N
                 record["long"][name] = judge_long(jobs[name])
                 write_json(file, record)
         if "methods" in parts:
-            short = short_jobs()
+            short = short_jobs(methods)
             for (name, method), _ in zip(short, pool.map(train, short.values()), strict=True):
                 record["methods"].setdefault(name, {})[method] = judge_short(short[name, method])
                 write_json(file, record)
@@ -165,9 +165,11 @@ def main() -> None:
     parser.add_argument("--long-steps", type=int, default=LONG_STEPS, help="meta-steps of the long runs")
     parser.add_argument("--processes", type=int, default=2, help="how many runs at once, each on one core")
     parser.add_argument("--parts", nargs="+", choices=["long", "methods"], default=["long", "methods"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD",
+                        help="only these; the figures of the others stay as they are")
     parser.add_argument("--file", default="omniglot", help="name of the file in results/")
     options = parser.parse_args()
-    reproduce(options.long_steps, options.processes, options.parts, options.file)
+    reproduce(options.long_steps, options.processes, options.parts, options.methods, options.file)
 
 
 if __name__ == "__main__":
