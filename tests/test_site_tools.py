@@ -48,6 +48,11 @@ def test_a_chapter_as_a_page():
     assert drawn.outputs[0].data == {"text/html": "<b>"}
 
 
+def test_a_figure_that_is_promised_must_be_there():
+    with pytest.raises(ValueError, match=r"promises a figure and shows none: A line\."):
+        page(book(markdown("# T"), code("#| fig-alt: A line.\nx")), None, TABLE)
+
+
 def test_names_that_a_chapter_defines_itself_are_not_the_librarys():
     own = page(book(markdown("# T\n\n`Exact`"), code("class Exact: pass")), None, TABLE)
     assert own.cells[0].source == "# T\n\n`Exact`"

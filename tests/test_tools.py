@@ -243,6 +243,16 @@ def test_executed_copies_are_kept_and_used_until_something_changes(tmp_path):
     assert run_notebooks(tmp_path, *keep, "--reuse").returncode == 1         # a failure is not remembered as done
 
 
+def test_kept_copies_hold_their_figures_as_drawings(tmp_path):
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    for name in "ab":
+        write_notebook(tmp_path / f"nbs/{name}.ipynb", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+    assert run_notebooks(tmp_path, "--keep", tmp_path / "kept").returncode == 0
+    for name in "ab":
+        copy = json.loads((tmp_path / f"kept/nbs/{name}.ipynb").read_text())
+        assert ["image/svg+xml" in output["data"] for output in copy["cells"][0]["outputs"]] == [True]
+
+
 # ---- bootstrap.py ----------------------------------------------------------------------------
 
 

@@ -111,9 +111,8 @@ def become(kernelapp, order):
 
 def main():
     del sys.path[0]  # this folder
-    import ipywidgets  # noqa: F401
+    # Nothing that looks for its notebook when it is imported, as matplotlib's backend and ipywidgets do.
     import matplotlib.pyplot  # noqa: F401
-    import matplotlib_inline.backend_inline  # noqa: F401
     import torch._dynamo  # noqa: F401 - vmap and every optimizer import it at their first call
     from ipykernel import kernelapp
 

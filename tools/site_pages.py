@@ -94,6 +94,9 @@ def code_page(cell):
         tags.append("remove-input")
     cell.metadata["tags"] = tags + cell.metadata.get("tags", [])
     if "fig-alt" in says:
+        kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+        if not any(kind.startswith("image/") for kind in kinds):
+            raise ValueError(f"a cell promises a figure and shows none: {says['fig-alt']}")
         cell.metadata["mystnb"] = {"image": {"alt": says["fig-alt"]}}
     for output in cell.outputs:
         # A live figure brings a page of its own; a still and a view that needs a kernel come with it.
