@@ -1,5 +1,6 @@
 """What several test modules need and no fixture can be: small functions for closed forms, runs, and the command."""
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -64,6 +65,22 @@ def metalit(*arguments, code: int = 0) -> str:
     result = CliRunner().invoke(main, [str(a) for a in arguments], prog_name="metalit")
     assert result.exit_code == code, result.output
     return result.output
+
+
+def numbers(picture):
+    "All numbers of a live figure's picture in one row; NaN where there is none."
+    if isinstance(picture, dict): return [n for key in sorted(picture) for n in numbers(picture[key])]
+    if isinstance(picture, list | tuple): return [n for part in picture for n in numbers(part)]
+    if picture is None: return [math.nan]
+    return [float(picture)] if isinstance(picture, int | float) else []
+
+
+def assert_same_picture(shown, computed):
+    "A picture that a page shows holds the numbers that the library computes, to 1e-5."
+    assert "message" not in computed, computed
+    ours, theirs = (torch.tensor(numbers(picture), dtype=torch.float64) for picture in (shown, computed))
+    assert len(ours) > 10
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def in_javascript(figure, *states):

@@ -1,10 +1,10 @@
 """Every live figure on the static site: it moves by keyboard and by pointer, and what it draws is right."""
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_same_picture
 
 from metalit import widgets
 
@@ -22,20 +22,10 @@ def figures(page, site, name):
     return page.locator(".metalit-figure")
 
 
-def numbers(picture):
-    "All numbers of a picture in one row; NaN where there is none."
-    if isinstance(picture, dict): return [n for key in sorted(picture) for n in numbers(picture[key])]
-    if isinstance(picture, list | tuple): return [n for part in picture for n in numbers(part)]
-    if picture is None: return [math.nan]
-    return [float(picture)] if isinstance(picture, int | float) else []
-
-
 def assert_right(shown, twin):
     "What a page shows for a state is what the library computes for it."
     twin.state = {"device": "cpu"} | shown["state"]
-    assert "message" not in twin.picture, twin.picture
-    ours, theirs = (torch.tensor(numbers(p), dtype=torch.float64) for p in (shown["picture"], twin.picture))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert_same_picture(shown["picture"], twin.picture)
 
 
 def wait_for_move(page, figure, before):

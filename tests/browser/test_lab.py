@@ -13,6 +13,7 @@ from contextlib import closing
 import nbformat
 import pytest
 import torch
+from helpers import assert_same_picture
 
 TOKEN = "metalit"
 
@@ -21,6 +22,9 @@ from metalit import widgets
 figure = widgets.sinusoid()
 figure
 """
+
+# Other figures that a function makes by itself.
+OTHERS = ("two_parameters", "rewards")
 
 THREADS = "import threading; print(threading.active_count(), 'threads')"
 
@@ -51,9 +55,11 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "A JupyterLab with a settings folder of its own and three notebooks; the address of its server."
+    "A JupyterLab with a settings folder of its own and a notebook for each figure; the address of its server."
     folder = tmp_path_factory.mktemp("lab")
-    for name, source in (("built_in", BUILT_IN), ("own", OWN), ("wrong", WRONG)):
+    sources = {"built_in": BUILT_IN, "own": OWN, "wrong": WRONG}
+    sources |= {name: BUILT_IN.replace("sinusoid", name) for name in OTHERS}
+    for name, source in sources.items():
         cells = [nbformat.v4.new_code_cell(text.strip()) for text in (source, THREADS)]
         notebook = nbformat.v4.new_notebook(cells=cells)
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "python3", "language": "python"}
@@ -131,20 +137,6 @@ def wait_for_torch(page, key, value):
     return live(page)
 
 
-def close(picture, other):
-    "Two pictures hold the same numbers, to 1e-5; None where one is not finite."
-    assert picture.keys() == other.keys()
-    for key in picture:
-        if isinstance(picture[key], dict):
-            close(picture[key], other[key])
-        elif isinstance(picture[key], list | float | int) and not isinstance(picture[key], bool):
-            a, b = (torch.tensor(json.loads(json.dumps(numbers).replace("null", "NaN")), dtype=torch.float64)
-                    for numbers in (picture[key], other[key]))
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
-        else:
-            assert picture[key] == other[key]
-
-
 def test_a_slider_reaches_the_kernel_and_torch_agrees_with_the_browser(lab, lab_page):
     run_all(lab_page, lab, "built_in")
     assert live(lab_page)["by"].startswith(f"torch {torch.__version__} on cpu")
@@ -156,7 +148,24 @@ def test_a_slider_reaches_the_kernel_and_torch_agrees_with_the_browser(lab, lab_
     from metalit import widgets
     twin = widgets.sinusoid()
     twin.move(**after["state"])
-    close(after["picture"], twin.picture)
+    assert_same_picture(after["picture"], twin.picture)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_figures_reach_the_kernel_and_torch_agrees_with_the_library(lab, lab_page, name):
+    run_all(lab_page, lab, name)
+    slider = lab_page.locator(".metalit-figure input[type=range]").first
+    key, before = slider.get_attribute("data-key"), live(lab_page)["state"]
+    slider.focus()
+    lab_page.keyboard.press("ArrowRight")
+    changed = "([key, before]) => document.querySelector('.metalit-figure').live.state[key] !== before"
+    lab_page.wait_for_function(changed, arg=[key, before[key]])
+    moved = live(lab_page)["state"][key]
+    after = wait_for_torch(lab_page, key, moved)
+    from metalit import widgets
+    twin = getattr(widgets, name)()
+    twin.move(**after["state"])
+    assert_same_picture(after["picture"], twin.picture)
 
 
 def test_a_point_dragged_by_pointer_reaches_the_kernel(lab, lab_page):
@@ -192,7 +201,7 @@ def test_a_meta_loss_of_the_readers_own_is_computed_by_torch_on_the_device_they_
     mine = ml.MetaLoss(ml.models.mlp(1, 8, 1, seed=3), F.mse_loss, inner=ml.Adam(lr=0.05, steps=3))
     twin = widgets.sinusoid({"mine": mine}, left="random", right="mine")
     twin.move(**after["state"] | {"device": "cpu"})
-    close(after["picture"], twin.picture)
+    assert_same_picture(after["picture"], twin.picture)
 
 
 def test_a_cell_run_again_leaves_one_figure_and_no_thread_more(lab, lab_page):
@@ -226,7 +235,7 @@ def test_a_stopped_kernel_leaves_a_picture_that_still_moves_and_says_so(lab, lab
     from metalit import widgets
     twin = widgets.sinusoid()
     twin.move(**shown["state"])
-    close(shown["picture"], twin.picture)
+    assert_same_picture(shown["picture"], twin.picture)
 
 
 def test_a_model_of_the_wrong_size_gives_words_not_a_frozen_picture(lab, lab_page):
