@@ -26,6 +26,7 @@ from metalit.tasks import Episodes
 
 FOLDER = Path("runs/omniglot")
 LONG_STEPS = 6000
+THREADS = 1  # of each run
 # Inner step sizes on mean cross-entropy. The code of the MAML paper says 0.4 and sums over classes: 2.0 on the mean.
 STEP_SIZES = (0.4, 2.0)
 METHODS = ("maml", "fomaml", "reptile", "anil", "boil", "meta-sgd", "meta-curvature", "cavia", "protonet", "protomaml")
@@ -94,7 +95,7 @@ def train(job: Job) -> None:
     if not (job.folder / "evaluation.csv").exists():
         print(" ".join(job.command()), flush=True)
         result = subprocess.run([sys.executable, "-m", *job.command(), "--quiet"], capture_output=True, text=True,
-                                env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+                                env=os.environ | {"OMP_NUM_THREADS": str(THREADS)}, check=False)
         if result.returncode or not (settings.exists() and checkpoint.exists()):
             raise SystemExit(f"{' '.join(job.command())} failed:\n{result.stdout}{result.stderr}")
 
@@ -144,7 +145,8 @@ def reproduce(long_steps: int, processes: int, parts: list[str], methods: list[s
                 "(transductive), training with 5 queries per class, Adam 1e-3 with a cosine schedule (Reptile: its own "
                 "recipe), one seed, one model; accuracy in per cent on 600 tasks of unseen characters, as many queries "
                 "as shots",
-        "command": "python -m reproduce.omniglot", "machine": machine(), "versions": versions("metalit", "torch"),
+        "command": "python -m reproduce.omniglot",
+        "machine": machine() | {"torch_threads": THREADS}, "versions": versions("metalit", "torch"),
         "settings": {name: setting._asdict() for name, setting in SETTINGS.items()}, "published": PUBLISHED}
     with ThreadPoolExecutor(processes) as pool:
         if "long" in parts:

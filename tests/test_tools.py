@@ -124,6 +124,12 @@ def test_an_export_without_a_module_fails(project, capsys):
     assert "default_exp" in capsys.readouterr().err
 
 
+def test_every_notebook_finds_the_library_where_colab_opens_it():
+    cells = [["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+              if "google.colab" in "".join(cell["source"])] for path in sorted((ROOT / "nbs").glob("*.ipynb"))]
+    assert cells[0] and all(found == cells[0] for found in cells)                         # one each, all the same
+
+
 # ---- run_notebooks.py ------------------------------------------------------------------------
 
 

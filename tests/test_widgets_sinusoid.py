@@ -59,12 +59,12 @@ def test_the_browser_computes_a_tanh_network_of_the_reader_as_torch_does():
     model = ml.models.mlp(1, 7, 5, 1, activation=nn.Tanh, seed=4).double()
     figure = sinusoid({"mine": ml.MAML(model, F.mse_loss)}, left="random", steps=4, lr=0.02)
     assert figure.frames == []
-    assert_same(in_javascript(figure, *[figure.state])[0], figure.picture)
+    assert_same(in_javascript(figure, figure.state)[0], figure.picture)
 
 
 def test_what_only_torch_can_compute_the_browser_leaves_to_it():
     figure = sinusoid({"mine": ml.MetaLoss(trained("maml"), F.mse_loss, inner=ml.Adam())})
-    assert in_javascript(figure, *[figure.state, figure.state | {"right": "maml"}])[0] is None
+    assert in_javascript(figure, figure.state, figure.state | {"right": "maml"})[0] is None
     assert [frame["state"]["steps"] for frame in figure.frames] == list(range(11))
     assert_same(figure.frames[figure.state["steps"]]["picture"], figure.picture)
 
@@ -103,7 +103,7 @@ def test_parameters_that_are_not_numbers_blow_up_before_the_first_step():
     figure = sinusoid({"broken": J})
     assert figure.picture["right"] == {"curves": [], "query": [], "support": [], "blown": 0}
     assert figure.still().startswith(b"\x89PNG")
-    assert_same(in_javascript(figure, *[figure.state])[0], figure.picture)
+    assert_same(in_javascript(figure, figure.state)[0], figure.picture)
 
 
 def test_the_slider_moves_plain_starts_and_no_others():

@@ -176,8 +176,7 @@ def main(arguments=None):
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of the book")
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent)
     parser.add_argument("--limit", type=float, default=300, help="seconds for each notebook")
-    # One more than two cores: a kernel that starts, ends, or waits for a process of its own leaves its core to others.
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1) + 1)
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--keep", type=Path, help="a folder for the executed copies")
     parser.add_argument("--reuse", action="store_true", help="execute only what has no good copy there")
     args = parser.parse_args(arguments)

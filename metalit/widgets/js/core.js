@@ -404,9 +404,7 @@ class Interface {
   constructor(spec, set) {
     Object.assign(this, { spec, set, state: {}, plots: [], updates: [], basis: "18rem" });
     this.panels = h("div", { class: "m-panels" });
-    // JupyterLab takes arrow keys for itself, unless they end here.
-    this.controls = h("div", { class: "m-controls",
-      onkeydown: (event) => { if (event.key.startsWith("Arrow")) event.stopPropagation(); } });
+    this.controls = h("div", { class: "m-controls" });
     this.noteNode = h("p", { class: "m-note", "aria-live": "polite" });
   }
 
@@ -480,7 +478,9 @@ export function standIn(data) {
 
 export function start(figure, model, el) {
   const spec = model.get("spec");
-  const figureNode = h("div", { class: "metalit-figure", role: "group", "aria-label": spec.alt });
+  // JupyterLab takes arrow keys for itself, unless they end here.
+  const figureNode = h("div", { class: "metalit-figure", role: "group", "aria-label": spec.alt,
+    onkeydown: (event) => { if (event.key.startsWith("Arrow")) event.stopPropagation(); } });
   const message = h("p", { class: "m-message", role: "alert", hidden: true });
   const status = h("p", { class: "m-status" });
   let state = model.get("state"), asked = model.get("asked") ?? 0;

@@ -13,19 +13,22 @@ export function build(ui, spec) {
     else ui.select({ key, label, options: values.map((value) => [value, String(value)]) });
   }
   return (state, { x, lines }) => {
-    const gone = [], away = [];
     Object.entries(lines).forEach(([name, y], i) => {
       plot.line(name, x, y, { colour: INKS[i % INKS.length], label: name, dash: i >= INKS.length });
       if (x.length === 1 || y.some((v, k) => v !== null && (y[k - 1] ?? null) === null && (y[k + 1] ?? null) === null))
         plot.dots(`${name} dots`, x, y, { colour: INKS[i % INKS.length] });
-      if (y.includes(null)) gone.push(name);
-      if (y.some((v) => v !== null && (v < spec.y[0] || v > spec.y[1]))) away.push(name);
     });
-    ui.note([`At ${spec.xlabel} ${inShort(x.at(-1))}, ${Object.entries(lines)
-      .map(([name, y]) => `${name}: ${inShort(y.at(-1))}`).join("; ")}.`,
-      gone.length && `Where a line breaks off, ${gone.join(" and ")} is not a finite number.`,
-      away.length && `Beyond the axis in places: ${away.join(", ")}.`].filter(Boolean).join(" "));
+    ui.note(inWords(spec, { x, lines }));
   };
 }
 
-const inShort = (value) => (value === null ? "not finite" : Number(value.toPrecision(3)));
+// Where the lines end, and what cannot be seen of them.
+export function inWords(spec, { x, lines }) {
+  const short = (value) => (value === null ? "not finite" : Number(value.toPrecision(3)));
+  const those = (found) => Object.keys(lines).filter((name) => lines[name].some(found));
+  const gone = those((v) => v === null), away = those((v) => v !== null && (v < spec.y[0] || v > spec.y[1]));
+  const ends = Object.entries(lines).map(([name, y]) => `${name}: ${short(y.at(-1))}`).join("; ");
+  return [`At ${spec.xlabel} ${short(x.at(-1))}, ${ends}.`,
+    gone.length && `Where a line breaks off, ${gone.join(" and ")} is not a finite number.`,
+    away.length && `Beyond the axis in places: ${away.join(", ")}.`].filter(Boolean).join(" ");
+}
