@@ -39,6 +39,18 @@ figure = widgets.sinusoid({"mine": mine}, left="random", right="mine")
 figure
 """
 
+TRAINING = """
+import os, metalit as ml, torch.nn.functional as F
+from metalit import widgets
+J = ml.MAML(ml.models.mlp(1, 8, 1, seed=0), F.mse_loss)
+tasks = ml.tasks.Sinusoids()
+run = widgets.training_run(J, tasks, every=10, n_tasks=10)
+print("kernel", os.getpid())
+run
+"""
+
+TRAIN = "log = ml.meta_train(J, tasks, steps={steps}, batch_size=4, seed=0, progress=False, watch=run)"
+
 WRONG = """
 import torch.nn.functional as F, metalit as ml
 from metalit import widgets
@@ -59,8 +71,10 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     sources = {"built_in": BUILT_IN, "own": OWN, "wrong": WRONG}
     sources |= {name: BUILT_IN.replace("sinusoid", name) for name in OTHERS}
-    for name, source in sources.items():
-        cells = [nbformat.v4.new_code_cell(text.strip()) for text in (source, THREADS)]
+    cells = {name: (source, THREADS) for name, source in sources.items()}
+    cells |= {f"training_{steps}": (TRAINING, TRAIN.format(steps=steps)) for steps in (50, 10**7)}
+    for name, texts in cells.items():
+        cells = [nbformat.v4.new_code_cell(text.strip()) for text in texts]
         notebook = nbformat.v4.new_notebook(cells=cells)
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "python3", "language": "python"}
         nbformat.write(notebook, folder / f"{name}.ipynb")
@@ -105,12 +119,18 @@ def run_all(page, lab, name):
     page.wait_for_selector(".metalit-figure", timeout=90_000)
 
 
-def run_cell(page, which=0):
-    "Run a cell, and wait for its end."
+def start_cell(page, which):
+    "Begin to run a cell; it, and its prompt before."
     cell = page.locator(".jp-CodeCell").nth(which)
     before = cell.locator(".jp-InputPrompt").inner_text()
     cell.locator(".cm-content").click()
     page.keyboard.press("Control+Enter")
+    return cell, before
+
+
+def run_cell(page, which=0):
+    "Run a cell, and wait for its end."
+    cell, before = start_cell(page, which)
     page.wait_for_function(
         "([which, before]) => { const prompt = document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')[which];"
         " return prompt.innerText !== before && /\\d/.test(prompt.innerText); }", arg=[which, before], timeout=90_000)
@@ -121,6 +141,16 @@ def threads(page):
     "How many threads the kernel has, as its second cell prints it."
     text = run_cell(page, 1).locator(".jp-OutputArea-output").inner_text()
     return int(re.search(r"(\d+) threads", text)[1])
+
+
+def to_kernels(lab, method, action=""):
+    "Ask the server to do something to all its kernels."
+    headers = {"Authorization": f"token {TOKEN}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{lab}/api/kernels", headers=headers)) as answer:
+        kernels = json.load(answer)
+    for kernel in kernels:
+        address = f"{lab}/api/kernels/{kernel['id']}{action}"
+        urllib.request.urlopen(urllib.request.Request(address, headers=headers, method=method)).close()
 
 
 def live(page):
@@ -216,13 +246,7 @@ def test_a_cell_run_again_leaves_one_figure_and_no_thread_more(lab, lab_page):
 
 def test_a_stopped_kernel_leaves_a_picture_that_still_moves_and_says_so(lab, lab_page):
     run_all(lab_page, lab, "built_in")
-    headers = {"Authorization": f"token {TOKEN}"}
-    request = urllib.request.Request(f"{lab}/api/kernels", headers=headers)
-    with urllib.request.urlopen(request) as answer:
-        kernels = json.load(answer)
-    for kernel in kernels:
-        urllib.request.urlopen(urllib.request.Request(f"{lab}/api/kernels/{kernel['id']}", headers=headers,
-                                                      method="DELETE")).close()
+    to_kernels(lab, "DELETE")
     lab_page.wait_for_timeout(1000)
     slider = lab_page.locator(".metalit-figure input[data-key=amplitude]")
     slider.focus()
@@ -242,3 +266,55 @@ def test_a_model_of_the_wrong_size_gives_words_not_a_frozen_picture(lab, lab_pag
     run_all(lab_page, lab, "wrong")
     words = lab_page.locator(".metalit-figure .m-message").inner_text()
     assert re.search(r"wide", words) and re.search(r"one number", words)
+
+
+# ------------------------------------------------------------------------------------------ a training run
+
+STEP = "document.querySelector('.metalit-figure').live.picture.step"
+
+
+def assert_shows(page, twin):
+    "The training figure shows what its twin in this process does, which trained with the same seed."
+    picture = live(page)["picture"]
+    assert_same_picture({key: picture[key] for key in twin.picture}, twin.picture)
+
+
+def test_a_training_run_shows_what_torch_measured_now_and_at_any_step_before(lab, lab_page):
+    run_all(lab_page, lab, "training_50")
+    run_cell(lab_page, 1)
+    lab_page.wait_for_function(f"{STEP} === 50")
+    here = {}
+    exec(f"{TRAINING}\n{TRAIN.format(steps=50)}", here)
+    assert_shows(lab_page, here["run"])
+    slider = lab_page.locator(".metalit-figure input[data-key=at]")
+    slider.focus()
+    lab_page.keyboard.press("ArrowLeft")
+    lab_page.wait_for_function("document.querySelector('.metalit-figure').live.state.at === 4")
+    here["run"].move(at=4)
+    assert live(lab_page)["picture"]["now"]["step"] == 40
+    assert_shows(lab_page, here["run"])
+
+
+def test_a_training_run_is_followed_while_the_kernel_is_busy_and_its_end_is_told(lab, lab_page):
+    run_all(lab_page, lab, f"training_{10**7}")
+    note = lab_page.locator(".metalit-figure .m-note")
+    def begins(words):
+        said = "document.querySelector('.metalit-figure .m-note').textContent"
+        lab_page.wait_for_function(f"(words) => {said}.startsWith(words)", arg=words, timeout=30_000)
+    def followed():
+        start_cell(lab_page, 1)
+        begins("Training: meta-step ")
+        seen = lab_page.evaluate(STEP)
+        lab_page.wait_for_function(f"{STEP} > {seen}")
+    followed()
+    lab_page.locator(".metalit-figure input[data-key=at]").focus()
+    lab_page.keyboard.press("Home")                            # looks back while the kernel is busy
+    lab_page.wait_for_function("document.querySelector('.metalit-figure').live.picture.now.step === 0")
+    to_kernels(lab, "POST", "/interrupt")
+    begins("Stopped after meta-step ")
+    assert "it was interrupted" in note.inner_text()
+    followed()
+    words = lab_page.locator(".jp-OutputArea-output", has_text="kernel").first.inner_text()
+    os.kill(int(words.split()[1]), signal.SIGKILL)             # to be told to end would be an interrupt
+    begins("No news for 10 s, since meta-step ")
+    assert live(lab_page)["picture"]["count"] > 0
