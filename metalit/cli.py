@@ -120,8 +120,9 @@ def draw(path: Path, J: MetaLoss, tasks: Family, seed: int, steps: list[int]) ->
     def paint(figure: Figure) -> None:
         for i, ax in enumerate(figure.subplots(1, 4, sharey=True)):
             plots.adaptation(J, task.select(i), steps=sorted({0, 1, max(steps)}), ax=dressed(ax))
-            if i: ax.get_legend().remove()
-    save_picture(path, (12, 3), paint)
+            ax.get_legend().remove()
+        plots.legend(figure, handles=ax.get_legend_handles_labels()[0], loc="outside lower center", ncols=5)
+    save_picture(path, (12, 3.2), paint)
 
 
 def save_picture(path: Path, size: tuple[float, float], paint: Callable[[Figure], Any]) -> None:

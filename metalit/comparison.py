@@ -303,8 +303,7 @@ def picture(lines: Sequence[Line], ax: Axes | None = None, steps: Sequence[int] 
                          fontsize=7, color=plots.COLOURS["red"])
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xscale="log",
            xlabel="query loss on unseen tasks")
-    ax.tick_params(which="minor", colors=plots.COLOURS["grey"], labelsize=7)
-    for axis_format in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter): axis_format("{x:g}")
+    plots.round_numbers(ax.xaxis)
     plots.legend(ax, ncols=len(steps), loc="lower left", bbox_to_anchor=(0, 1))
     return ax
 

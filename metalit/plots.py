@@ -12,13 +12,14 @@ import torch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from metalit.meta_loss import MetaLoss
     from metalit.tasks import Task
 
 # %% auto #0
-__all__ = ['COLOURS', 'figure', 'dress', 'legend', 'adaptation', 'training_log']
+__all__ = ['COLOURS', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'training_log']
 
 # %% ../nbs/12_plots.ipynb #c87f55cc
 # A middle grey for the ink and no background: figures read on light and on dark pages.
@@ -53,9 +54,17 @@ def dress(ax: Axes) -> None:
     for text in (ax.title, ax.xaxis.label, ax.yaxis.label): text.set(color=ink, fontsize=9)
 
 
-def legend(ax: Axes, **options: Any) -> None:
+def legend(where: Axes | Figure, **options: Any) -> None:
     "A legend in the style of the book."
-    ax.legend(**{"labelcolor": COLOURS["grey"], "frameon": False, "fontsize": 8} | options)
+    where.legend(**{"labelcolor": COLOURS["grey"], "frameon": False, "fontsize": 8} | options)
+
+
+def round_numbers(axis: Axis) -> None:
+    "Label a logarithmic axis (`ax.xaxis`, `ax.yaxis`) at 1, 2, 5, 10 and so on, in plain figures."
+    from matplotlib.ticker import LogLocator, NullLocator
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 # %% ../nbs/12_plots.ipynb #5ae7588f
 @torch.no_grad()

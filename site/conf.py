@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -35,6 +36,8 @@ nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # live figures bring all that they need
 nb_render_image_options = {"loading": "lazy"}
 nb_number_source_lines = False
+nb_render_markdown_format = "myst"  # what cells show may hold tables
+nb_merge_streams = True  # lines that were printed at different moments are one text
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
@@ -110,7 +113,8 @@ def keep_display_maths(app, doctree):
     """Hand display maths to MathJax as it was written: it has its own `align`, tags and labels."""
     for node in doctree.findall(nodes.math_block):
         text = node.astext().strip()
-        node.children = [nodes.Text(text if text.startswith(r"\begin") else rf"\[{text}\]")]
+        alone = re.fullmatch(r"\\begin\{((?:align|gather|equation|multline)\*?)\}.*\\end\{\1\}", text, re.DOTALL)
+        node.children = [nodes.Text(text if alone else rf"\[{text}\]")]
         node["no-wrap"] = True
 
 

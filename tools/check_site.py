@@ -115,6 +115,8 @@ def text_problems(pages):
         for line in re.findall(r"^\s*#\s*\|.*", "".join(read.code), re.MULTILINE):
             yield page, f"shows a line that is meant for nbdev: {line.strip()}"
         text = "".join(read.text)
+        for rule in re.findall(r"(?<!\\)\|\s*:?[-—]+:?\s*\|.{,20}", text):
+            yield page, f"shows a table as it is written, not as a table: {rule}"
         labels = set(re.findall(r"\\label\{([^}]*)\}", text))
         for name in dict.fromkeys(re.findall(r"\\eqref\{([^}]*)\}", text)):
             if name not in labels:

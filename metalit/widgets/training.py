@@ -97,11 +97,8 @@ def draw_looks(ax: Any, picture: Picture, numbers: Callable) -> None:
     ax.plot(picture["inner"], mean, "-o", ms=3, color=blue, label=f"meta-step {now['step']}")
     plots.legend(ax)
     if not all(m > 0 for m in mean): return
-    from matplotlib.ticker import LogLocator, ScalarFormatter
     ax.set_yscale("log")
-    ax.minorticks_off()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(ScalarFormatter())
+    plots.round_numbers(ax.yaxis)
 
 # %% ../../nbs/45_training_figure.ipynb #42151b09
 TELL = 0.25                                                  # seconds between two news for the browser

@@ -123,6 +123,12 @@ def test_the_line_on_the_page_goes_through_the_numbers(site, browser_page):
     assert (xs.diff() > 0).all() and slope < 0
 
 
+def test_figures_of_one_page_share_no_names(site, browser_page):
+    figures(browser_page, site, "49_widgets")
+    names = browser_page.evaluate("[...document.querySelectorAll('.metalit-figure [id]')].map(part => part.id)")
+    assert len(names) >= 5 and len(names) == len(set(names))
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_a_page_without_javascript_shows_a_picture_and_says_so(site, new_page, name):
     page = new_page(java_script_enabled=False)

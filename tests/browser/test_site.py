@@ -10,6 +10,16 @@ PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"
                if not {"_static", "_modules"} & set(path.parts))
 CHAPTERS = [page for page in PAGES if re.match(r"\d\d_", page)]
 
+# What a page says, apart from code.
+WORDS = """(() => {
+    const copy = document.querySelector('.bd-article').cloneNode(true);
+    copy.querySelectorAll('pre, code, script, style').forEach(part => part.remove());
+    return copy.textContent;
+})()"""
+
+# How many formulas must be scrolled to be read.
+CUT = "[...document.querySelectorAll('div.math')].filter(math => math.scrollWidth > math.clientWidth + 1).length"
+
 
 def settled(page):
     "Wait until the formulas are drawn."
@@ -42,9 +52,12 @@ def test_every_page_is_silent_and_fits_into_every_window(site, browser_page):
         assert browser_page.locator("h1").count() >= 1, name
         errors = browser_page.locator("mjx-merror, [data-mjx-error]").all_inner_texts()
         assert not errors, f"{name}: {errors}"
+        source = re.findall(r"\\(?:begin|end|tag|label|eqref|frac)\b.{,30}", browser_page.evaluate(WORDS))
+        assert not source, f"{name}: formulas that were not drawn: {source}"
         for width in (390, 800, 1600):
             browser_page.set_viewport_size({"width": width, "height": 844})
             assert browser_page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} at {width}"
+        assert browser_page.evaluate(CUT) == 0, f"{name}: formulas that are wider than a page of 1600 pixels"
 
 
 def test_formulas_are_drawn_and_their_numbers_lead_somewhere(site, browser_page):

@@ -144,14 +144,16 @@ const STYLE = `
 
 const MARGIN = { left: 44, right: 10, top: 20, bottom: 34 };  // pixels; the name of the y axis stands on top
 const GAP_BETWEEN_TICKS = 70;
-let plotsMade = 0;
+
+// A number that no other plot of the page has: figures do not share their scripts, but they share the page's names.
+const another = () => (globalThis.metalitPlots = (globalThis.metalitPlots ?? 0) + 1);
 
 const near = (pixel) => Math.min(1e5, Math.max(-1e5, pixel));
 
 class Plot {
   constructor(ui, { label, x, y, xlabel = "", ylabel = "", height = 0.72, log = "", square = false }) {
     Object.assign(this, { ui, label, x, y, height: square ? 1 : height, log, square, used: new Set(), parts: new Map() });
-    this.clip = `metalit-clip-${++plotsMade}`;
+    this.clip = `metalit-clip-${another()}`;
     this.ground = svg("rect", { fill: "transparent" });
     this.window = svg("rect", {});
     this.axes = svg("g", { "aria-hidden": "true" });
