@@ -1,5 +1,6 @@
 """Settings of Sphinx for the documentation site. `make site` (tools/build_site.py) gathers the pages that it reads."""
 
+import hashlib
 import json
 import os
 import re
@@ -120,9 +121,14 @@ def keep_display_maths(app, doctree):
 
 def plain_docstring(app, what, name, thing, options, lines):
     """Docstrings are written in plain Markdown."""
-    lines[:] = [restructured(line, gathered["names"]) for line in lines]
+    lines[:] = restructured("\n".join(lines), gathered["names"]).split("\n")
+
+
+# Pages that an earlier build has read are read again when what reads them has changed.
+read_by = hashlib.sha256(Path(__file__).read_bytes() + (ROOT / "tools/site_pages.py").read_bytes()).hexdigest()
 
 
 def setup(app):
+    app.add_config_value("read_by", "", "env")
     app.connect("doctree-read", keep_display_maths)
     app.connect("autodoc-process-docstring", plain_docstring)

@@ -76,6 +76,8 @@ def test_names_of_the_library():
 def test_docstrings_are_plain_markdown():
     assert restructured("`x`s and *y*, `Exact` of a_ | b", TABLE) == (
         r"``x``\ s and \*y\*, :py:obj:`Exact <metalit.gradient.exact.Exact>` of a\_ \| b")
+    assert restructured("A `$` is none.\nBut $\\|x\\|_2\n+ 1$ is, *here*.", TABLE) == (
+        "A ``$`` is none.\nBut :math:`\\|x\\|_2 + 1` is, \\*here\\*.")
 
 
 def test_parts_and_contents():

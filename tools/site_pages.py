@@ -124,8 +124,16 @@ def page(notebook, number, table):
     return notebook
 
 
-def restructured(line, table):
-    """A line of a docstring, written in plain Markdown, as reStructuredText."""
+def restructured(text, table):
+    """A docstring, written in plain Markdown with formulas between dollars, as reStructuredText."""
+    pieces = re.split(r"\$([^$`]+)\$", text)
+    pieces[::2] = ["\n".join(plain_words(line, table) for line in piece.split("\n")) for piece in pieces[::2]]
+    pieces[1::2] = [f":math:`{' '.join(formula.split())}`" for formula in pieces[1::2]]
+    return "".join(pieces)
+
+
+def plain_words(line, table):
+    """A line without formulas, or a part of one: code becomes a literal or a link, signs lose their meaning."""
     pieces = CODE.split(line)
     for number, text in enumerate(pieces):
         if number % 2 == 0:

@@ -12,7 +12,7 @@ CHAPTERS = [page for page in PAGES if re.match(r"\d\d_", page)]
 
 # What a page says, apart from code.
 WORDS = """(() => {
-    const copy = document.querySelector('.bd-article').cloneNode(true);
+    const copy = (document.querySelector('.bd-article') ?? document.body).cloneNode(true);
     copy.querySelectorAll('pre, code, script, style').forEach(part => part.remove());
     return copy.textContent;
 })()"""
