@@ -219,14 +219,14 @@ def diverged(runs: Sequence[Run]) -> list[str]:
 def table(lines: Sequence[Line]) -> str:
     "The summary as text: a method a line, a number of inner steps a column."
     steps = sorted({line.inner_steps for line in lines})
-    columns = "".join(f"{f'{k} step' + 's' * (k != 1):>17}" for k in steps)
-    rows = [f"{'method':26}{columns}{'seconds':>10}{'× MAML':>8}"]
+    columns = "".join(f"{f'{k} step' + 's' * (k != 1):>16}" for k in steps)
+    rows = [f"{'method':25}{columns}{'seconds':>8}{'× MAML':>7}"]
     for name in dict.fromkeys(line.method for line in lines):
         mine = {line.inner_steps: line for line in lines if line.method == name}
-        cells = "".join(f"{cell(mine[k]):>17}" for k in steps)
+        cells = "".join(f"{cell(mine[k]):>16}" for k in steps)
         last = next(iter(mine.values()))
         times = "" if last.relative_time is None else f"{last.relative_time:.2f}"
-        rows.append(f"{name:26}{cells}{last.seconds:>10.1f}{times:>8}")
+        rows.append(f"{name:25}{cells}{last.seconds:>8.1f}{times:>7}")
     return "\n".join(rows)
 
 

@@ -50,7 +50,7 @@ def dress(ax: Axes) -> None:
     ax.set_facecolor("none")
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[:].set_color(ink)
-    ax.tick_params(colors=ink, labelsize=8)
+    ax.tick_params(which="both", colors=ink, labelsize=8)
     for text in (ax.title, ax.xaxis.label, ax.yaxis.label): text.set(color=ink, fontsize=9)
 
 

@@ -54,10 +54,10 @@ def test_every_page_is_silent_and_fits_into_every_window(site, browser_page):
         assert not errors, f"{name}: {errors}"
         source = re.findall(r"\\(?:begin|end|tag|label|eqref|frac)\b.{,30}", browser_page.evaluate(WORDS))
         assert not source, f"{name}: formulas that were not drawn: {source}"
-        for width in (390, 800, 1600):
+        for width in (390, 800, 1600, 1440):
             browser_page.set_viewport_size({"width": width, "height": 844})
             assert browser_page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} at {width}"
-        assert browser_page.evaluate(CUT) == 0, f"{name}: formulas that are wider than a page of 1600 pixels"
+        assert browser_page.evaluate(CUT) == 0, f"{name}: formulas that are wider than a page of 1440 pixels"
 
 
 def test_formulas_are_drawn_and_their_numbers_lead_somewhere(site, browser_page):
@@ -120,6 +120,9 @@ def test_dark_follows_the_system_and_the_button_and_holds(site, new_page):
     behind = page.evaluate("[...document.querySelectorAll('.cell_output img')]"
                            ".map(image => getComputedStyle(image).backgroundColor)")
     assert behind and set(behind) == {"rgba(0, 0, 0, 0)"}
+    page.goto(f"{site}/07_exact_gradient.html")
+    settled(page)
+    assert luminance(page.evaluate("getComputedStyle(document.querySelector('mjx-container a')).fill")) > 0.25
 
 
 def test_each_chapter_leads_to_the_next_one_and_back(site, browser_page):

@@ -105,6 +105,7 @@ export const svg = (tag, attributes, ...children) =>
 const STYLE = `
 .metalit-figure { color: inherit; font-size: 14px; line-height: 1.4; max-width: 60rem; margin: .5rem 0 1rem;
   overflow-x: clip; }
+html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-figure { color-scheme: dark; }
 .metalit-figure * { box-sizing: border-box; }
 .metalit-figure .m-panels { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: flex-start; }
 .metalit-figure .m-panel { flex: 1 1 var(--basis, 18rem); min-width: min(100%, 16rem); }
