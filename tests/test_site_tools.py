@@ -137,6 +137,7 @@ def test_a_good_site_passes(built):
     (' alt="Two curves that cross."', "", "without an alt text"),
     ("Two curves that cross.", "figure", "without an alt text"),
     (r"\eqref{eq:x}", r"\eqref{eq:y}", "refers to the equation 'eq:y'"),
+    ("<div>", "<p>| K | loss |<br>|—:|:—|<br>| 0 | 3.1 |</p><div>", "shows a table as it is written"),
     ("<script>", f'<script type="{VIEW}">{{}}</script><script>', "widget that needs a kernel"),
 ])
 def test_each_fault_of_a_page_is_found(built, good, bad, message):

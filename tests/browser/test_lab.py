@@ -71,10 +71,10 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     sources = {"built_in": BUILT_IN, "own": OWN, "wrong": WRONG}
     sources |= {name: BUILT_IN.replace("sinusoid", name) for name in OTHERS}
-    cells = {name: (source, THREADS) for name, source in sources.items()}
-    cells |= {f"training_{steps}": (TRAINING, TRAIN.format(steps=steps)) for steps in (50, 10**7)}
-    for name, texts in cells.items():
-        cells = [nbformat.v4.new_code_cell(text.strip()) for text in texts]
+    texts = {name: (source, THREADS) for name, source in sources.items()}
+    texts |= {f"training_{steps}": (TRAINING, TRAIN.format(steps=steps)) for steps in (50, 10**7)}
+    for name, of_cells in texts.items():
+        cells = [nbformat.v4.new_code_cell(text.strip()) for text in of_cells]
         notebook = nbformat.v4.new_notebook(cells=cells)
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "python3", "language": "python"}
         nbformat.write(notebook, folder / f"{name}.ipynb")
