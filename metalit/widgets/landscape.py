@@ -140,7 +140,7 @@ def rewards(own: dict[str, MetaLoss] | None = None, *, task: Task | None = None)
     Example: `rewards({"mine": J})`.
     """
     (task, own), grid = bed_of(task, own), 31 if own else GRID
-    state = DEFAULT | ({"loss": min(own, key=list(own).index)} if own else {})
+    state = DEFAULT | ({"loss": next(iter(own))} if own else {})
     rates = {key: dict(zip(("rate", "power"), RATES.get(key, OWN_RATE), strict=True)) for key in (*CHOICES, *own)}
     return LiveFigure(
         "rewards", spec={"tasks": described(task), "reach": REACH, "grid": grid, "choices": listed(own), "rates": rates,

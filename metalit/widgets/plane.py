@@ -260,7 +260,7 @@ def two_parameters(own: dict[str, MetaLoss] | None = None, *, task: Task | None 
     """
     (task, own), grid = bed_of(task, own), 31 if own else GRID
     state = DEFAULT | {f"arrow_{key}": key in ARROWS or key in own for key in (*CHOICES, *own)}
-    if own: state["shown"] = min(own, key=list(own).index)
+    if own: state["shown"] = next(iter(own))
     return LiveFigure(
         "two_parameters", spec={"tasks": described(task), "reach": REACH, "grid": grid, "choices": listed(own),
                                 "x": DEFAULT["x"], "y": DEFAULT["y"]},

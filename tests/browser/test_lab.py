@@ -128,12 +128,17 @@ def start_cell(page, which):
     return cell, before
 
 
-def run_cell(page, which=0):
-    "Run a cell, and wait for its end."
-    cell, before = start_cell(page, which)
+def wait_for_end(page, which, before):
+    "Wait until a cell that has begun shows a new number. After an error, one that is started earlier is forgotten."
     page.wait_for_function(
         "([which, before]) => { const prompt = document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')[which];"
         " return prompt.innerText !== before && /\\d/.test(prompt.innerText); }", arg=[which, before], timeout=90_000)
+
+
+def run_cell(page, which=0):
+    "Run a cell, and wait for its end."
+    cell, before = start_cell(page, which)
+    wait_for_end(page, which, before)
     return cell
 
 
@@ -302,17 +307,19 @@ def test_a_training_run_is_followed_while_the_kernel_is_busy_and_its_end_is_told
         said = "document.querySelector('.metalit-figure .m-note').textContent"
         lab_page.wait_for_function(f"(words) => {said}.startsWith(words)", arg=words, timeout=30_000)
     def followed():
-        start_cell(lab_page, 1)
+        _, before = start_cell(lab_page, 1)
         begins("Training: meta-step ")
         seen = lab_page.evaluate(STEP)
         lab_page.wait_for_function(f"{STEP} > {seen}")
-    followed()
+        return before
+    before = followed()
     lab_page.locator(".metalit-figure input[data-key=at]").focus()
     lab_page.keyboard.press("Home")                            # looks back while the kernel is busy
     lab_page.wait_for_function("document.querySelector('.metalit-figure').live.picture.now.step === 0")
     to_kernels(lab, "POST", "/interrupt")
     begins("Stopped after meta-step ")
     assert "it was interrupted" in note.inner_text()
+    wait_for_end(lab_page, 1, before)
     followed()
     words = lab_page.locator(".jp-OutputArea-output", has_text="kernel").first.inner_text()
     os.kill(int(words.split()[1]), signal.SIGKILL)             # to be told to end would be an interrupt
