@@ -223,10 +223,10 @@ def table(lines: Sequence[Line]) -> str:
     rows = [f"{'method':25}{columns}{'seconds':>8}{'× MAML':>7}"]
     for name in dict.fromkeys(line.method for line in lines):
         mine = {line.inner_steps: line for line in lines if line.method == name}
-        cells = "".join(f"{cell(mine[k]):>16}" for k in steps)
+        cells = "".join(f" {cell(mine[k]):>15}" for k in steps)
         last = next(iter(mine.values()))
         times = "" if last.relative_time is None else f"{last.relative_time:.2f}"
-        rows.append(f"{name:25}{cells}{last.seconds:>8.1f}{times:>7}")
+        rows.append(f"{name:25}{cells} {last.seconds:>7.1f} {times:>6}")
     return "\n".join(rows)
 
 

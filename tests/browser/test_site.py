@@ -54,7 +54,7 @@ def test_every_page_is_silent_and_fits_into_every_window(site, browser_page):
         assert not errors, f"{name}: {errors}"
         source = re.findall(r"\\(?:begin|end|tag|label|eqref|frac)\b.{,30}", browser_page.evaluate(WORDS))
         assert not source, f"{name}: formulas that were not drawn: {source}"
-        for width in (390, 800, 1600, 1440):
+        for width in (390, 800, 1600, 1440):                   # in the last one formulas must fit, too
             browser_page.set_viewport_size({"width": width, "height": 844})
             assert browser_page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} at {width}"
         assert browser_page.evaluate(CUT) == 0, f"{name}: formulas that are wider than a page of 1440 pixels"

@@ -147,14 +147,14 @@ const MARGIN = { left: 44, right: 10, top: 20, bottom: 34 };  // pixels; the nam
 const GAP_BETWEEN_TICKS = 70;
 
 // A number that no other plot of the page has: figures do not share their scripts, but they share the page's names.
-const another = () => (globalThis.metalitPlots = (globalThis.metalitPlots ?? 0) + 1);
+const nextNumber = () => (globalThis.metalitPlots = (globalThis.metalitPlots ?? 0) + 1);
 
 const near = (pixel) => Math.min(1e5, Math.max(-1e5, pixel));
 
 class Plot {
   constructor(ui, { label, x, y, xlabel = "", ylabel = "", height = 0.72, log = "", square = false }) {
     Object.assign(this, { ui, label, x, y, height: square ? 1 : height, log, square, used: new Set(), parts: new Map() });
-    this.clip = `metalit-clip-${another()}`;
+    this.clip = `metalit-clip-${nextNumber()}`;
     this.ground = svg("rect", { fill: "transparent" });
     this.window = svg("rect", {});
     this.axes = svg("g", { "aria-hidden": "true" });
