@@ -49,6 +49,7 @@ def test_every_page_is_silent_and_fits_into_every_window(site, browser_page):
         if name == "404.html": continue                        # its addresses begin with where the site is published
         browser_page.goto(f"{site}/{name}", wait_until="domcontentloaded")
         settled(browser_page)
+        browser_page.add_style_tag(content="* { transition: none !important }")   # else a new width comes by and by
         assert browser_page.locator("h1").count() >= 1, name
         errors = browser_page.locator("mjx-merror, [data-mjx-error]").all_inner_texts()
         assert not errors, f"{name}: {errors}"
