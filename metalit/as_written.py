@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from .inner.sgd import SGD, Params
 from .meta_loss import Loss, MetaLoss, check_model, scalar
+from .models import called, places
 from .tasks import Split, Task, check_task
 
 # %% auto #0
@@ -27,7 +28,8 @@ TaskLoss = Callable[[Params, Split], Tensor]
 def _per_task(model: nn.Module, task_loss: Loss, task: Task, formula: Callable[[TaskLoss, Params, Task], Any]) -> Any:
     "The formula for each τ of the batch: a tensor of shape (B, …)."
     if not torch.compiler.is_compiling(): check_model(model)
-    def L(theta: Params, D: Split) -> Tensor: return scalar(task_loss(functional_call(model, theta, (D.x,)), D.y))
+    at = places(model)
+    def L(theta: Params, D: Split) -> Tensor: return scalar(task_loss(called(model, at, theta, D.x), D.y))
     theta = dict(model.named_parameters())
     return vmap(lambda theta, tau: formula(L, theta, tau), in_dims=(None, 0),
                 randomness="different")(theta, check_task(task))

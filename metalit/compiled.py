@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call, grad_and_value
+from torch.func import grad_and_value
 
 from .inner.sgd import Params
+from .models import called, places
 from .tasks import Task
 
 try:
@@ -75,7 +76,7 @@ def one_graph(J: MetaLoss, **options: Any) -> Callable[[Task], Tensor]:
     measure = _Measure(J)
 
     def value_and_gradient(parameters: Params, task: Task) -> tuple[Params, Tensor]:
-        return grad_and_value(lambda theta: functional_call(measure, theta, (task,)))(parameters)
+        return grad_and_value(lambda theta: called(measure, places(measure), theta, task))(parameters)
     code = value_and_gradient.__code__                       # its own: PyTorch compiles one code eight times at most
     value_and_gradient.__code__ = code.replace(co_name=f"{code.co_name}_{next(COUNT)}")
     run = torch.compile(value_and_gradient, **({"fullgraph": True} | options))

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from .gradient.exact import Exact
 from .inner.sgd import SGD, Params
+from .models import called, places
 from .norms import PlainNorms
 from .pooling import Mean
 from .tasks import Split, Task, check_split, check_task
@@ -107,7 +108,7 @@ class _Recomputed(torch.autograd.Function):
         tensors = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in ctx.saved_tensors]
         with torch.random.fork_rng(), torch.enable_grad():
             restore_random_state(ctx.random)
-            values = functional_call(ctx.run, dict(zip(ctx.names, tensors[5:], strict=True)), tuple(tensors[:5]))
+            values = called(ctx.run, places(ctx.run), dict(zip(ctx.names, tensors[5:], strict=True)), *tensors[:5])
             total = sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
         wanted = [tensor for tensor in tensors if tensor.requires_grad]
         gradients = iter(torch.autograd.grad(total, wanted, allow_unused=True))
@@ -132,6 +133,7 @@ class MetaLoss(nn.Module):
     Example: `J = MetaLoss(model, F.mse_loss, inner=SGD(lr=0.01)); J(task).backward()`.
     """
     _compiled: Callable[[Task], Tensor] | None = None
+    _places: dict[str, str]
 
     def __init__(self, model: nn.Module, loss: Loss, *, inner: SGD | None = None, terms: Term | Sum | None = None,
                  pooling: nn.Module | None = None, gradient: nn.Module | None = None, chunk_size: int | None = None):
@@ -189,6 +191,7 @@ class MetaLoss(nn.Module):
 
     def predict(self, phi: Params, x: Tensor) -> Tensor:
         "The model's output for each task: `phi` as `adapt` returns it, x (B, S, …), output (B, S, …)."
+        self._places = places(self.model)
         return vmap(self._predict, randomness="different")(phi, x)
 
     @torch.no_grad()
@@ -257,7 +260,7 @@ class MetaLoss(nn.Module):
 
     def _predict(self, phi: Params, x: Tensor) -> Tensor:
         try:
-            with PlainNorms(): return functional_call(self.model, phi, (x,))
+            with PlainNorms(): return called(self.model, self._places, phi, x)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError): raise
             raise ValueError(f"the model cannot read x of shape {tuple(x.shape)}, the examples of one task: {error}. "
@@ -265,4 +268,5 @@ class MetaLoss(nn.Module):
                              ) from error
 
     def _theta(self) -> Params:
+        self._places = places(self.model)
         return dict(self.model.named_parameters())

@@ -7,13 +7,43 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 # %% auto #0
-__all__ = ['mlp', 'Point', 'Conv4', 'Contextual']
+__all__ = ['places', 'called', 'mlp', 'Point', 'Conv4', 'Contextual']
+
+# %% ../nbs/02_models.ipynb #288279e0
+def places(module: nn.Module) -> dict[str, str]:
+    """Where the parameters and buffers of a module stand: each place once, with the name of the tensor that is there.
+
+    A layer that is used under two names is one place. A weight that two layers share has two places and one name,
+    the one that `named_parameters` lists.
+
+    Example: `places(mlp(1, 8, 1))["0.weight"]`, which is `"0.weight"`.
+    """
+    listed = [*module.named_parameters(), *module.named_buffers()]
+    names = {id(tensor): name for name, tensor in listed}
+    found = {}
+    for prefix, part in module.named_modules():
+        for attribute, tensor in [*part._parameters.items(), *part._buffers.items()]:
+            if tensor is not None: found[f"{prefix}.{attribute}".lstrip(".")] = names[id(tensor)]
+    return found
+
+
+def called(module: nn.Module, at: Mapping[str, str], tensors: Mapping[str, Tensor], *args: Any) -> Any:
+    """The module's output, with other `tensors` in its places: `at` is what `places` found, before.
+
+    What has no tensor in the dictionary keeps its own. Afterwards the module is as it was, also where the call raises.
+
+    Example: `called(model, places(model), {"0.weight": torch.zeros(8, 1)}, torch.ones(5, 1))`.
+    """
+    there = {place: tensors[name] for place, name in at.items() if name in tensors}
+    return functional_call(module, there, args, tie_weights=False)
 
 # %% ../nbs/02_models.ipynb #cb47a692
 def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, init: str = "uniform",
