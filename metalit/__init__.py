@@ -55,9 +55,11 @@ from .terms.term import Path, Sum, Term
 from .training import Evaluation, Validation, accuracy, evaluate, meta_train
 
 # %% ../nbs/99_api.ipynb #534543a9
-_all_ = [as_written, models, plots, tasks, Family, Split, Task, Images, from_folder, glyphs, omniglot,
+_all_ = [as_written, models, plots, tasks, Family, Split, Task, Images, from_folder, glyphs,
+         omniglot,
          SGD, Adam, SAM, Preconditioned, MetaSGD, MetaCurvature, Masked, Context, Prototypes,
-         Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm, Triplet, Contrast, Mean, Exact, FirstOrder,
-         MetaLoss, MAML, FOMAML, Reptile, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, TripletMAML, ConML, SharpMAML,
-         meta_train, Validation, evaluate, Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError,
+         Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm, Triplet, Contrast, Mean,
+         Exact, FirstOrder, MetaLoss, MAML, FOMAML, Reptile, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML,
+         TripletMAML, ConML, SharpMAML, meta_train, Validation, evaluate, Evaluation, accuracy,
+         save_checkpoint, load_checkpoint, CheckpointError,
          DivergedError, LostProcessError, judge, compare]

@@ -25,11 +25,13 @@ __all__ = ['TaskLoss', 'LISTING', 'maml', 'reptile', 'contrastive', 'meta_curvat
 TaskLoss = Callable[[Params, Split], Tensor]
 
 
-def _per_task(model: nn.Module, task_loss: Loss, task: Task, formula: Callable[[TaskLoss, Params, Task], Any]) -> Any:
+def _per_task(model: nn.Module, task_loss: Loss, task: Task,
+              formula: Callable[[TaskLoss, Params, Task], Any]) -> Any:
     "The formula for each τ of the batch: a tensor of shape (B, …)."
     if not torch.compiler.is_compiling(): check_model(model)
     at = places(model)
-    def L(theta: Params, D: Split) -> Tensor: return scalar(task_loss(called(model, at, theta, D.x), D.y))
+    def L(theta: Params, D: Split) -> Tensor:
+        return scalar(task_loss(called(model, at, theta, D.x), D.y))
     theta = dict(model.named_parameters())
     return vmap(lambda theta, tau: formula(L, theta, tau), in_dims=(None, 0),
                 randomness="different")(theta, check_task(task))
@@ -46,7 +48,10 @@ def _flat(params: Params) -> Tensor:
 
 # %% ../nbs/20_as_written.ipynb #f28f44fc
 def maml(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01) -> Tensor:
-    r"""§3.1: $\mathbb E_\tau[L_{task}(\theta-\alpha\nabla_\theta L_{train}(\theta,D^{train}_\tau), D^{test}_\tau)]$.
+    r"""§3.1 of the article.
+
+    $\mathbb E_\tau[L_{task}(\theta-\alpha\nabla_\theta L_{train}(\theta,D^{train}_\tau),
+    D^{test}_\tau)]$.
 
     Correct, for one step. `task.support` is D_train, `task.query` D_test, `lr` α.
 
@@ -58,7 +63,9 @@ def maml(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01) -> Ten
 
 # %% ../nbs/20_as_written.ipynb #10c7867e
 def reptile(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01) -> Tensor:
-    r"""§4.1: $\mathbb E_\tau\|\theta-(\theta-\alpha\nabla_\theta L_{train}(\theta,D^{train}_\tau))\|_2^2$.
+    r"""§4.1 of the article.
+
+    $\mathbb E_\tau\|\theta-(\theta-\alpha\nabla_\theta L_{train}(\theta,D^{train}_\tau))\|_2^2$.
 
     This is α²‖∇L‖²: least where nothing is learned, and not the loss that Reptile descends.
 
@@ -69,55 +76,67 @@ def reptile(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01) -> 
     return _per_task(model, task_loss, task, formula).mean()
 
 # %% ../nbs/20_as_written.ipynb #9e7cc0ea
-def contrastive(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01, m: float = 1.0) -> Tensor:
-    r"""§4.2: $\mathbb E_{\tau,\tau'}[\max(0, m + d(\theta'_\tau,\theta'_{\tau'}) - d(\theta'_\tau,\theta'_\tau))]$.
+def contrastive(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01,
+                m: float = 1.0) -> Tensor:
+    r"""§4.2 of the article.
 
-    d is the Euclidean distance, `m` > 0 the margin. The last distance is that of a thing to itself; the sign of the
-    first pulls different tasks together. The mean is over all pairs τ ≠ τ′ of the batch: for τ = τ′ the distance is
-    zero, where a Euclidean distance has no derivative. (Here it gets the derivative 0, never NaN.)
+    $\mathbb E_{\tau,\tau'}[\max(0, m + d(\theta'_\tau,\theta'_{\tau'}) -
+    d(\theta'_\tau,\theta'_\tau))]$.
+
+    d is the Euclidean distance, `m` > 0 the margin. The last distance is that of a thing to itself;
+    the sign of the first pulls different tasks together. The mean is over all pairs τ ≠ τ′ of the
+    batch: for τ = τ′ the distance is zero, where a Euclidean distance has no derivative. (Here it
+    gets the derivative 0, never NaN.)
 
     Raises `ValueError` for a batch of one task and for a margin that is not above 0.
 
     Example: `contrastive(model, F.mse_loss, task).backward()`.
     """
-    if not (math.isfinite(m) and m > 0): raise ValueError(f"m={m}: the margin is a finite number above 0")
+    if not (math.isfinite(m) and m > 0):
+        raise ValueError(f"m={m}: the margin is a finite number above 0")
     def d(a: Tensor, b: Tensor) -> Tensor: return torch.linalg.vector_norm(a - b, dim=-1)
     tuned = _per_task(model, task_loss, task,
                       lambda L, theta, tau: _flat(_fine_tuned(L, theta, tau.support, lr)))
     if len(tuned) < 2:
-        raise ValueError("the contrastive formula compares tasks, and this batch holds 1: use at least 2")
+        raise ValueError("the contrastive formula compares tasks, and this batch holds 1: use at "
+                         "least 2")
     tau, other = tuned[:, None], tuned[None]
     different = ~torch.eye(len(tuned), dtype=torch.bool, device=tuned.device)
     return (m + d(tau, other) - d(tau, tau)).clamp_min(0)[different].mean()
 
 # %% ../nbs/20_as_written.ipynb #d85fd2e2
-def meta_curvature(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01, lam: float = 0.01) -> Tensor:
+def meta_curvature(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01,
+                   lam: float = 0.01) -> Tensor:
     r"""§4.3: $\mathbb E_\tau[L_{task}(\theta', D^{test}_\tau)
     + \frac\lambda2\|\nabla_\theta L_{task}(\theta', D^{test}_\tau)\|_2^2]$.
 
-    θ′ = θ − α∇_θ L_train(θ, D_train), `lam` is λ. ∇_θ is read literally: through θ′. A penalty on a gradient's norm;
-    not the Meta-Curvature of Park & Oliva (2019).
+    θ′ = θ − α∇_θ L_train(θ, D_train), `lam` is λ. ∇_θ is read literally: through θ′. A penalty on a
+    gradient's norm; not the Meta-Curvature of Park & Oliva (2019).
 
     Raises `ValueError` for a λ that is negative or not finite.
 
     Example: `meta_curvature(model, F.mse_loss, task).backward()`.
     """
-    if not (math.isfinite(lam) and lam >= 0): raise ValueError(f"lam={lam}: λ is a finite number, 0 or more")
+    if not (math.isfinite(lam) and lam >= 0):
+        raise ValueError(f"lam={lam}: λ is a finite number, 0 or more")
     def formula(L: TaskLoss, theta: Params, tau: Task) -> Tensor:
-        def after(theta: Params) -> Tensor: return L(_fine_tuned(L, theta, tau.support, lr), tau.query)
+        def after(theta: Params) -> Tensor:
+            return L(_fine_tuned(L, theta, tau.support, lr), tau.query)
         gradient = torch.func.grad(after)(theta)
         return after(theta) + 0.5 * lam * (_flat(gradient) ** 2).sum()
     return _per_task(model, task_loss, task, formula).mean()
 
 # %% ../nbs/20_as_written.ipynb #b11d8fe4
 class AsWritten(MetaLoss):
-    """A formula of this module as a meta-loss, so that it can be trained, evaluated and judged like any other.
+    """A formula of this module as a meta-loss, to be trained, evaluated and judged like any.
 
-    `options` are those of the formula, such as `m` and `lam`. Adaptation is one step of gradient descent.
+    `options` are those of the formula, such as `m` and `lam`. Adaptation is one step of gradient
+    descent.
 
     Example: `J = AsWritten(model, F.mse_loss, as_written.reptile, lr=0.01)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, formula: Callable[..., Tensor], lr: float = 0.01, **options: Any):
+    def __init__(self, model: nn.Module, loss: Loss, formula: Callable[..., Tensor],
+                 lr: float = 0.01, **options: Any):
         super().__init__(model, loss, inner=SGD(lr, 1))
         self.formula, self.options = formula, options
         self.across_tasks = formula is contrastive
@@ -181,5 +200,6 @@ def reptile(model, task_generator, num_tasks, inner_steps, outer_steps, alpha, b
 # 使用Reptile进行元学习
 model = MyModel(input_size=10, output_size=5)
 task_generator = TaskGenerator()
-model = reptile(model, task_generator, num_tasks=32, inner_steps=5, outer_steps=1000, alpha=0.01, beta=0.001)
+model = reptile(model, task_generator, num_tasks=32, inner_steps=5, outer_steps=1000, alpha=0.01, \
+beta=0.001)
 """

@@ -43,8 +43,8 @@ PART = ".part"
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: beside its place first, then moved there in one step.
 
-    Several processes and threads may write the same file at once: the last one's content stays. Raises `OSError` where
-    it cannot be written; what was at `path` before is untouched then.
+    Several processes and threads may write the same file at once: the last one's content stays.
+    Raises `OSError` where it cannot be written; what was at `path` before is untouched then.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     try:
@@ -54,8 +54,8 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise OSError(error.errno, f"could not write {path}: {error.strerror}. An older {path.name} is untouched"
-                      ) from error
+        raise OSError(error.errno, f"could not write {path}: {error.strerror}. An older "
+                      f"{path.name} is untouched") from error
     finally:
         with contextlib.suppress(OSError): os.unlink(part)    # there only if something went wrong
 
@@ -64,15 +64,19 @@ SEAL = b"metalit sha256 "
 
 
 def save_checkpoint(path: str | Path, J: nn.Module, **extra: Any) -> None:
-    """Save the parameters of J, and anything else that `torch.save` knows as plain data, whole or not at all.
+    """Save the parameters of J, whole or not at all.
 
-    Raises `DivergedError` where a parameter is not finite, `OSError` where the file cannot be written.
+    Beside them, anything else that `torch.save` knows as plain data.
+
+    Raises `DivergedError` where a parameter is not finite, `OSError` where the file cannot be
+    written.
 
     Example: `save_checkpoint("model.pt", J)`.
     """
     for name, parameter in J.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise DivergedError(f"parameter {name!r} is no longer finite; an older {Path(path).name} is kept")
+            raise DivergedError(f"parameter {name!r} is no longer finite; an older "
+                                f"{Path(path).name} is kept")
     buffer = io.BytesIO()
     torch.save({"metalit": 1, "J": J.state_dict(), **extra}, buffer)
     write_whole(Path(path), sealed(buffer.getvalue()))
@@ -85,10 +89,13 @@ def sealed(archive: bytes) -> bytes:
 
 # %% ../nbs/15_checkpoints.ipynb #698041fc
 def load_checkpoint(path: str | Path, J: nn.Module) -> dict[str, Any]:
-    """Load the parameters of J from a checkpoint, and return everything that is in it. Runs no code from the file.
+    """Load the parameters of J from a checkpoint, and return everything that is in it.
 
-    Raises `FileNotFoundError` where there is none, and `CheckpointError` where it is cut short, no checkpoint of
-    metalit, or of another model: the first parameter that differs is named, and J stays as it was.
+    Runs no code from the file.
+
+    Raises `FileNotFoundError` where there is none, and `CheckpointError` where it is cut short, no
+    checkpoint of metalit, or of another model: the first parameter that differs is named, and J
+    stays as it was.
 
     Example: `load_checkpoint("runs/maml/checkpoint.pt", J)`.
     """
@@ -99,28 +106,37 @@ def load_checkpoint(path: str | Path, J: nn.Module) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    "Everything that is in a checkpoint. Raises as `load_checkpoint` does; runs no code from the file."
+    """Everything that is in a checkpoint.
+
+    Raises as `load_checkpoint` does; runs no code from the file.
+    """
     check_whole(Path(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError: raise
-    except Exception as error:                               # a foreign file can make torch.load raise anything
-        raise CheckpointError(f"{path} is no checkpoint of metalit ({str(error).split(chr(10))[0][:120]})") from error
+    except Exception as error:  # a foreign file can make torch.load raise anything
+        raise CheckpointError(f"{path} is no checkpoint of metalit "
+                              f"({str(error).split(chr(10))[0][:120]})") from error
     if not isinstance(state, dict) or "metalit" not in state or "J" not in state:
         raise CheckpointError(f"{path} is a PyTorch file, but no checkpoint of metalit")
     return state
 
 
 def check_whole(path: Path) -> None:
-    "Raise `CheckpointError` where a file is not a whole PyTorch file: a zip archive whose checksums and seal hold."
+    """Raise `CheckpointError` where a file is no whole PyTorch file.
+
+    That is a zip archive whose checksums and seal hold.
+    """
     content = path.read_bytes()
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive: broken, seal = archive.testzip(), archive.comment
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            broken, seal = archive.testzip(), archive.comment
         if seal and sealed(content[:-len(seal) - 2] + b"\0\0") != content: broken = path.name
-    except Exception:                                        # an altered header can make zipfile raise anything
+    except Exception:  # an altered header can make zipfile raise anything
         broken = path.name
-    if broken: raise CheckpointError(f"{path} cannot be read as a checkpoint: it was cut short or altered, or is "
-                                     "something else")
+    if broken:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: it was cut short or "
+                              "altered, or is something else")
 
 
 def check_same_parameters(saved: dict[str, Tensor], J: nn.Module, path: str | Path) -> None:
@@ -148,7 +164,7 @@ class Progress:
     best: Row | None = None
 
     def record(self, loss: float, seconds: float, log_every: int) -> None:
-        "Count one step; every `log_every` steps the mean of their meta-losses becomes a row of the log."
+        "Count one step; each `log_every` of them, their mean meta-loss becomes a row of the log."
         self.step, self.seconds = self.step + 1, self.seconds + seconds
         self.window.append(loss)
         if self.step % log_every == 0:
@@ -161,24 +177,29 @@ FILES = ("checkpoint.pt", "best.pt", "validation.csv", "log.csv")
 
 
 class Checkpoints:
-    """The folder of one run: `checkpoint.pt`, and `log.csv` and `validation.csv` made from it; `best.pt` beside them.
+    """The folder of one run: its checkpoint, and what was made from it.
+
+    `checkpoint.pt`, and `log.csv` and `validation.csv` made from it; `best.pt` beside them.
 
     Several processes may read it; the one that holds its lock (see `locked`) writes.
 
     Raises `OSError` at once where the folder cannot be written, not after an hour.
     """
-    def __init__(self, folder: str | Path, J: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any],
-                 scheduler: Any = None):
+    def __init__(self, folder: str | Path, J: nn.Module, optimizer: torch.optim.Optimizer,
+                 settings: dict[str, Any], scheduler: Any = None):
         self.folder, self.J, self.optimizer, self.settings = Path(folder), J, optimizer, settings
         self.scheduler, self.path = scheduler, Path(folder) / FILES[0]
 
     def save(self, progress: Progress) -> None:
-        "Write everything that a continued run needs; `checkpoint.pt` last, so that what it speaks of is there."
+        """Write everything that a continued run needs.
+
+        `checkpoint.pt` last, so that what it speaks of is there.
+        """
         write_table(self.folder / "log.csv", progress.log, ["step", "meta_loss", "seconds"])
         if progress.validation: write_table(self.folder / "validation.csv", progress.validation)
-        save_checkpoint(self.path, self.J, optimizer=self.optimizer.state_dict(), random=random_state(),
-                        scheduler=self.scheduler.state_dict() if self.scheduler else {},
-                        settings=self.settings, progress=vars(progress))
+        save_checkpoint(self.path, self.J, optimizer=self.optimizer.state_dict(),
+                        random=random_state(), scheduler=self.scheduler.state_dict()
+                        if self.scheduler else {}, settings=self.settings, progress=vars(progress))
 
     def begin(self, progress: Progress) -> None:
         "A new run: what an older one left goes, `checkpoint.pt` first, and the start is saved."
@@ -187,20 +208,26 @@ class Checkpoints:
 
     def save_best(self, progress: Progress) -> None:
         "Keep the parameters that did best on validation tasks."
-        save_checkpoint(self.folder / "best.pt", self.J, settings=self.settings, progress=vars(progress))
+        save_checkpoint(self.folder / "best.pt", self.J, settings=self.settings,
+                        progress=vars(progress))
 
     def load(self) -> Progress:
-        "Set J, optimizer and random state to where the run stopped, if it is the same run; a new one starts at step 0."
+        """Set J, optimizer and random state to where the run stopped, if it is the same run.
+
+        A new one starts at step 0.
+        """
         if not self.path.exists(): return Progress()
         state = read_checkpoint(self.path)
         if not {"settings", "optimizer", "random", "progress"} <= state.keys():
-            raise CheckpointError(f"{self.path} holds parameters, but no run that could go on: load it with "
-                                  "load_checkpoint, and train into another folder")
+            raise CheckpointError(f"{self.path} holds parameters, but no run that could go on: "
+                                  "load it with load_checkpoint, and train into another folder")
         for name, value in self.settings.items():
-            found = state["settings"].get(name, value)        # a checkpoint of an older version may not say
+            # a checkpoint of an older version may not say
+            found = state["settings"].get(name, value)
             if found != value:
-                raise CheckpointError(f"{self.path} was made with {name}={found!r}, now {name}={value!r}: use the old "
-                                      "value, another folder, or resume=False to start over")
+                raise CheckpointError(f"{self.path} was made with {name}={found!r}, now "
+                                      f"{name}={value!r}: use the old value, another folder, or "
+                                      "resume=False to start over")
         check_same_parameters(state["J"], self.J, self.path)
         self.J.load_state_dict(state["J"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -220,19 +247,22 @@ def write_table(path: Path, rows: list[Row], columns: list[str] | None = None) -
 # %% ../nbs/15_checkpoints.ipynb #316f6e97
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Inside, the folder belongs to this run, and it exists. The operating system frees it when the process ends,
-    however it ends.
+    """Inside, the folder belongs to this run, and it exists.
 
-    Raises `OSError` where it cannot be written, and `CheckpointError` where another run writes to it.
+    The operating system frees it when the process ends, however it ends.
+
+    Raises `OSError` where it cannot be written, and `CheckpointError` where another run writes to
+    it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try: lock.acquire(timeout=0)
     except Timeout:
-        raise CheckpointError(f"another run is writing to {folder}: wait for it, or choose another folder") from None
+        raise CheckpointError(f"another run is writing to {folder}: wait for it, or choose another "
+                              "folder") from None
     try:
-        for name in (*FILES, ".writable"):                    # no one else writes them now: a killed run left them
+        for name in (*FILES, ".writable"):  # no one else writes them now: a killed run left them
             for part in folder.glob(f"{name}.*{PART}"): part.unlink(missing_ok=True)
         write_whole(folder / ".writable", b"")
         (folder / ".writable").unlink()

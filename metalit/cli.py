@@ -53,7 +53,8 @@ class Steps(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
         if isinstance(value, (list, tuple)): return list(value)
         try: steps = [int(part) for part in value.split(",")]
-        except ValueError: self.fail(f"{value!r} is not a list of whole numbers such as 0,1,5", param, ctx)
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 0,1,5", param, ctx)
         if min(steps) < 0: self.fail(f"{value!r} has a negative number", param, ctx)
         return steps
 
@@ -63,7 +64,8 @@ class plain_errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, (ValueError, OSError, DivergedError, LostProcessError)): raise click.ClickException(str(error)) from error
+        if isinstance(error, (ValueError, OSError, DivergedError, LostProcessError)):
+            raise click.ClickException(str(error)) from error
 
 # %% ../nbs/13_command.ipynb #19225f06
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -86,8 +88,9 @@ def remember_settings(folder: Path, settings: dict[str, Any], restart: bool) -> 
         for name, old in read_settings(folder).items():
             if settings.get(name) != old:
                 option = "FAMILY" if name == "family" else "--" + name.replace("_", "-")
-                raise ValueError(f"{folder} holds a run with {option} {old}, not {settings.get(name)}: choose "
-                                 "another folder with --out, or start over with --restart")
+                raise ValueError(f"{folder} holds a run with {option} {old}, not "
+                                 f"{settings.get(name)}: choose another folder with --out, or "
+                                 "start over with --restart")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
 
@@ -103,12 +106,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 # %% ../nbs/13_command.ipynb #3b4cb1a4
 def show(folder: Path, experiment: Experiment, **options: Any) -> None:
-    "Print the evaluation table, and write it to evaluation.csv; for sinusoids, draw four tasks to adaptation.png."
+    "Print the evaluation table, write evaluation.csv; of sinusoids, draw four to adaptation.png."
     table = training.evaluate(experiment.J, experiment.test, metric=experiment.metric, **options)
     write_table(folder / "evaluation.csv", table.rows())
     click.echo(f"\n{table}\n\nTable: {folder / 'evaluation.csv'}")
     if experiment.metric is None:
-        draw(folder / "adaptation.png", experiment.J, experiment.test, options["seed"], options["steps"])
+        draw(folder / "adaptation.png", experiment.J, experiment.test, options["seed"],
+             options["steps"])
         click.echo(f"Picture: {folder / 'adaptation.png'}")
 
 
@@ -121,7 +125,8 @@ def draw(path: Path, J: MetaLoss, tasks: Family, seed: int, steps: list[int]) ->
         for i, ax in enumerate(figure.subplots(1, 4, sharey=True)):
             plots.adaptation(J, task.select(i), steps=sorted({0, 1, max(steps)}), ax=dressed(ax))
             ax.get_legend().remove()
-        plots.legend(figure, handles=ax.get_legend_handles_labels()[0], loc="outside lower center", ncols=5)
+        plots.legend(figure, handles=ax.get_legend_handles_labels()[0], loc="outside lower center",
+                     ncols=5)
     save_picture(path, (12, 3.2), paint)
 
 
@@ -146,64 +151,83 @@ def dressed(ax: Axes) -> Axes:
 # %% ../nbs/13_command.ipynb #d900744e
 def data_option(command: Callable) -> Callable:
     "The option that says where data are."
-    return click.option("--root", type=click.Path(path_type=Path), default=None,
-                        show_default="METALIT_DATA, or a cache folder",
-                        help="Folder of the data: where the archives of Omniglot are, or go.")(command)
+    return click.option(
+        "--root", type=click.Path(path_type=Path), default=None,
+        show_default="METALIT_DATA, or a cache folder",
+        help="Folder of the data: where the archives of Omniglot are, or go."
+    )(command)
 
 
 @main.command(context_settings={"show_default": True})
 @click.argument("family")
-@click.option("--method", type=click.Choice(list(RECIPES)), default="maml", help="Which meta-loss to descend.")
-@click.option("--ways", type=click.IntRange(2), default=None, show_default="5", help="Classes per task; images only.")
+@click.option("--method", type=click.Choice(list(RECIPES)), default="maml",
+              help="Which meta-loss to descend.")
+@click.option("--ways", type=click.IntRange(2), default=None, show_default="5",
+              help="Classes per task; images only.")
 @click.option("--shots", type=click.IntRange(1), default=None, show_default="5; images: 1",
               help="Support examples per task; images: per class.")
-@click.option("--queries", type=click.IntRange(1), default=None, show_default="as many as shots; images: 5",
+@click.option("--queries", type=click.IntRange(1), default=None,
+              show_default="as many as shots; images: 5",
               help="Query examples per task; images: per class.")
 @click.option("--steps", type=click.IntRange(0), default=None, show_default="2000; glyphs: 500",
               help="Meta-steps; the MAML paper takes 70000 for sinusoids, 60000 for images.")
-@click.option("--inner-lr", type=float, default=None, show_default="by method", help="Step size of the inner loop.")
+@click.option("--inner-lr", type=float, default=None, show_default="by method",
+              help="Step size of the inner loop.")
 @click.option("--inner-steps", type=click.IntRange(0), default=None, show_default="by method",
               help="Steps of the inner loop in training.")
-@click.option("--meta-lr", type=float, default=None, show_default="by method", help="Step size of the outer loop.")
-@click.option("--schedule", type=click.Choice(SCHEDULES), default="constant", help="How the outer step size shrinks.")
-@click.option("--batch-size", type=click.IntRange(1), default=None, show_default="25; images: 32, glyphs: 16",
-              help="Tasks per meta-step.")
-@click.option("--init", type=click.Choice(["uniform", "finn"]), default="uniform",
-              help="First weights for sinusoids: as PyTorch draws them, or as the code of the MAML paper.")
+@click.option("--meta-lr", type=float, default=None, show_default="by method",
+              help="Step size of the outer loop.")
+@click.option("--schedule", type=click.Choice(SCHEDULES), default="constant",
+              help="How the outer step size shrinks.")
+@click.option("--batch-size", type=click.IntRange(1), default=None,
+              show_default="25; images: 32, glyphs: 16", help="Tasks per meta-step.")
+@click.option("--init", type=click.Choice(["uniform", "finn"]), default="uniform", help="First "
+              "weights for sinusoids: as PyTorch draws them, or as the code of the MAML paper.")
 @click.option("--filters", type=click.IntRange(1), default=64, help="Width of the convolutions.")
-@click.option("--pool", type=click.Choice(["stride", "max"]), default="stride", help="How the network halves images.")
-@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="finn", help="How Omniglot is split and turned.")
+@click.option("--pool", type=click.Choice(["stride", "max"]), default="stride",
+              help="How the network halves images.")
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="finn",
+              help="How Omniglot is split and turned.")
 @click.option("--size", type=click.IntRange(1), default=None, show_default="as they are",
               help="For a folder of images: scale them to so many pixels.")
 @click.option("--seed", type=int, default=0, help="Fixes first weights and tasks.")
 @click.option("--device", default="auto", help="cpu, cuda, …; auto takes a GPU where there is one.")
-@click.option("--compile", is_flag=True, help="Compile the meta-loss first: needs a C++ compiler, then runs faster.")
+@click.option("--compile", is_flag=True,
+              help="Compile the meta-loss first: needs a C++ compiler, then runs faster.")
 @click.option("--validate-every", type=click.IntRange(1), default=None, show_default="never",
-              help="Look at validation tasks every so many meta-steps; the best parameters are kept.")
+              help="Look at validation tasks every so many meta-steps; the best parameters are "
+              "kept.")
 @click.option("--patience", type=click.IntRange(1), default=None, show_default="never",
               help="Stop after so many looks without a better one.")
-@click.option("--max-minutes", type=float, default=None, show_default="no limit", help="A budget of training time.")
-@click.option("--save-every", type=click.IntRange(1), default=250, help="Meta-steps between two checkpoints.")
-@click.option("--test-tasks", type=click.IntRange(2), default=600, help="Unseen tasks to evaluate on at the end.")
-@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard, too; needs the package tensorboard.")
+@click.option("--max-minutes", type=float, default=None, show_default="no limit",
+              help="A budget of training time.")
+@click.option("--save-every", type=click.IntRange(1), default=250,
+              help="Meta-steps between two checkpoints.")
+@click.option("--test-tasks", type=click.IntRange(2), default=600,
+              help="Unseen tasks to evaluate on at the end.")
+@click.option("--tensorboard", is_flag=True,
+              help="Log for TensorBoard, too; needs the package tensorboard.")
 @data_option
 @click.option("--out", type=click.Path(path_type=Path), default=None, show_default="runs/…",
               help="Folder of the run. A run that is found there goes on.")
 @click.option("--restart", is_flag=True, help="Start over instead of going on.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, device: str, compile: bool,
-          steps: int | None, validate_every: int | None, patience: int | None, max_minutes: float | None,
-          save_every: int, test_tasks: int, tensorboard: bool, **settings: Any) -> None:
+def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, device: str,
+          compile: bool, steps: int | None, validate_every: int | None, patience: int | None,
+          max_minutes: float | None, save_every: int, test_tasks: int, tensorboard: bool,
+          **settings: Any) -> None:
     """Meta-train on FAMILY and evaluate on unseen tasks.
 
-    FAMILY is sinusoids, glyphs (characters drawn from fonts, no download), omniglot, or a folder that holds a folder of
-    images for each class. The run's folder holds run.json (settings), log.csv (meta-loss), checkpoint.pt and
-    evaluation.csv, and for sinusoids adaptation.png. Stop with Ctrl-C at any time; the same command goes on.
+    FAMILY is sinusoids, glyphs (characters drawn from fonts, no download), omniglot, or a folder
+    that holds a folder of images for each class. The run's folder holds run.json (settings),
+    log.csv (meta-loss), checkpoint.pt and evaluation.csv, and for sinusoids adaptation.png. Stop
+    with Ctrl-C at any time; the same command goes on.
 
     With several processes: torchrun --nproc-per-node 2 -m metalit train …
     """
     with plain_errors(), joined(device) as device:
-        settings = complete({"family": settings["family"], "method": settings["method"]} | settings | {"steps": steps})
+        settings = complete({"family": settings["family"], "method": settings["method"]} | settings
+                            | {"steps": steps})
         # Another number of steps goes on with the same run, unless the schedule is made for it.
         steps = settings["steps"] if settings["schedule"] != "constant" else settings.pop("steps")
         folder = out or Path("runs") / run_name(settings)
@@ -211,15 +235,20 @@ def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, devic
         first = team().rank == 0
         if first:
             remember_settings(folder, settings, restart)
-            click.echo(f"{settings['method']} on {experiment.train}: {steps} meta-steps, into {folder}")
+            click.echo(f"{settings['method']} on {experiment.train}: {steps} meta-steps, into "
+                       f"{folder}")
         try:
-            training.meta_train(experiment.J, experiment.train, steps=steps, batch_size=settings["batch_size"],
-                                optimizer=experiment.optimizer, scheduler=experiment.scheduler, seed=settings["seed"],
-                                device=device, checkpoint=folder, resume=not restart, compile=compile,
-                                validation=watch(experiment, validate_every, patience), max_minutes=max_minutes,
-                                tensorboard=tensorboard, save_every=save_every, progress=not quiet)
+            training.meta_train(experiment.J, experiment.train, steps=steps,
+                                batch_size=settings["batch_size"], optimizer=experiment.optimizer,
+                                scheduler=experiment.scheduler, seed=settings["seed"],
+                                device=device, checkpoint=folder, resume=not restart,
+                                compile=compile,
+                                validation=watch(experiment, validate_every, patience),
+                                max_minutes=max_minutes, tensorboard=tensorboard,
+                                save_every=save_every, progress=not quiet)
         except KeyboardInterrupt:
-            raise click.ClickException("stopped, and saved; the same command goes on from there") from None
+            raise click.ClickException("stopped, and saved; the same command goes on "
+                                       "from there") from None
         if first:
             load_best(folder, experiment.J)
             show(folder, experiment, n_tasks=test_tasks, steps=experiment.steps, seed=0)
@@ -228,44 +257,51 @@ def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, devic
 def run_name(settings: dict[str, Any]) -> str:
     "The name of a run's folder."
     ways = f"-{settings['ways']}way" if settings["family"] != "sinusoids" else ""
-    return f"{Path(settings['family']).name}-{settings['method']}{ways}-{settings['shots']}shot-seed{settings['seed']}"
+    method = f"{Path(settings['family']).name}-{settings['method']}{ways}"
+    return f"{method}-{settings['shots']}shot-seed{settings['seed']}"
 
 
-def watch(experiment: Experiment, every: int | None, patience: int | None) -> training.Validation | None:
+def watch(experiment: Experiment, every: int | None,
+          patience: int | None) -> training.Validation | None:
     "How validation tasks are looked at, if they are."
     if every is None:
         if patience is not None: raise ValueError("--patience needs --validate-every")
         return None
     if experiment.validation is None:
-        raise ValueError("this protocol has no validation classes: leave --validate-every out, or choose another "
-                         "--protocol")
-    return training.Validation(experiment.validation, every=every, patience=patience, metric=experiment.metric)
+        raise ValueError("this protocol has no validation classes: leave --validate-every out, or "
+                         "choose another --protocol")
+    return training.Validation(experiment.validation, every=every, patience=patience,
+                               metric=experiment.metric)
 
 
 def load_best(folder: Path, J: MetaLoss) -> int:
-    "Load the parameters that did best on validation tasks, or else the last ones; returns their meta-step."
+    "Load the parameters that did best on validation, or else the last; returns their meta-step."
     best = folder / "best.pt"
-    return load_checkpoint(best if best.exists() else folder / "checkpoint.pt", J)["progress"]["step"]
+    path = best if best.exists() else folder / "checkpoint.pt"
+    return load_checkpoint(path, J)["progress"]["step"]
 
 # %% ../nbs/13_command.ipynb #4e5f3e88
 @main.command(context_settings={"show_default": True})
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--tasks", "n_tasks", type=click.IntRange(2), default=600, help="How many unseen tasks.")
+@click.option("--tasks", "n_tasks", type=click.IntRange(2), default=600,
+              help="How many unseen tasks.")
 @click.option("--steps", type=Steps(), default=None, show_default="0,1,2,5,10; images: 0,1,3,5,10",
               help="Numbers of inner steps to look at.")
 @click.option("--seed", type=int, default=0, help="Which unseen tasks.")
-@click.option("--one-by-one", is_flag=True, help="Show the network each query by itself, with the support examples.")
+@click.option("--one-by-one", is_flag=True,
+              help="Show the network each query by itself, with the support examples.")
 @data_option
 @click.option("--device", default="auto", help="cpu, cuda, …")
-def evaluate(run: Path, root: Path | None, n_tasks: int, steps: list[int] | None, seed: int, one_by_one: bool,
-             device: str) -> None:
+def evaluate(run: Path, root: Path | None, n_tasks: int, steps: list[int] | None, seed: int,
+             one_by_one: bool, device: str) -> None:
     "Read the folder RUN back and measure it on tasks it never saw."
     with plain_errors():
         experiment = build({"steps": 1} | read_settings(run), root)
         step = load_best(run, experiment.J)
         click.echo(f"{run}, after {step} meta-steps")
         experiment.J.to(training.pick_device(device))
-        show(run, experiment, n_tasks=n_tasks, steps=steps or experiment.steps, seed=seed, transductive=not one_by_one)
+        show(run, experiment, n_tasks=n_tasks, steps=steps or experiment.steps, seed=seed,
+             transductive=not one_by_one)
 
 # %% ../nbs/13_command.ipynb #aa9ab2a0
 @main.command(context_settings={"show_default": True})
@@ -273,26 +309,30 @@ def evaluate(run: Path, root: Path | None, n_tasks: int, steps: list[int] | None
               help="Which methods; all but protonet and protomaml of those of `metalit train`.")
 @click.option("--shots", type=click.IntRange(1), default=5, help="Support examples per task.")
 @click.option("--steps", type=click.IntRange(1), default=2000, help="Meta-steps of each run.")
-@click.option("--seeds", type=Steps(), default="0,1,2", help="Each fixes first weights and tasks of a run.")
-@click.option("--inner-lr", type=float, default=0.01, help="Step size of the inner loop (always 0.005 for Reptile, 1 for CAVIA).")
+@click.option("--seeds", type=Steps(), default="0,1,2",
+              help="Each fixes first weights and tasks of a run.")
+@click.option("--inner-lr", type=float, default=0.01,
+              help="Step size of the inner loop (always 0.005 for Reptile, 1 for CAVIA).")
 @click.option("--batch-size", type=click.IntRange(1), default=25, help="Tasks per meta-step.")
 @click.option("--compile", is_flag=True, help="Compile each meta-loss first: needs a C++ compiler.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/compare",
               help="Folder of the comparison. One that is found there goes on.")
-@click.option("--results", type=click.Path(path_type=Path), default=None, help="A second place for comparison.json.")
+@click.option("--results", type=click.Path(path_type=Path), default=None,
+              help="A second place for comparison.json.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr: float, batch_size: int,
-            compile: bool, out: Path, results: Path | None, quiet: bool) -> None:
-    """Train many methods on the same sinusoids with the same budget, and compare them on unseen tasks.
+def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr: float,
+            batch_size: int, compile: bool, out: Path, results: Path | None, quiet: bool) -> None:
+    """Train many methods on the same sinusoids, equally long, and compare them on unseen tasks.
 
-    The folder holds comparison.csv, comparison.json, comparison.png and a folder for each run. Stop with Ctrl-C at any
-    time; the same command goes on. A run that diverges is reported and does not end the others.
+    The folder holds comparison.csv, comparison.json, comparison.png and a folder for each run. Stop
+    with Ctrl-C at any time; the same command goes on. A run that diverges is reported and does not
+    end the others.
     """
-    budget = {"family": "sinusoids", "model": "1-40-40-1 ReLU", "shots": shots, "steps": steps, "seeds": seeds,
-              "inner_lr": inner_lr, "batch_size": batch_size, "compile": compile}
-    command = (f"metalit compare --methods {','.join(names)} --shots {shots} --steps {steps} --seeds "
-               f"{','.join(map(str, seeds))} --inner-lr {inner_lr} --batch-size {batch_size}"
-               + " --compile" * compile)
+    budget = {"family": "sinusoids", "model": "1-40-40-1 ReLU", "shots": shots, "steps": steps,
+              "seeds": seeds, "inner_lr": inner_lr, "batch_size": batch_size, "compile": compile}
+    command = (f"metalit compare --methods {','.join(names)} --shots {shots} --steps {steps} "
+               f"--seeds {','.join(map(str, seeds))} --inner-lr {inner_lr} --batch-size "
+               f"{batch_size}" + " --compile" * compile)
     with plain_errors():
         if results: results.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -301,7 +341,8 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
                 seeds=seeds, lr=inner_lr, batch_size=batch_size, folder=out, compile=compile,
                 progress=not quiet)
         except KeyboardInterrupt:
-            raise click.ClickException("stopped, and saved; the same command goes on from there") from None
+            raise click.ClickException("stopped, and saved; the same command goes on "
+                                       "from there") from None
         report(runs, out, results, budget, command)
 
 # %% ../nbs/13_command.ipynb #5d0dfe14
@@ -312,8 +353,8 @@ def report(runs: list[comparison.Run], folder: Path, results: Path | None, budge
     comparison.save_csv(lines, folder / "comparison.csv")
     for file in (folder / "comparison.json", results):
         if file: comparison.save(record, file)
-    click.echo(f"\n{comparison.table(lines)}\n\nQuery loss on 600 unseen tasks after so many inner steps: mean over "
-               "seeds ± 95 % over tasks; seconds of training.")
+    click.echo(f"\n{comparison.table(lines)}\n\nQuery loss on 600 unseen tasks after so many inner "
+               "steps: mean over seeds ± 95 % over tasks; seconds of training.")
     for sentence in record["diverged"]: click.echo(sentence)
     click.echo(f"\nTable: {folder / 'comparison.csv'}, {folder / 'comparison.json'}")
     if lines:

@@ -40,13 +40,15 @@ __all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'STUDENT', 'compared', 'mad
 
 # %% ../nbs/28_comparison.ipynb #aebf7eac
 # The article's three formulas, the methods it starts from, and others for what it wants to reach.
-METHODS = ("maml", "fomaml", "reptile", "as-written-reptile", "as-written-contrastive", "as-written-meta-curvature",
+METHODS = ("maml", "fomaml", "reptile", "as-written-reptile", "as-written-contrastive",
+           "as-written-meta-curvature",
            "triplet-maml", "conml", "gradient-norm", "sharp-maml", "meta-sgd", "meta-curvature")
 
-# The recipe of its authors' code has twice the shots in training, and here all methods get the same tasks. The 0.02 of
-# their sine demo, for a smaller tanh network, diverged here, with ε = 1 and with ε = 0.1. Of three short trials this
-# one learned most without diverging.
-REPTILE = RECIPES["reptile"]._replace(build=named(Reptile), lr=(0.005, 0.005), inner_steps=10, shots=None)
+# The recipe of its authors' code has twice the shots in training, and here all methods get the same
+# tasks. The 0.02 of their sine demo, for a smaller tanh network, diverged here, with ε = 1 and with
+# ε = 0.1. Of three short trials this one learned most without diverging.
+REPTILE = RECIPES["reptile"]._replace(build=named(Reptile), lr=(0.005, 0.005), inner_steps=10,
+                                      shots=None)
 
 
 def compared(name: str, classes: bool) -> Recipe:
@@ -55,21 +57,29 @@ def compared(name: str, classes: bool) -> Recipe:
     return REPTILE if name == "reptile" else recipe
 
 
-def made(name: str, model: Callable[..., nn.Module], seed: int, loss: Loss, lr: float, classes: bool) -> MetaLoss:
-    "J of a method on `model(seed)`. Raises `ValueError` for a method that does not go with the tasks or the model."
+def made(name: str, model: Callable[..., nn.Module], seed: int, loss: Loss, lr: float,
+         classes: bool) -> MetaLoss:
+    """J of a method on `model(seed)`.
+
+    Raises `ValueError` for a method that does not go with the tasks or the model.
+    """
     recipe = compared(name, classes)
     size = recipe.context[classes]
     if size and "context" not in inspect.signature(model).parameters:
-        raise ValueError(f"{name} needs a model with a context: give a function model(seed, context=0) that makes one, "
-                         "such as metalit.experiment.sine_network")
+        raise ValueError(f"{name} needs a model with a context: give a function model(seed, "
+                         "context=0) that makes one, such as metalit.experiment.sine_network")
     start = model(seed, context=size) if size else model(seed)
-    return recipe.build(start, loss, recipe.lr[classes] if recipe.own_lr else lr, recipe.inner_steps)
+    return recipe.build(start, loss, recipe.lr[classes] if recipe.own_lr else lr,
+                        recipe.inner_steps)
 
 # %% ../nbs/28_comparison.ipynb #62d810f3
 class Run(NamedTuple):
-    """One method with one seed: how it ended, seconds of training, and the evaluation's rows (None: not finite).
+    """One method with one seed: how it ended, seconds, and the evaluation.
 
-    `ms`: milliseconds of one meta-step, all methods of the comparison timed in turns; None where it was not.
+    `seconds` are those of training; `rows` of the evaluation are None where it is not finite.
+
+    `ms`: milliseconds of one meta-step, all methods of the comparison timed in turns; None where it
+    was not.
     """
     method: str
     seed: int
@@ -79,25 +89,32 @@ class Run(NamedTuple):
     ms: float | None = None
 
 # %% ../nbs/28_comparison.ipynb #013d3ccb
-def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *, methods: Sequence[str] = METHODS,
-            steps: int = 2000, seeds: Sequence[int] = (0, 1, 2), lr: float = 0.01, batch_size: int = 25,
-            folder: str | Path = "runs/compare", inner_steps: Sequence[int] = (0, 1, 2, 5, 10),
-            compile: bool = False, progress: bool = True) -> list[Run]:
-    """Train each of `methods` with each seed on the same tasks for the same number of meta-steps, and evaluate it.
+def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
+            methods: Sequence[str] = METHODS, steps: int = 2000, seeds: Sequence[int] = (0, 1, 2),
+            lr: float = 0.01, batch_size: int = 25, folder: str | Path = "runs/compare",
+            inner_steps: Sequence[int] = (0, 1, 2, 5, 10), compile: bool = False,
+            progress: bool = True) -> list[Run]:
+    """Train each of `methods` with each seed, equally, and evaluate it.
 
-    `model(seed)` makes the model to start from; for CAVIA, `model(seed, context=…)` one with so many numbers of
-    context. `lr` is the inner step size; Reptile and CAVIA keep that of their recipes. Every run has a folder of its own in `folder`, so the whole can be
-    stopped at any moment and goes on. A run that diverges is reported as diverged and the others go on.
+    All see the same tasks, for the same number of meta-steps.
 
-    Raises `ValueError`, before anything is trained, for a method that is not in `metalit.experiment.RECIPES` or
-    does not go with the tasks, a bad step size, and a folder that holds a comparison with other settings.
+    `model(seed)` makes the model to start from; for CAVIA, `model(seed, context=…)` one with so
+    many numbers of context. `lr` is the inner step size; Reptile and CAVIA keep that of their
+    recipes. Every run has a folder of its own in `folder`, so the whole can be stopped at any
+    moment and goes on. A run that diverges is reported as diverged and the others go on.
 
-    Example: `compare(Sinusoids(), lambda seed: mlp(1, 40, 40, 1, seed=seed), F.mse_loss, methods=["maml", "conml"])`.
+    Raises `ValueError`, before anything is trained, for a method that is not in
+    `metalit.experiment.RECIPES` or does not go with the tasks, a bad step size, and a folder that
+    holds a comparison with other settings.
+
+    Example: `compare(Sinusoids(), lambda seed: mlp(1, 40, 40, 1, seed=seed), F.mse_loss,
+    methods=["maml", "conml"])`.
     """
     methods, seeds = list(dict.fromkeys(methods)), list(dict.fromkeys(seeds))
     classes = not tasks.batch(1).support.y.is_floating_point()
-    settings = {"tasks": repr(tasks) if type(tasks).__repr__ is not object.__repr__ else type(tasks).__name__,
-                "model": repr(model(0)), "loss": getattr(loss, "__name__", type(loss).__name__), "steps": steps,
+    settings = {"tasks": repr(tasks) if type(tasks).__repr__ is not object.__repr__
+                else type(tasks).__name__, "model": repr(model(0)),
+                "loss": getattr(loss, "__name__", type(loss).__name__), "steps": steps,
                 "lr": lr, "batch_size": batch_size, "inner_steps": list(inner_steps)}
     make = {name: partial(made, name, model, loss=loss, lr=lr, classes=classes) for name in methods}
     for name in methods: make[name](0)
@@ -106,8 +123,8 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *, met
     for seed, name in plan:
         if progress: print(f"{len(runs) + 1} of {len(plan)}: {name}, seed {seed}", flush=True)
         place = Path(folder) / f"{name}-seed{seed}"
-        runs.append(_one(name, seed, make[name](seed), compared(name, classes), tasks, steps, batch_size, place,
-                         inner_steps, compile, progress))
+        runs.append(_one(name, seed, make[name](seed), compared(name, classes), tasks, steps,
+                         batch_size, place, inner_steps, compile, progress))
     if any(run.ms is None for run in runs):
         if progress: print("timing one meta-step of each method, in turns", flush=True)
         ms = step_times({name: make[name](0) for name in methods}, tasks.batch(batch_size), compile)
@@ -116,10 +133,14 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *, met
     return sorted(runs, key=lambda run: methods.index(run.method))
 
 
-def step_times(methods: dict[str, MetaLoss], task: Task, compile: bool = False, rounds: int = 15) -> dict[str, float]:
-    """Milliseconds of value and gradient of each meta-loss: the median over rounds in which all take their turn.
+def step_times(methods: dict[str, MetaLoss], task: Task, compile: bool = False,
+               rounds: int = 15) -> dict[str, float]:
+    """Milliseconds of value and gradient of each meta-loss, by turns.
 
-    So a busy moment of the machine hits all of them alike. The time of a whole run tells less: others may have worked.
+    The median over rounds in which all take their turn.
+
+    So a busy moment of the machine hits all of them alike. The time of a whole run tells less:
+    others may have worked.
     """
     times: dict[str, list[float]] = {name: [] for name in methods}
     for J in methods.values():
@@ -139,8 +160,8 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
     if file.exists():
         for name, old in json.loads(file.read_text()).items():
             if settings.get(name) != old:
-                raise ValueError(f"{folder} holds a comparison with {name}={old}, not {settings.get(name)}: "
-                                 "choose another folder")
+                raise ValueError(f"{folder} holds a comparison with {name}={old}, not "
+                                 f"{settings.get(name)}: choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(settings, indent=1).encode())
 
@@ -148,15 +169,17 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
 RESULT = "run.json"
 
 
-def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps: int, batch_size: int, folder: Path,
-         inner_steps: Sequence[int], compile: bool, progress: bool) -> Run:
+def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps: int,
+         batch_size: int, folder: Path, inner_steps: Sequence[int], compile: bool,
+         progress: bool) -> Run:
     done = folder / RESULT
     if done.exists(): return Run(**json.loads(done.read_text()))
     try:
-        meta_train(J, tasks, steps=steps, batch_size=batch_size, seed=seed, checkpoint=folder, compile=compile,
-                   optimizer=partial(recipe.optimizer, lr=recipe.meta_lr),
+        meta_train(J, tasks, steps=steps, batch_size=batch_size, seed=seed, checkpoint=folder,
+                   compile=compile, optimizer=partial(recipe.optimizer, lr=recipe.meta_lr),
                    scheduler=schedule("constant", steps, recipe), progress=progress)
-        seconds = load_checkpoint(folder / "checkpoint.pt", J)["progress"]["seconds"] if steps else 0.0
+        seconds = (load_checkpoint(folder / "checkpoint.pt", J)["progress"]["seconds"] if steps
+                   else 0.0)
         rows = [{key: number(entry) for key, entry in row.items()}
                 for row in evaluate(J, tasks, steps=inner_steps).rows()]
         run = Run(name, seed, f"{steps} steps", seconds, rows)
@@ -178,10 +201,10 @@ def number(value: float) -> float | None:
 class Line(NamedTuple):
     """One method over its seeds, after one number of inner steps.
 
-    `loss`: mean over seeds; None where a task of some seed has no finite loss. `ci95`: half the 95 % interval over
-    tasks, mean over seeds. `sd_of_seeds`: standard deviation between seeds, None with one. `seconds`: of training,
-    median over seeds. `relative_time`: of one meta-step, against MAML, timed in turns; None without MAML. `seeds`: how
-    many did not diverge.
+    `loss`: mean over seeds; None where a task of some seed has no finite loss. `ci95`: half the 95
+    % interval over tasks, mean over seeds. `sd_of_seeds`: standard deviation between seeds, None
+    with one. `seconds`: of training, median over seeds. `relative_time`: of one meta-step, against
+    MAML, timed in turns; None without MAML. `seeds`: how many did not diverge.
     """
     method: str
     inner_steps: int
@@ -194,20 +217,25 @@ class Line(NamedTuple):
 
 
 def summarise(runs: Sequence[Run]) -> list[Line]:
-    "The table, line by line. A run that diverged is left out, and a method all of whose runs did: see `diverged`."
+    """The table, line by line.
+
+    A run that diverged is left out, and a method all of whose runs did: see `diverged`.
+    """
     good = {name: [run for run in runs if run.method == name and run.rows]
             for name in dict.fromkeys(run.method for run in runs)}
-    seconds = {name: statistics.median(run.seconds for run in mine) for name, mine in good.items() if mine}
-    ms = {name: statistics.median(run.ms or math.nan for run in mine) for name, mine in good.items() if mine}
+    seconds = {name: statistics.median(run.seconds for run in mine)
+               for name, mine in good.items() if mine}
+    ms = {name: statistics.median(run.ms or math.nan for run in mine)
+          for name, mine in good.items() if mine}
     lines = []
     for name, total in seconds.items():
         for rows in zip(*(run.rows for run in good[name]), strict=True):
             losses, intervals = ([row[key] for row in rows] for key in ("loss", "ci95"))
             finite = None not in losses and None not in intervals
-            lines.append(Line(name, int(rows[0]["inner_steps"]), statistics.mean(losses) if finite else None,
-                              statistics.mean(intervals) if finite else None,
-                              statistics.stdev(losses) if finite and len(losses) > 1 else None, total,
-                              number(ms[name] / ms.get("maml", math.nan)), len(rows)))
+            lines.append(Line(name, int(rows[0]["inner_steps"]), statistics.mean(losses) if finite
+                              else None, statistics.mean(intervals) if finite else None,
+                              statistics.stdev(losses) if finite and len(losses) > 1 else None,
+                              total, number(ms[name] / ms.get("maml", math.nan)), len(rows)))
     return lines
 
 # %% ../nbs/28_comparison.ipynb #3459a4a1
@@ -234,7 +262,7 @@ ASTRAY = 100.0
 
 
 def blows_up(line: Line) -> bool:
-    "Whether the mean loss is not finite, or beyond `ASTRAY`: then it speaks of a few tasks that went astray."
+    "Whether the mean loss is not finite, or beyond `ASTRAY`: then few tasks went astray."
     return line.loss is None or line.loss > ASTRAY
 
 
@@ -248,7 +276,10 @@ STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
 class Difference(NamedTuple):
-    "A method less another at the same seeds: mean difference, half its 95 % interval over seeds, and what that shows."
+    """A method less another at the same seeds: what their difference shows.
+
+    The mean difference, half its 95 % interval over seeds, and that in words.
+    """
     method: str
     mean: float | None
     ci95: float | None
@@ -256,10 +287,10 @@ class Difference(NamedTuple):
 
 
 def against(runs: Sequence[Run], inner_steps: int, reference: str = "maml") -> list[Difference]:
-    """Each method's query loss less the reference's, paired by seed: same tasks, same first weights.
+    """Each method's query loss less the reference's, by seed: same tasks, same first weights.
 
-    The interval is Student's t over seeds. The verdict is "helped" or "hurt" where it leaves out zero, else "no
-    difference shown"; "cannot tell" with fewer than two seeds in common.
+    The interval is Student's t over seeds. The verdict is "helped" or "hurt" where it leaves out
+    zero, else "no difference shown"; "cannot tell" with fewer than two seeds in common.
     """
     def losses(name: str) -> dict[int, float | None]:
         return {run.seed: row["loss"] for run in runs if run.method == name for row in run.rows
@@ -269,7 +300,8 @@ def against(runs: Sequence[Run], inner_steps: int, reference: str = "maml") -> l
         if name == reference: continue
         mine = losses(name)
         if not mine: found.append(Difference(name, None, None, "diverged"))
-        elif any(loss is None or loss > ASTRAY for loss in mine.values()): found.append(Difference(name, None, None, "blows up"))
+        elif any(loss is None or loss > ASTRAY for loss in mine.values()):
+            found.append(Difference(name, None, None, "blows up"))
         else:
             gaps = [mine[seed] - base[seed] for seed in mine if base.get(seed) is not None]
             found.append(Difference(name, *interval(gaps)))
@@ -284,11 +316,13 @@ def interval(gaps: Sequence[float]) -> tuple[float | None, float | None, str]:
     freedom = len(gaps) - 1
     t = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96
     half = t * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return mean, half, "no difference shown" if abs(mean) <= half else "helped" if mean < 0 else "hurt"
+    return (mean, half,
+            "no difference shown" if abs(mean) <= half else "helped" if mean < 0 else "hurt")
 
 # %% ../nbs/28_comparison.ipynb #af7a7a24
-def picture(lines: Sequence[Line], ax: Axes | None = None, steps: Sequence[int] = (0, 1, 10)) -> Axes:
-    "A method a row: its query loss after each of `steps` inner steps, with the 95 % interval over tasks."
+def picture(lines: Sequence[Line], ax: Axes | None = None,
+            steps: Sequence[int] = (0, 1, 10)) -> Axes:
+    "A method a row: its query loss after each of `steps`, with 95 % intervals over tasks."
     names = list(dict.fromkeys(line.method for line in lines))
     if ax is None: ax = plots.figure(width=6.5, height=0.8 + 0.28 * len(names))[1]
     for k, colour in zip(steps, ("orange", "sky", "blue", "green", "purple"), strict=False):
@@ -297,10 +331,11 @@ def picture(lines: Sequence[Line], ax: Axes | None = None, steps: Sequence[int] 
                     xerr=[line.ci95 for line in mine], fmt="o", ms=5, color=plots.COLOURS[colour],
                     label=f"{k} step{'s' * (k != 1)}")
     for i, name in enumerate(names):
-        gone = [line.inner_steps for line in lines if line.method == name and line.inner_steps in steps
-                and blows_up(line)]
-        if gone: ax.text(1.01, i, f"blows up after {gone[0]}", transform=ax.get_yaxis_transform(), va="center",
-                         fontsize=7, color=plots.COLOURS["red"])
+        gone = [line.inner_steps for line in lines if line.method == name
+                and line.inner_steps in steps and blows_up(line)]
+        if gone:
+            ax.text(1.01, i, f"blows up after {gone[0]}", transform=ax.get_yaxis_transform(),
+                    va="center", fontsize=7, color=plots.COLOURS["red"])
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xscale="log",
            xlabel="query loss on unseen tasks")
     plots.round_numbers(ax.xaxis)
@@ -314,17 +349,21 @@ def environment() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {"metalit": metalit.__version__, "torch": torch.__version__, "python": platform.python_version(),
-            "system": platform.system(), "cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(),
+    return {"metalit": metalit.__version__, "torch": torch.__version__,
+            "python": platform.python_version(), "system": platform.system(),
+            "cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads()}
 
 
 def record(runs: Sequence[Run], budget: dict[str, Any], command: str) -> dict[str, Any]:
-    "All that comparison.json holds: what was run, how, on what, and what came out. Plain data, no NaN."
-    return {"what": "methods compared on the same tasks, first weights and number of meta-steps; query loss on unseen "
-                    "tasks", "command": command, "budget": budget, "environment": environment(),
-            "runs": [run._asdict() for run in runs], "summary": [line._asdict() for line in summarise(runs)],
-            "diverged": diverged(runs)}
+    """All that comparison.json holds: what was run, how, on what, and what came out.
+
+    Plain data, no NaN.
+    """
+    return {"what": "methods compared on the same tasks, first weights and number of meta-steps; "
+            "query loss on unseen tasks", "command": command, "budget": budget,
+            "environment": environment(), "runs": [run._asdict() for run in runs],
+            "summary": [line._asdict() for line in summarise(runs)], "diverged": diverged(runs)}
 
 
 def read_record(file: str | Path) -> tuple[list[Run], dict[str, Any]]:
@@ -335,7 +374,8 @@ def read_record(file: str | Path) -> tuple[list[Run], dict[str, Any]]:
 
 def save(record: dict[str, Any], file: str | Path) -> None:
     "Write comparison.json: strict JSON, whole or not at all."
-    write_whole(Path(file), (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_whole(Path(file),
+                (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def save_csv(lines: Sequence[Line], file: str | Path) -> None:

@@ -19,7 +19,7 @@ from .tasks import Task
 
 try:
     from torch._inductor.custom_graph_pass import CustomGraphPass
-except ImportError:                                          # it is no public part of PyTorch, and may move
+except ImportError:  # it is no public part of PyTorch, and may move
     CustomGraphPass = None
 
 if TYPE_CHECKING:
@@ -31,16 +31,19 @@ __all__ = ['COUNT', 'one_graph', 'WideProducts', 'cpu_options']
 # %% ../nbs/14_compiled.ipynb #77c978f3
 class _OneGraph(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Callable, names: tuple[str, ...], task: Task, *parameters: Tensor) -> Tensor:
-        gradients, value = run({name: p.detach() for name, p in zip(names, parameters, strict=True)}, task)
+    def forward(ctx: Any, run: Callable, names: tuple[str, ...], task: Task,
+                *parameters: Tensor) -> Tensor:
+        constant = {name: p.detach() for name, p in zip(names, parameters, strict=True)}
+        gradients, value = run(constant, task)
         ctx.save_for_backward(*gradients.values())
         return value
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor):
         if torch.is_grad_enabled():
-            raise RuntimeError("a compiled J can be differentiated once only: for create_graph=True use one that is "
-                               "not compiled; copy.deepcopy(J) is not")
+            raise RuntimeError("a compiled J can be differentiated once only: for "
+                               "create_graph=True use one that is not compiled; copy.deepcopy(J) "
+                               "is not")
         return None, None, None, *(weight * gradient for gradient in ctx.saved_tensors)
 
 # %% ../nbs/14_compiled.ipynb #f0535b02
@@ -60,45 +63,53 @@ COUNT = itertools.count()
 def one_graph(J: MetaLoss, **options: Any) -> Callable[[Task], Tensor]:
     """J as a function from tasks to a scalar, with value and gradient compiled into one graph.
 
-    `options` are those of `torch.compile`; without `options`, `mode` and `backend` a CPU gets `cpu_options()`.
-    The first call, and each with a new kind of task, takes a while. `J.compile()` makes J's own call use this.
+    `options` are those of `torch.compile`; without `options`, `mode` and `backend` a CPU gets
+    `cpu_options()`. The first call, and each with a new kind of task, takes a while. `J.compile()`
+    makes J's own call use this.
 
-    Raises `ValueError` for a J with `chunk_size`, and for data that ask for a gradient; `RuntimeError` where the
-    scalar is differentiated twice; an error of PyTorch's where there is no C++ compiler, or J is not one graph.
+    Raises `ValueError` for a J with `chunk_size`, and for data that ask for a gradient;
+    `RuntimeError` where the scalar is differentiated twice; an error of PyTorch's where there is no
+    C++ compiler, or J is not one graph.
 
     Example: `one_graph(J)(task).backward()`.
     """
     if J.chunk_size is not None:
-        raise ValueError(f"chunk_size={J.chunk_size} computes gradients chunk by chunk in the backward pass, but a "
-                         "compiled J has them before: build the meta-loss with chunk_size=None, or do not compile it")
-    if not options.keys() & {"options", "mode", "backend"} and next(J.parameters()).device.type == "cpu":
+        raise ValueError(f"chunk_size={J.chunk_size} computes gradients chunk by chunk in the "
+                         "backward pass, but a compiled J has them before: build the meta-loss "
+                         "with chunk_size=None, or do not compile it")
+    own_choice = options.keys() & {"options", "mode", "backend"}
+    if not own_choice and next(J.parameters()).device.type == "cpu":
         options["options"] = cpu_options()
     measure = _Measure(J)
 
     def value_and_gradient(parameters: Params, task: Task) -> tuple[Params, Tensor]:
-        return grad_and_value(lambda theta: called(measure, places(measure), theta, task))(parameters)
-    code = value_and_gradient.__code__                       # its own: PyTorch compiles one code eight times at most
+        def value(theta: Params) -> Tensor:
+            return called(measure, places(measure), theta, task)
+        return grad_and_value(value)(parameters)
+    code = value_and_gradient.__code__  # its own: PyTorch compiles one code eight times at most
     value_and_gradient.__code__ = code.replace(co_name=f"{code.co_name}_{next(COUNT)}")
     run = torch.compile(value_and_gradient, **({"fullgraph": True} | options))
 
     def compiled(task: Task) -> Tensor:
         if any(tensor.requires_grad for split in task for tensor in split):
-            raise ValueError("a tensor of the task has requires_grad=True, but a compiled J gives gradients of its "
-                             "parameters only: detach the data, or do not compile J")
+            raise ValueError("a tensor of the task has requires_grad=True, but a compiled J gives "
+                             "gradients of its parameters only: detach the data, or do not compile "
+                             "J")
         parameters = {name: p for name, p in measure.named_parameters() if p.requires_grad}
         return _OneGraph.apply(run, tuple(parameters), task, *parameters.values())
     return compiled
 
 # %% ../nbs/14_compiled.ipynb #4a88fdb7
 class WideProducts(CustomGraphPass or object):
-    "A pass of the compiler: batched products that are taller than wide are computed as their transpose."
+    "A pass of the compiler: tall batched products are computed as their transpose."
     def __call__(self, graph: fx.Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default):
             a, b = node.args
             rows, columns = a.meta["val"].shape[1], b.meta["val"].shape[2]
             if isinstance(rows, int) and isinstance(columns, int) and 1 < columns < rows:
                 with graph.inserting_before(node):
-                    product = _added(graph, torch.ops.aten.bmm.default, _turned(graph, b), _turned(graph, a))
+                    product = _added(graph, torch.ops.aten.bmm.default, _turned(graph, b),
+                                     _turned(graph, a))
                     node.replace_all_uses_with(_turned(graph, product))
                 graph.erase_node(node)
 
@@ -118,10 +129,13 @@ def _added(graph: fx.Graph, operation: Callable, *args: Any) -> fx.Node:
 
 
 def cpu_options() -> dict[str, Any]:
-    """What `J.compile()` asks of the compiler on a CPU: C++ around the kernels too, images as they come, wide products.
+    """What `J.compile()` asks of the compiler on a CPU.
 
-    Images as they come: by default the compiler turns every image to (height, width, channel), which suits one
-    convolution for all tasks. Here each task has weights of its own, and turning costs more than it saves.
+    C++ around the kernels too, images as they come, wide products.
+
+    Images as they come: by default the compiler turns every image to (height, width, channel),
+    which suits one convolution for all tasks. Here each task has weights of its own, and turning
+    costs more than it saves.
     """
     asked: dict[str, Any] = {"cpp_wrapper": True, "layout_optimization": False}
     return asked | ({"post_grad_custom_pre_pass": WideProducts()} if CustomGraphPass else {})

@@ -31,12 +31,14 @@ __all__ = ['RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'SCHEDULES', 'Recipe', 
 
 # %% ../nbs/18_experiment.ipynb #5b85c687
 class Recipe(NamedTuple):
-    """How a method is trained: `build(model, loss, lr, steps)` makes J, `lr` is its inner step size (sinusoids,
-    images), `meta_lr` the step size of the outer loop.
+    """How a method is trained.
 
-    `shots`: support examples in training, where a method wants its own. `context`: the numbers of context that its
-    model needs (sinusoids, images). `classes`: it needs tasks that have classes. `own_lr`: a step size that suits the
-    others does not suit it, so a comparison leaves it its own.
+    `build(model, loss, lr, steps)` makes J, `lr` is its inner step size (sinusoids, images),
+    `meta_lr` the step size of the outer loop.
+
+    `shots`: support examples in training, where a method wants its own. `context`: the numbers of
+    context that its model needs (sinusoids, images). `classes`: it needs tasks that have classes.
+    `own_lr`: a step size that suits the others does not suit it, so a comparison leaves it its own.
     """
     build: Callable[[nn.Module, Loss, float, int], MetaLoss]
     lr: tuple[float, float] = (0.01, 0.4)
@@ -55,7 +57,8 @@ def named(kind: Callable[..., MetaLoss], **options: Any) -> Callable:
 
 
 def _inner(kind: Callable[..., Any]) -> Callable:
-    return lambda model, loss, lr, steps: MetaLoss(model, loss, inner=kind(model, lr=lr, steps=steps))
+    return lambda model, loss, lr, steps: MetaLoss(model, loss,
+                                                   inner=kind(model, lr=lr, steps=steps))
 
 
 def _reptile(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
@@ -68,29 +71,30 @@ def _gradient_norm(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaL
 
 def _written(formula: Callable) -> Callable:
     def build(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
-        if steps != 1: raise ValueError(f"inner_steps={steps}: the article's formulas take exactly 1 inner step")
+        if steps != 1:
+            raise ValueError(
+                f"inner_steps={steps}: the article's formulas take exactly 1 inner step"
+            )
         return article.AsWritten(model, loss, formula, lr=lr)
     return build
 
 
-# Step sizes and factors are the papers' or their code's where they are known: for sinusoids and MAML on images those of
-# Finn et al. (2017), Reptile's, BOIL's and CAVIA's (for sinusoids) those of their authors' code. The other step sizes
-# are taken from MAML, the other factors are round numbers, and none was tuned but CAVIA's for images: with the 1.0 that
-# suits sinusoids it stayed near chance in short runs, with 10 and 100 it learned; the smaller of these is here.
+# Step sizes and factors are the papers' or their code's where they are known: for sinusoids and
+# MAML on images those of Finn et al. (2017), Reptile's, BOIL's and CAVIA's (for sinusoids) those of
+# their authors' code. The other step sizes are taken from MAML, the other factors are round
+# numbers, and none was tuned but CAVIA's for images: with the 1.0 that suits sinusoids it stayed
+# near chance in short runs, with 10 and 100 it learned; the smaller of these is here.
 RECIPES: dict[str, Recipe] = {
-    "maml": Recipe(named(methods.MAML)),
-    "fomaml": Recipe(named(methods.FOMAML)),
-    "reptile": Recipe(_reptile, (1e-3, 1e-3), meta_lr=1.0, inner_steps=5, shots=10, optimizer=torch.optim.SGD,
-                      own_lr=True),
-    "anil": Recipe(named(methods.ANIL)),
-    "boil": Recipe(named(methods.BOIL), (0.01, 0.5)),
-    "meta-sgd": Recipe(_inner(MetaSGD)),
-    "meta-curvature": Recipe(_inner(MetaCurvature)),
+    "maml": Recipe(named(methods.MAML)), "fomaml": Recipe(named(methods.FOMAML)),
+    "reptile": Recipe(_reptile, (1e-3, 1e-3), meta_lr=1.0, inner_steps=5, shots=10,
+                      optimizer=torch.optim.SGD, own_lr=True),
+    "anil": Recipe(named(methods.ANIL)), "boil": Recipe(named(methods.BOIL), (0.01, 0.5)),
+    "meta-sgd": Recipe(_inner(MetaSGD)), "meta-curvature": Recipe(_inner(MetaCurvature)),
     "cavia": Recipe(named(methods.CAVIA), (1.0, 10.0), context=(5, 100), own_lr=True),
-    "protonet": Recipe(lambda model, loss, lr, steps: methods.ProtoNet(model, loss), inner_steps=0, classes=True),
+    "protonet": Recipe(lambda model, loss, lr, steps: methods.ProtoNet(model, loss), inner_steps=0,
+                       classes=True),
     "protomaml": Recipe(named(methods.ProtoMAML), classes=True),
-    "triplet-maml": Recipe(named(methods.TripletMAML)),
-    "conml": Recipe(named(methods.ConML)),
+    "triplet-maml": Recipe(named(methods.TripletMAML)), "conml": Recipe(named(methods.ConML)),
     "gradient-norm": Recipe(_gradient_norm),
     "sharp-maml": Recipe(named(methods.SharpMAML, rho_inner=0.005, rho_outer=0.05)),
     "as-written-reptile": Recipe(_written(article.reptile)),
@@ -102,24 +106,28 @@ RECIPES: dict[str, Recipe] = {
 def recipe_for(method: str, classes: bool) -> Recipe:
     """The recipe of a method, for tasks with or without classes.
 
-    Raises `ValueError` where there is none, naming those there are, and for a method that does not go with the tasks.
+    Raises `ValueError` where there is none, naming those there are, and for a method that does not
+    go with the tasks.
     """
-    if method not in RECIPES: raise ValueError(f"no method {method!r}; there are {', '.join(RECIPES)}")
+    if method not in RECIPES:
+        raise ValueError(f"no method {method!r}; there are {', '.join(RECIPES)}")
     if RECIPES[method].classes and not classes:
-        raise ValueError(f"{method} needs classes, and sinusoids and other regressions have none: choose another "
-                         "method, or a family of images")
+        raise ValueError(f"{method} needs classes, and sinusoids and other regressions have none: "
+                         "choose another method, or a family of images")
     return RECIPES[method]
 
 # %% ../nbs/18_experiment.ipynb #be74b75e
 SINUSOIDS = {"shots": 5, "queries": None, "steps": 2000, "batch_size": 25}
 IMAGES = {"ways": 5, "shots": 1, "queries": 5, "steps": 2000, "batch_size": 32}
-DEFAULTS = {"sinusoids": SINUSOIDS, "glyphs": IMAGES | {"steps": 500, "batch_size": 16}, "omniglot": IMAGES}
+DEFAULTS = {"sinusoids": SINUSOIDS, "glyphs": IMAGES | {"steps": 500, "batch_size": 16},
+            "omniglot": IMAGES}
 
 
 def complete(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with every open one (None) filled in, as family and method want it.
 
-    Raises `ValueError` for a family that is no name and no folder, and a method that does not go with it.
+    Raises `ValueError` for a family that is no name and no folder, and a method that does not go
+    with it.
     """
     family, method = settings["family"], settings["method"]
     if family not in DEFAULTS and not Path(family).is_dir():
@@ -128,19 +136,23 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
     of_method = {"inner_lr": recipe.lr[family != "sinusoids"], "inner_steps": recipe.inner_steps,
                  "meta_lr": recipe.meta_lr}
     open_ones = DEFAULTS.get(family, IMAGES) | of_method
-    return settings | {name: value for name, value in open_ones.items() if settings.get(name) is None}
+    return settings | {name: value
+                       for name, value in open_ones.items() if settings.get(name) is None}
 
 # %% ../nbs/18_experiment.ipynb #1d425ce6
 SCHEDULES = ("constant", "linear", "cosine")
 
 
 def schedule(name: str, steps: int, recipe: Recipe) -> Callable | None:
-    "A function that makes a learning-rate scheduler of an optimizer; Reptile's always goes to zero in a line."
-    if name not in SCHEDULES: raise ValueError(f"schedule={name!r}: choose one of {', '.join(SCHEDULES)}")
+    "What makes a learning-rate scheduler of an optimizer; Reptile's goes to zero in a line."
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule={name!r}: choose one of {', '.join(SCHEDULES)}")
     steps = max(steps, 1)
     if name == "linear" or recipe.optimizer is torch.optim.SGD:
-        return partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=1e-3, total_iters=steps)
-    return partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps) if name == "cosine" else None
+        return partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=1e-3,
+                       total_iters=steps)
+    return (partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps) if name == "cosine"
+            else None)
 
 # %% ../nbs/18_experiment.ipynb #a664c769
 class Experiment(NamedTuple):
@@ -168,7 +180,8 @@ def build(settings: dict[str, Any], root: str | Path | None = None) -> Experimen
     model, loss, families, metric, steps = make(settings, recipe, root)
     J = recipe.build(model, loss, settings["inner_lr"], settings["inner_steps"])
     return Experiment(J, *families, partial(recipe.optimizer, lr=settings["meta_lr"]),
-                      schedule(settings.get("schedule", "constant"), settings["steps"], recipe), metric, steps)
+                      schedule(settings.get("schedule", "constant"), settings["steps"], recipe),
+                      metric, steps)
 
 
 def sinusoids(settings: dict[str, Any], recipe: Recipe, root: Any) -> tuple:
@@ -176,11 +189,15 @@ def sinusoids(settings: dict[str, Any], recipe: Recipe, root: Any) -> tuple:
     model = sine_network(settings["seed"], recipe.context[0], settings.get("init", "uniform"))
     shots = recipe.shots or settings["shots"]
     test = Sinusoids(settings["shots"], settings["queries"])
-    return model, F.mse_loss, (Sinusoids(shots, settings["queries"]), test, test), None, [0, 1, 2, 5, 10]
+    return (model, F.mse_loss, (Sinusoids(shots, settings["queries"]), test, test), None,
+            [0, 1, 2, 5, 10])
 
 
 def sine_network(seed: int = 0, context: int = 0, init: str = "uniform") -> nn.Module:
-    "The network of the MAML paper for sinusoids, 1-40-40-1 with ReLU; with so many numbers of context as more inputs."
+    """The network of the MAML paper for sinusoids, 1-40-40-1 with ReLU.
+
+    With numbers of context, there are so many more inputs.
+    """
     model = mlp(1 + context, 40, 40, 1, init=init, seed=seed)
     return Contextual(model, context) if context else model
 
@@ -189,22 +206,24 @@ def few_shot(settings: dict[str, Any], recipe: Recipe, root: str | Path | None) 
     "Model, loss, families, metric and inner steps to look at, for images."
     train, validation, test = image_families(settings, recipe.shots, root)
     _, channels, _, size = train.images.shape
-    model = Conv4(settings["ways"], channels=channels, size=size, filters=settings.get("filters", 64),
-                  pool=settings.get("pool", "stride"), context=recipe.context[1], seed=settings["seed"])
+    model = Conv4(settings["ways"], channels=channels, size=size,
+                  filters=settings.get("filters", 64), pool=settings.get("pool", "stride"),
+                  context=recipe.context[1], seed=settings["seed"])
     steps = [0, 1, 5, 10, 50] if settings["method"] == "reptile" else [0, 1, 3, 5, 10]
     return model, F.cross_entropy, (train, validation, test), accuracy, steps
 
 
 def image_families(settings: dict[str, Any], shots: int | None,
                    root: str | Path | None) -> tuple[Episodes, Episodes | None, Episodes]:
-    "Episodes for training, validation and test; `shots` are those of training where a method wants its own."
+    "Episodes for training, validation, test; `shots`: of training, where a method has its own."
     counts = settings["ways"], settings["shots"], settings["queries"]
     if settings["family"] == "omniglot":
         from metalit.data.omniglot import omniglot
         train, validation, test = omniglot(root, settings.get("protocol", "finn")).episodes(*counts)
     elif settings["family"] == "glyphs":
         from metalit.data.glyphs import glyphs
-        train, validation, test = (part.episodes(*counts) for part in glyphs(root).split((0.7, 0.1, 0.2)))
+        train, validation, test = (part.episodes(*counts)
+                                   for part in glyphs(root).split((0.7, 0.1, 0.2)))
     else:
         from metalit.data.images import check_disjoint, from_folder
         images = from_folder(settings["family"], settings.get("size"), settings.get("channels", 1))

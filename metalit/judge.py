@@ -19,7 +19,8 @@ from torch.utils.flop_counter import flop_registry
 from .inner.sgd import SGD
 from .meta_loss import Loss, MetaLoss
 from .models import Point, mlp
-from .tasks import Quadratics, Sinusoids, Split, Task, curvature, half_square, quadratic_task, seeded_generator
+from .tasks import (Quadratics, Sinusoids, Split, Task, curvature, half_square,
+                           quadratic_task, seeded_generator)
 
 # %% auto #0
 __all__ = ['Finding', 'DIM', 'QUESTIONS', 'Answer', 'Verdict', 'on_bed', 'on_bowls', 'on_net', 'waves', 'bowls', 'a_start',
@@ -40,11 +41,13 @@ class Verdict(list):
     "The answers to all questions about one meta-loss; prints as a table."
     def __str__(self) -> str:
         widths = [max(len(answer[i]) for answer in self) for i in (0, 1)]
-        return "\n".join(f"{a.question:{widths[0]}}  {a.verdict:{widths[1]}}  {a.evidence}" for a in self)
+        return "\n".join(f"{a.question:{widths[0]}}  {a.verdict:{widths[1]}}  {a.evidence}"
+                         for a in self)
 
     def _repr_markdown_(self) -> str:
         rows = (" | ".join(part.replace("|", "\\|") for part in answer) for answer in self)
-        return "\n".join(["| question | verdict | evidence |", "|---|---|---|", *(f"| {row} |" for row in rows)])
+        return "\n".join(["| question | verdict | evidence |", "|---|---|---|",
+                          *(f"| {row} |" for row in rows)])
 
     def verdicts(self) -> dict[str, str]:
         "Question → verdict, without the numbers."
@@ -101,18 +104,21 @@ def value(J: MetaLoss, task: Task) -> Tensor:
 
 
 def gradient(J: MetaLoss, task: Task) -> Tensor:
-    """What `.backward()` gives for all parameters of J, θ first, as one vector; zero where J does not depend on one.
+    """What `.backward()` gives for all parameters of J, θ first, as one vector.
+
+    It is zero where J does not depend on one.
 
     Raises `ArithmeticError` where it is not finite.
     """
     parameters, scalar = list(J.parameters()), value(J, task)
-    if not scalar.requires_grad: return torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
+    if not scalar.requires_grad:
+        return torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
     found = torch.autograd.grad(scalar, parameters, allow_unused=True)
     g = torch.cat([torch.zeros_like(p).flatten() if d is None else d.flatten()
                    for p, d in zip(parameters, found, strict=True)])
     if not (torch.isfinite(scalar) and torch.isfinite(g).all()):
-        raise ArithmeticError(f"value {scalar.item():.3g}, and {int((~torch.isfinite(g)).sum())} of {len(g)} entries "
-                              "of the gradient are not finite")
+        raise ArithmeticError(f"value {scalar.item():.3g}, and {int((~torch.isfinite(g)).sum())} "
+                              f"of {len(g)} entries of the gradient are not finite")
     return g
 
 
@@ -128,18 +134,21 @@ def moved(J: MetaLoss, direction: Tensor) -> MetaLoss:
 # %% ../nbs/27_judge.ipynb #2a081bd0
 def slope(J: MetaLoss, task: Task, direction: Tensor, h: float = 1e-5) -> float:
     "The slope of the value of J along a direction, by central differences."
-    return (value(moved(J, h * direction), task) - value(moved(J, -h * direction), task)).item() / (2 * h)
+    return (value(moved(J, h * direction), task) - value(moved(J, -h * direction),
+                                                         task)).item() / (2 * h)
 
 
 def turn(J: MetaLoss, task: Task, direction: Tensor, h: float = 1e-5) -> Tensor:
     "How the gradient of J changes along a direction, by central differences."
-    return (gradient(moved(J, h * direction), task) - gradient(moved(J, -h * direction), task)) / (2 * h)
+    return ((gradient(moved(J, h * direction), task) - gradient(moved(J, -h * direction), task))
+            / (2 * h))
 
 
 def directions(J: MetaLoss, seed: int, count: int) -> list[Tensor]:
     "Random unit vectors in the space of all parameters of J."
     size, generator = sum(p.numel() for p in J.parameters()), torch.Generator().manual_seed(seed)
-    return [v / v.norm() for v in torch.randn(count, size, dtype=torch.float64, generator=generator)]
+    return [v / v.norm()
+            for v in torch.randn(count, size, dtype=torch.float64, generator=generator)]
 
 # %% ../nbs/27_judge.ipynb #4470f2e6
 # The questions
@@ -173,7 +182,7 @@ def rewards_not_adapting(J: MetaLoss, seed: int) -> Finding:
 
 
 def pulls(J: MetaLoss, task: Task, distance: float) -> list[float]:
-    "How fast descent returns to the dead point of `Chain`, per unit of distance, from two directions."
+    "How fast descent returns to the dead point of `Chain`, per distance, from two directions."
     rates = []
     for toward in (torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0])):
         beside = distance * toward.double()
@@ -186,13 +195,16 @@ def uses_held_out_data(J: MetaLoss, seed: int) -> Finding:
     "Does the query set enter the gradient: its labels, or its inputs alone?"
     J, (support, query) = on_net(J, seed), waves(seed)
     here, g = value(J, Task(support, query)), gradient(J, Task(support, query))
-    labels, inputs = Task(support, Split(query.x, query.y + 1)), Task(support, Split(query.x + 1, query.y))
-    def change(task: Task) -> float: return ((gradient(J, task) - g).norm() / (g.norm() + 1e-300)).item()
+    labels, inputs = (Task(support, Split(query.x, query.y + 1)),
+                      Task(support, Split(query.x + 1, query.y)))
+    def change(task: Task) -> float:
+        return ((gradient(J, task) - g).norm() / (g.norm() + 1e-300)).item()
     by_labels, by_inputs = change(labels), change(inputs)
     in_value = (value(J, labels) - here).abs().item() > 1e-12 * (1 + here.abs().item())
     verdict = ("yes" if by_labels > 1e-9 else "inputs only" if by_inputs > 1e-9 else
                "in its value only" if in_value else "no")
-    return verdict, f"the gradient changes by {by_labels:.1%} with other query labels, by {by_inputs:.1%} with inputs"
+    return verdict, (f"the gradient changes by {by_labels:.1%} with other query labels, "
+                     f"by {by_inputs:.1%} with inputs")
 
 # %% ../nbs/27_judge.ipynb #886a0f7c
 def is_a_scalar(J: MetaLoss, seed: int) -> Finding:
@@ -200,15 +212,22 @@ def is_a_scalar(J: MetaLoss, seed: int) -> Finding:
     J, task = on_net(J, seed), waves(seed)
     u, v, w = directions(J, seed, 3)
     g, Hu, Hv = gradient(J, task), turn(J, task, u), turn(J, task, v)
-    off = max(abs((g @ d).item() - slope(J, task, d)) for d in (u, v, w)) / (g.norm() + value(J, task).abs()).item()
+    off = (max(abs((g @ d).item() - slope(J, task, d)) for d in (u, v, w))
+           / (g.norm() + value(J, task).abs()).item())
     skew = ((u @ Hv - v @ Hu).abs() / (Hu.norm() + Hv.norm() + 1e-300)).item()
-    # Differences with h = 1e-5 are good to about 1e-10 here; 1e-6 is far from that and from every real effect.
-    verdict = "a scalar" if off < 1e-6 else "slope of another scalar" if skew < 1e-6 else "a vector field only"
-    return verdict, f"gradient off the slope of the value: {off:.0e}; skew part of its Jacobian: {skew:.0e} (relative)"
+    # Differences with h = 1e-5 are good to about 1e-10 here; 1e-6 is far from that and from every
+    # real effect.
+    verdict = ("a scalar" if off < 1e-6 else "slope of another scalar" if skew < 1e-6
+               else "a vector field only")
+    return verdict, (f"gradient off the slope of the value: {off:.0e}; "
+                     f"skew part of its Jacobian: {skew:.0e} (relative)")
 
 # %% ../nbs/27_judge.ipynb #6c7b2c6f
 class Through(TorchFunctionMode):
-    "Inside, `detach` lets gradients through: all of them, or those that one module calls. `seen`: who called it."
+    """Inside, `detach` lets gradients through: all of them, or those that one module calls.
+
+    `seen`: who called it.
+    """
     def __init__(self, module: str | None = None):
         super().__init__()
         self.module, self.seen = module, set()
@@ -227,7 +246,8 @@ def what_is_stopped(J: MetaLoss, seed: int) -> Finding:
     u = directions(J, seed, 1)[0]
     g = gradient(J, task)
     size = (g.norm() + value(J, task).abs()).item()
-    if abs((g @ u).item() - slope(J, task, u)) < 1e-6 * size: return "nothing", "the gradient is the slope of the value"
+    if abs((g @ u).item() - slope(J, task, u)) < 1e-6 * size:
+        return "nothing", "the gradient is the slope of the value"
     with Through() as everywhere:
         left = abs((gradient(J, task) @ u).item() - slope(J, task, u)) / size
     changes = {}
@@ -237,24 +257,27 @@ def what_is_stopped(J: MetaLoss, seed: int) -> Finding:
     together = " with ".join(map(place, sorted(everywhere.seen))).replace("with in ", "with ")
     culprits = [*changes] or [together or "something without detach"]
     if left > 1e-6 and everywhere.seen: culprits.append("and more")
-    return ", ".join(culprits), ("undone one by one, the gradient changes by " + (", ".join(
-        f"{change:.1g} ({name})" for name, change in changes.items()) or "nothing")
-        + f"; with all undone it is off the slope by {left:.0e}")
+    by = ", ".join(f"{change:.1g} ({name})" for name, change in changes.items()) or "nothing"
+    return ", ".join(culprits), (f"undone one by one, the gradient changes by {by}; "
+                                 f"with all undone it is off the slope by {left:.0e}")
 
 
 def place(module: str) -> str:
-    "What a module holds constant, in words: the inner gradients, or something in a term, a rule, a method."
+    "What a module holds constant, in words: inner gradients, or part of a term, rule, method."
     if module == SGD.__module__: return "inner gradients"
     return "in " + module.removeprefix("metalit.").replace("__main__", "your code")
 
 # %% ../nbs/27_judge.ipynb #460a1f4f
 def is_invariant(J: MetaLoss, seed: int) -> Finding:
-    "Does it care for the order of tasks, for where the origin of parameters is, for the unit of the task loss?"
+    "Does it care for the order of tasks, the origin of parameters, the unit of the task loss?"
     shift, start, task = torch.full((DIM,), 3.0, dtype=torch.float64), a_start(seed), bowls(seed)
-    there = Task(*(Split(x, y + x @ shift) for x, y in task))  # every optimum moved by the same shift
+    # every optimum moved by the same shift
+    there = Task(*(Split(x, y + x @ shift) for x, y in task))
     g = gradient(on_bowls(J, start), task)
-    changes = {"order": away(gradient(on_bowls(J, start), task.select(torch.tensor([3, 1, 4, 0, 2]))), g),
-               "origin": away(gradient(on_bowls(J, start + shift), there), g)}
+    changes = {
+        "order": away(gradient(on_bowls(J, start), task.select(torch.tensor([3, 1, 4, 0, 2]))), g),
+        "origin": away(gradient(on_bowls(J, start + shift), there), g)
+    }
     if hasattr(J.inner, "lr"): changes["unit of loss"] = min(in_other_units(J, start, task, g))
     kept = [name for name, change in changes.items() if change < 1e-9]
     return ", ".join(kept) or "none", "the gradient changes by " + ", ".join(
@@ -267,7 +290,7 @@ def away(a: Tensor, b: Tensor) -> float:
 
 
 def in_other_units(J: MetaLoss, start: Tensor, task: Task, g: Tensor) -> list[float]:
-    "How the direction of the gradient changes when the loss is measured in fourths, with lr / 4 or the same lr."
+    "How the gradient turns when the loss is in fourths, with lr / 4 or the same lr."
     changes = []
     for factor in (0.25, 1.0):
         twin = on_bed(J, Point(start), lambda prediction, y: 4 * half_square(prediction, y))
@@ -278,16 +301,19 @@ def in_other_units(J: MetaLoss, start: Tensor, task: Task, g: Tensor) -> list[fl
 
 # %% ../nbs/27_judge.ipynb #fd482925
 def halved(task: Task) -> Task:
-    "Quadratic tasks with twice the examples: both halves of a set have half its curvature, and optima beside its own."
+    """Quadratic tasks with twice the examples.
+
+    Both halves of a set have half its curvature, and optima beside its own.
+    """
     def twice(split: Split, apart: float) -> Split:
         x = torch.cat([split.x, split.x], 1) / 2**0.5
-        y = torch.cat([split.y + apart * split.x.sum(-1), split.y - apart * split.x.sum(-1)], 1) / 2**0.5
-        return Split(x, y)
+        shift = apart * split.x.sum(-1)
+        return Split(x, torch.cat([split.y + shift, split.y - shift], 1) / 2**0.5)
     return Task(twice(task.support, 0.5), twice(task.query, 0.5))
 
 
 def is_blind_on_shared_curvature(J: MetaLoss, seed: int) -> Finding:
-    "Where all tasks have one Hessian: does the gradient of J, or of one of its terms, vanish everywhere?"
+    "Where all tasks have one Hessian: does J's gradient, or a term's, vanish everywhere?"
     ratios = {"J": share(J, seed)}
     if len(J.terms.parts()) > 1:
         for name, (_, term) in zip(J.terms.names(), J.terms.parts(), strict=True):
@@ -297,14 +323,18 @@ def is_blind_on_shared_curvature(J: MetaLoss, seed: int) -> Finding:
     blind = [name for name, ratio in ratios.items() if ratio is not None and ratio < 1e-9]
     verdict = ("no gradient at all" if ratios["J"] is None else "yes" if "J" in blind else
                f"{', '.join(blind)} is" if blind else "no")
-    return verdict, "gradient there, against unequal curvatures: " + ", ".join(
-        f"none at all ({name})" if ratio is None else f"{ratio:.1g} ({name})" for name, ratio in ratios.items())
+    shares = [f"none at all ({name})" if ratio is None else f"{ratio:.1g} ({name})"
+              for name, ratio in ratios.items()]
+    return verdict, "gradient there, against unequal curvatures: " + ", ".join(shares)
 
 
 def share(J: MetaLoss, seed: int) -> float | None:
-    "The gradient for θ on shared curvature as a share of that on unequal curvatures; None where both are zero."
-    shared, unequal = (max(gradient(on_bowls(J, a_start(seed + k)), halved(bowls(seed, which)))[:DIM].norm().item()
-                           for k in range(3)) for which in (True, False))
+    "The gradient for θ on shared curvature as a share of that on unequal; None if both vanish."
+    def largest(is_shared: bool) -> float:
+        task = halved(bowls(seed, is_shared))
+        starts = (a_start(seed + k) for k in range(3))
+        return max(gradient(on_bowls(J, start), task)[:DIM].norm().item() for start in starts)
+    shared, unequal = largest(True), largest(False)
     return None if shared == unequal == 0 else shared / (unequal + 1e-300)
 
 # %% ../nbs/27_judge.ipynb #653aa142
@@ -315,7 +345,8 @@ def rest(J: MetaLoss, task: Task, tries: int = 12) -> Tensor | None:
     """
     g = gradient(J, task)[:DIM]
     for _ in range(tries):
-        jacobian = torch.stack([turn(J, task, e)[:DIM] for e in torch.eye(DIM, dtype=torch.float64)], 1)
+        axes = torch.eye(DIM, dtype=torch.float64)
+        jacobian = torch.stack([turn(J, task, e)[:DIM] for e in axes], 1)
         try: step = torch.linalg.solve(jacobian, g)
         except torch.linalg.LinAlgError: return None
         if not torch.isfinite(step).all() or step.norm() > 1e3: return None
@@ -337,14 +368,19 @@ def depends_on_the_horizon(J: MetaLoss, seed: int) -> Finding:
     optima = curvature(task.support)[1]
     for steps in (1, 5):
         twin = on_bowls(J, optima.mean(0))
-        if not has_K(twin, task): return "has no K", "the value is the same with 1 and with 5 inner steps"
+        if not has_K(twin, task):
+            return "has no K", "the value is the same with 1 and with 5 inner steps"
         twin.inner.steps = steps
         if hasattr(twin.inner, "lr"): twin.inner.lr = 0.2
         ends.append(rest(twin, task))
-        if ends[-1] is None: return "no optimum found", f"Newton's method found no point of rest for K = {steps}"
-    distance, spread = (ends[0] - ends[1]).norm().item(), (optima - optima.mean(0)).norm(dim=1).mean().item()
-    return "yes" if distance > 1e-6 * spread else "no", (f"optima for K = 1 and K = 5 are {distance:.2g} apart; those "
-                                                         f"of the tasks lie {spread:.2g} from their mean")
+        if ends[-1] is None:
+            return "no optimum found", f"Newton's method found no point of rest for K = {steps}"
+    distance, spread = ((ends[0] - ends[1]).norm().item(),
+                        (optima - optima.mean(0)).norm(dim=1).mean().item())
+    return "yes" if distance > 1e-6 * spread else "no", (
+        f"optima for K = 1 and K = 5 are {distance:.2g} apart; those of the tasks lie {spread:.2g} "
+        "from their mean"
+    )
 
 
 def has_K(J: MetaLoss, task: Task) -> bool:
@@ -376,20 +412,25 @@ def flops(call: Callable[[], Any]) -> int:
 
 def cost_in_steps(J: MetaLoss, seed: int) -> Finding:
     "How the arithmetic grows with K, in units of one forward and backward pass."
-    model, task = mlp(1, 40, 40, 1, seed=seed).double(), Sinusoids(10).batch(4, seed).to(dtype=torch.float64)
+    model, task = (mlp(1, 40, 40, 1, seed=seed).double(),
+                   Sinusoids(10).batch(4, seed).to(dtype=torch.float64))
     unit = flops(lambda: nn.functional.mse_loss(model(task.query.x), task.query.y))
     twin, costs = on_bed(J, model, nn.functional.mse_loss), []
     no_K = not has_K(twin, task)
     for steps in (1, 3):
         twin.inner.steps = steps
         costs.append(flops(lambda: value(twin, task)) / unit)
-    verdict = f"{costs[0]:.1f}" + (", has no K" if no_K else f", then {(costs[1] - costs[0]) / 2:.1f} a step")
+    verdict = f"{costs[0]:.1f}" + (", has no K" if no_K
+                                   else f", then {(costs[1] - costs[0]) / 2:.1f} a step")
     return verdict, ("forward and backward passes over 10 examples a task, by matrix products: "
                      f"K = 1: {costs[0]:.2f}, K = 3: {costs[1]:.2f}")
 
 # %% ../nbs/27_judge.ipynb #e1c9448a
 def beyond_the_edge(J: MetaLoss, seed: int) -> Finding:
-    "With a step so large that αλ > 1: does the gradient still point away from the optimum, so that descent reaches it?"
+    """With a step so large that αλ > 1: does descent still reach the optimum?
+
+    That is, does the gradient still point away from it?
+    """
     A = 1.5 * torch.eye(DIM, dtype=torch.float64).expand(4, -1, -1)
     centre, ones = torch.zeros(4, DIM, dtype=torch.float64), torch.ones(DIM, dtype=torch.float64)
     twin = on_bowls(J, ones)
@@ -415,27 +456,32 @@ Finding = tuple[str, str]  # verdict, evidence
 
 # %% ../nbs/27_judge.ipynb #2fea27ef
 def judge(J: MetaLoss, *, seed: int = 0) -> Verdict:
-    """Ask a meta-loss the nine questions of this chapter; returns a table of verdicts with their evidence.
+    """Ask a meta-loss the nine questions of this chapter; a table of verdicts with evidence.
 
-    J itself is not changed, and its own model, task loss and data do not enter: its choices are asked on small beds in
-    float64, where answers are exact or finite differences. What it has learned besides θ, such as the factors of
-    `MetaSGD`, starts anew there if it depends on the model's shapes. `seed` draws the beds.
+    J itself is not changed, and its own model, task loss and data do not enter: its choices are
+    asked on small beds in float64, where answers are exact or finite differences. What it has
+    learned besides θ, such as the factors of `MetaSGD`, starts anew there if it depends on the
+    model's shapes. `seed` draws the beds.
 
-    A question that J cannot be asked says so ("cannot be asked", "not finite") with the error as evidence.
+    A question that J cannot be asked says so ("cannot be asked", "not finite") with the error as
+    evidence.
 
     Raises `TypeError` where J is no `MetaLoss`; where every question fails, the first error.
 
     Example: `print(judge(MAML(model, F.mse_loss)))`.
     """
-    if not isinstance(J, MetaLoss): raise TypeError(f"judge asks a MetaLoss; found {type(J).__name__}")
+    if not isinstance(J, MetaLoss):
+        raise TypeError(f"judge asks a MetaLoss; found {type(J).__name__}")
     answers, errors = Verdict(), []
     for name, question in QUESTIONS.items():
         try:
             answers.append(Answer(name, *question(J, seed)))
-        except Exception as error:  # a term of the reader's can fail in any way, and the other answers still help
+        # a term of the reader's can fail in any way, and the other answers still help
+        except Exception as error:
             errors.append(error)
             verdict = "not finite" if isinstance(error, ArithmeticError) else "cannot be asked"
-            answers.append(Answer(name, verdict, f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+            answers.append(Answer(name, verdict,
+                                  f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
                                   if str(error) else type(error).__name__))
     if len(errors) == len(QUESTIONS): raise errors[0]
     return answers

@@ -26,10 +26,10 @@ __all__ = ['peak_and_rest', 'measured_memory', 'Memory', 'step_memory', 'extende
 
 # %% ../nbs/17_memory.ipynb #0e8cbece
 def peak_and_rest(run: Callable[[], Any], device: str | torch.device = "cpu") -> tuple[int, int]:
-    """By how many bytes PyTorch's memory rises at most while `run()` runs, and by how many it is higher after.
+    """By how many bytes PyTorch's memory rises at most in `run()`, and is higher after it.
 
-    What `run` returns is still alive then. On a GPU (`device="cuda"`) the allocator keeps count; on the CPU the
-    profiler writes down every allocation. What other libraries allocate is not seen.
+    What `run` returns is still alive then. On a GPU (`device="cuda"`) the allocator keeps count; on
+    the CPU the profiler writes down every allocation. What other libraries allocate is not seen.
 
     Example: `peak, rest = peak_and_rest(lambda: J(task))`.
     """
@@ -37,14 +37,18 @@ def peak_and_rest(run: Callable[[], Any], device: str | torch.device = "cpu") ->
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         result = run()
-        return torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before
-    silence = "KINETO_LOG_LEVEL" not in os.environ           # else the profiler writes two lines at every use
+        return (torch.cuda.max_memory_allocated(device) - before,
+                torch.cuda.memory_allocated(device) - before)
+    # else the profiler writes two lines at every use
+    silence = "KINETO_LOG_LEVEL" not in os.environ
     if silence: os.environ["KINETO_LOG_LEVEL"] = "6"
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record: result = run()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            result = run()
     finally:
         if silence: del os.environ["KINETO_LOG_LEVEL"]
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [event
+              for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     del result
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -64,8 +68,10 @@ def measured_memory(run: Callable[[], Any], device: str | torch.device = "cpu") 
 
 # %% ../nbs/17_memory.ipynb #424f18e6
 class Memory(NamedTuple):
-    """Bytes that a meta-step needs: `forward`, its peak until J is known; `graph`, what is kept for the backward pass;
-    `backward`, by how much the backward pass rises above that. `total` is the peak of the whole step.
+    """Bytes that a meta-step needs.
+
+    `forward`: its peak until J is known; `graph`: what is kept for the backward pass; `backward`:
+    by how much the backward pass rises above that. `total` is the peak of the whole step.
 
     Parameters, tasks and the state of the optimizer are there anyway, and do not count.
     """
@@ -84,26 +90,36 @@ class Memory(NamedTuple):
 
 # %% ../nbs/17_memory.ipynb #b79944b5
 def step_memory(J: MetaLoss, task: Task) -> Memory:
-    "What one meta-step takes, measured by taking it. No gradient is stored, and no random state changes."
+    """What one meta-step takes, measured by taking it.
+
+    No gradient is stored, and no random state changes.
+    """
     parameters = [parameter for parameter in J.parameters() if parameter.requires_grad]
     device, values = task.query.x.device, []
     with torch.random.fork_rng(), torch.enable_grad():
         forward, graph = peak_and_rest(lambda: values.append(J(task)), device)
-        backward, _ = peak_and_rest(lambda: torch.autograd.grad(values.pop(), parameters, allow_unused=True), device)
+        def back() -> Any: return torch.autograd.grad(values.pop(), parameters, allow_unused=True)
+        backward, _ = peak_and_rest(back, device)
     return Memory(forward, graph, backward)
 
 # %% ../nbs/17_memory.ipynb #37e2c40c
 def extended(measure: Callable[[int], Memory], count: int) -> Memory:
-    "`measure(count)` where `count` is at most 3; beyond, what lies on the line through `measure(2)` and `measure(3)`."
+    """`measure(count)` where `count` is at most 3.
+
+    Beyond, what lies on the line through `measure(2)` and `measure(3)`.
+    """
     if count <= 3: return measure(count)
-    return Memory(*(three + (count - 3) * (three - two) for two, three in zip(measure(2), measure(3), strict=True)))
+    return Memory(*(three + (count - 3) * (three - two)
+                    for two, three in zip(measure(2), measure(3), strict=True)))
 
 # %% ../nbs/17_memory.ipynb #5399c09b
 def predicted_memory(J: MetaLoss, task: Task) -> Memory:
-    """What one meta-step of J on this batch would take, from steps with at most 3 tasks and 3 inner steps.
+    """What one meta-step of J on this batch would take.
 
-    The step is eager: a compiled J takes less or more. J is not changed. Where a batch of 3 tasks does not fit, no
-    prediction is needed: nothing will.
+    Measured on steps with at most 3 tasks and 3 inner steps.
+
+    The step is eager: a compiled J takes less or more. J is not changed. Where a batch of 3 tasks
+    does not fit, no prediction is needed: nothing will.
 
     Raises `ValueError` where J cannot read the task.
 
@@ -115,7 +131,8 @@ def predicted_memory(J: MetaLoss, task: Task) -> Memory:
     def measure(tasks: int, steps: int) -> Memory:
         twin.inner.steps = steps
         return step_memory(twin, task.select(slice(tasks)))
-    memory = extended(lambda tasks: extended(lambda steps: measure(tasks, steps), J.inner.steps), at_once)
+    memory = extended(lambda tasks: extended(lambda steps: measure(tasks, steps), J.inner.steps),
+                      at_once)
     if at_once == task.batch_size: return memory
     theta = sum(parameter.numel() * parameter.element_size() for parameter in J.parameters())
     random_states = math.ceil(task.batch_size / at_once) * torch.get_rng_state().nbytes
@@ -123,17 +140,19 @@ def predicted_memory(J: MetaLoss, task: Task) -> Memory:
 
 # %% ../nbs/17_memory.ipynb #a99b0991
 def keep_freed_memory() -> bool:
-    """Ask the C library to keep memory that is freed for the next use, instead of giving it back to the system.
+    """Ask the C library to keep freed memory for the next use, not to give it back.
 
-    A meta-step allocates and frees the same large tensors again and again, and getting fresh pages from the system took
-    more than a third of its time where this was measured. For the whole process, until it ends; its memory in use then
-    looks like its peak. Linux with the GNU C library only; elsewhere nothing happens. Returns whether it was done. The
-    library never calls it by itself; the command `metalit` does.
+    A meta-step allocates and frees the same large tensors again and again, and getting fresh pages
+    from the system took more than a third of its time where this was measured. For the whole
+    process, until it ends; its memory in use then looks like its peak. Linux with the GNU C library
+    only; elsewhere nothing happens. Returns whether it was done. The library never calls it by
+    itself; the command `metalit` does.
 
     Example: `keep_freed_memory()`, once, at the start of a program.
     """
     if not sys.platform.startswith("linux"): return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None: return False
-    never_map, keep, in_large_pieces = (-4, 0), (-1, 2**31 - 1), (-2, 2**26)      # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    never_map, keep, in_large_pieces = (-4, 0), (-1, 2**31 - 1), (-2, 2**26)
     return all(mallopt(*option) == 1 for option in (never_map, keep, in_large_pieces))

@@ -32,43 +32,56 @@ def check_model(model: nn.Module) -> None:
         raise TypeError(f"the model is a {type(model).__name__}; a torch.nn.Module is needed")
     parameters = dict(model.named_parameters())
     if not parameters:
-        raise ValueError(f"{type(model).__name__} has no parameters: there is nothing to adapt, nothing to learn")
+        raise ValueError(f"{type(model).__name__} has no parameters: there is nothing to adapt, "
+                         "nothing to learn")
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
-            raise ValueError(f"parameter {name!r} is frozen (requires_grad=False), but the inner loop adapts it: "
-                             "unfreeze it, or register it as a buffer if it shall stay as it is")
+            raise ValueError(f"parameter {name!r} is frozen (requires_grad=False), but the inner "
+                             "loop adapts it: unfreeze it, or register it as a buffer if it shall "
+                             "stay as it is")
     for name, layer in model.named_modules():
         if getattr(layer, "running_mean", None) is not None:
-            raise ValueError(f"layer {name!r} ({type(layer).__name__}) keeps running statistics, which carry "
-                             "information from one task to another: build it with track_running_stats=False, or "
-                             "call torch.func.replace_all_batch_norm_modules_(model) first")
+            raise ValueError(f"layer {name!r} ({type(layer).__name__}) keeps running statistics, "
+                             "which carry information from one task to another: build it with "
+                             "track_running_stats=False, or call "
+                             "torch.func.replace_all_batch_norm_modules_(model) first")
 
 # %% ../nbs/09_meta_loss.ipynb #85da56ea
 def scalar(value: Any) -> Tensor:
     "The loss of one task, if it is one number; `ValueError` if not."
     if isinstance(value, Tensor) and value.ndim == 0: return value
-    found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise ValueError(f"the task loss returned {found}; it must return one number per task, such as the mean over "
-                     "its examples")
+    shaped = isinstance(value, Tensor)
+    found = f"a tensor of shape {tuple(value.shape)}" if shaped else type(value).__name__
+    raise ValueError(f"the task loss returned {found}; it must return one number per task, such as "
+                     "the mean over its examples")
 
 # %% ../nbs/09_meta_loss.ipynb #5ca70e5c
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def _measured(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
-    "The loss of one task. A label without an output of the model becomes a `ValueError` that says so."
+    """The loss of one task.
+
+    A label without an output of the model becomes a `ValueError` that says so.
+    """
     try:
         return scalar(loss(prediction, y))
-    except (IndexError, RuntimeError) as error:                 # cross-entropy raises the one, under vmap the other
+    # cross-entropy raises the one, under vmap the other
+    except (IndexError, RuntimeError) as error:
         if "out of bounds" not in str(error): raise
         outputs = prediction.shape[min(1, prediction.ndim - 1)]
-        raise ValueError(f"a label is out of range: the model has {outputs} outputs, so labels are 0 … {outputs - 1} "
-                         f"({error}). Give the model as many outputs as a task has classes") from error
+        raise ValueError(f"a label is out of range: the model has {outputs} outputs, so labels are "
+                         f"0 … {outputs - 1} ({error}). Give the model as many outputs as a task "
+                         "has classes") from error
 
 # %% ../nbs/09_meta_loss.ipynb #cc2d77c8
 def random_state() -> dict[str, Any]:
-    "The state of PyTorch's own random numbers, on the CPU and on every GPU in use: what dropout draws from."
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
+    """The state of PyTorch's random numbers, on the CPU and all GPUs in use.
+
+    What dropout draws from.
+    """
+    return {"cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
@@ -79,9 +92,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 # %% ../nbs/09_meta_loss.ipynb #9aca47c0
 def recomputed(J: MetaLoss, task: Task, probe: Tensor) -> list[Tensor]:
-    "What each term measures on each task, keeping no graph: the backward pass measures again, equally at random."
+    """What each term measures on each task, keeping no graph.
+
+    The backward pass measures again, equally at random.
+    """
     names, parameters = zip(*J.named_parameters(prefix="J"), strict=True)
-    return list(_Recomputed.apply(_AllTasks(J), names, *task.support, *task.query, probe, *parameters))
+    return list(_Recomputed.apply(_AllTasks(J), names, *task.support, *task.query, probe,
+                                  *parameters))
 
 
 class _AllTasks(nn.Module):
@@ -90,57 +107,64 @@ class _AllTasks(nn.Module):
         self.J = J
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.J._all_tasks(Task(Split(*tensors[:2]), Split(*tensors[2:4])), probe=tensors[4]))
+        return tuple(self.J._all_tasks(Task(Split(*tensors[:2]), Split(*tensors[2:4])),
+                                       probe=tensors[4]))
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: nn.Module, names: tuple[str, ...], *tensors: Tensor):
         ctx.run, ctx.names, ctx.random = run, names, random_state()
-        ctx.save_for_backward(*tensors)                      # a change before the backward pass becomes an error
+        ctx.save_for_backward(*tensors)  # a change before the backward pass becomes an error
         return run(*tensors[:5])
 
     @staticmethod
     def backward(ctx: Any, *weights: Tensor):
         if torch.is_grad_enabled():
-            raise RuntimeError("with chunk_size, J can be differentiated once only: for create_graph=True build the "
-                               "meta-loss with chunk_size=None")
-        tensors = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in ctx.saved_tensors]
+            raise RuntimeError("with chunk_size, J can be differentiated once only: for "
+                               "create_graph=True build the meta-loss with chunk_size=None")
+        tensors = [tensor.detach().requires_grad_(tensor.requires_grad)
+                   for tensor in ctx.saved_tensors]
         with torch.random.fork_rng(), torch.enable_grad():
             restore_random_state(ctx.random)
-            values = called(ctx.run, places(ctx.run), dict(zip(ctx.names, tensors[5:], strict=True)), *tensors[:5])
-            total = sum((value * weight).sum() for value, weight in zip(values, weights, strict=True))
+            values = called(ctx.run, places(ctx.run),
+                            dict(zip(ctx.names, tensors[5:], strict=True)), *tensors[:5])
+            total = sum((value * weight).sum()
+                        for value, weight in zip(values, weights, strict=True))
         wanted = [tensor for tensor in tensors if tensor.requires_grad]
         gradients = iter(torch.autograd.grad(total, wanted, allow_unused=True))
-        return None, None, *(next(gradients) if tensor.requires_grad else None for tensor in tensors)
+        return None, None, *(next(gradients) if tensor.requires_grad else None
+                             for tensor in tensors)
 
 # %% ../nbs/09_meta_loss.ipynb #7b6e6e99
 class MetaLoss(nn.Module):
     """J(θ): how badly a model that starts at θ learns new tasks. A module whose call is a scalar.
 
-    `model` is any `nn.Module`; its parameters are θ. `loss(prediction, y)` gives one number per task. The other
-    arguments are the choices: `inner`, how a task learns (default `SGD()`); `terms`, what is measured (default
-    `QueryLoss()`); `pooling`, how tasks are pooled (default `Mean()`); `gradient`, how gradients flow back
-    through adaptation (default `Exact()`).
+    `model` is any `nn.Module`; its parameters are θ. `loss(prediction, y)` gives one number per
+    task. The other arguments are the choices: `inner`, how a task learns (default `SGD()`);
+    `terms`, what is measured (default `QueryLoss()`); `pooling`, how tasks are pooled (default
+    `Mean()`); `gradient`, how gradients flow back through adaptation (default `Exact()`).
 
-    `chunk_size` bounds memory: that many tasks adapt at a time, and their graphs are built again in the backward
-    pass instead of being kept. Value and gradient are the same; the price is one more forward pass, and that
-    J can be differentiated once only.
+    `chunk_size` bounds memory: that many tasks adapt at a time, and their graphs are built again in
+    the backward pass instead of being kept. Value and gradient are the same; the price is one more
+    forward pass, and that J can be differentiated once only.
 
-    Raises `TypeError` or `ValueError`, naming the layer or parameter, for a model that is no module, has no
-    parameters, has a frozen one, or keeps running statistics of its batches.
+    Raises `TypeError` or `ValueError`, naming the layer or parameter, for a model that is no
+    module, has no parameters, has a frozen one, or keeps running statistics of its batches.
 
     Example: `J = MetaLoss(model, F.mse_loss, inner=SGD(lr=0.01)); J(task).backward()`.
     """
     _compiled: Callable[[Task], Tensor] | None = None
     _places: dict[str, str]
 
-    def __init__(self, model: nn.Module, loss: Loss, *, inner: SGD | None = None, terms: Term | Sum | None = None,
-                 pooling: nn.Module | None = None, gradient: nn.Module | None = None, chunk_size: int | None = None):
+    def __init__(self, model: nn.Module, loss: Loss, *, inner: SGD | None = None,
+                 terms: Term | Sum | None = None, pooling: nn.Module | None = None,
+                 gradient: nn.Module | None = None, chunk_size: int | None = None):
         super().__init__()
         check_model(model)
         if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: how many tasks adapt at a time, 1 or more; None for all")
+            raise ValueError(f"chunk_size={chunk_size}: how many tasks adapt at a time, 1 or more; "
+                             "None for all")
         self.model, self.loss, self.chunk_size = model, loss, chunk_size
         self.inner = SGD() if inner is None else inner
         self.terms = 1.0 * (QueryLoss() if terms is None else terms)
@@ -155,34 +179,43 @@ class MetaLoss(nn.Module):
         return self._compiled(task)
 
     def compile(self, **options: Any) -> None:
-        """Compile value and gradient of J into one graph, in place: the next call takes a while, later ones are fast.
+        """Compile value and gradient of J into one graph, in place.
 
-        `options` are those of `torch.compile`. A C++ compiler is needed. A compiled J can be differentiated once
-        only, and with respect to its parameters only; a copy or a pickle of it is not compiled.
+        The next call takes a while, later ones are fast.
+
+        `options` are those of `torch.compile`. A C++ compiler is needed. A compiled J can be
+        differentiated once only, and with respect to its parameters only; a copy or a pickle of it
+        is not compiled.
 
         Raises `ValueError` for a J with `chunk_size`.
 
         Example: `J.compile(); J(task).backward()`.
         """
-        from metalit.compiled import one_graph               # loads the compiler, which most programs do not need
+        # loads the compiler, which most programs do not need
+        from metalit.compiled import one_graph
         self._compiled = one_graph(self, **options)
 
     def per_task(self, task: Task, theta: Params | None = None) -> list[Tensor]:
-        """What each term measures on each task, before pooling: one tensor of shape (B, …) per term.
+        """What each term measures on each task, not pooled: one tensor (B, …) per term.
 
-        `theta` are other parameters to start from. Raises `ValueError` for them together with `chunk_size`.
+        `theta` are other parameters to start from. Raises `ValueError` for them together with
+        `chunk_size`.
         """
         if self.chunk_size is None or self.chunk_size >= task.batch_size:
             return self._all_tasks(task, task.query.x[0], theta)
         if theta is not None:
-            raise ValueError(f"chunk_size={self.chunk_size} adapts from J's own parameters only: use chunk_size=None")
+            raise ValueError(f"chunk_size={self.chunk_size} adapts from J's own parameters only: "
+                             "use chunk_size=None")
         starts = range(0, task.batch_size, self.chunk_size)
         chunks = (task.select(slice(start, start + self.chunk_size)) for start in starts)
         values = [recomputed(self, chunk, task.query.x[0]) for chunk in chunks]
         return [torch.cat(of_one_term) for of_one_term in zip(*values, strict=True)]
 
     def adapt(self, support: Split, steps: int | None = None) -> Params:
-        "φ_K of each task, from its support set: a dictionary of tensors (B, …). `steps` replaces K."
+        """φ_K of each task, from its support set: a dictionary of tensors (B, …).
+
+        `steps` replaces K.
+        """
         support = Split(*support)
         check_split(support)
         def last(theta: Params, split: Split) -> Params:
@@ -190,17 +223,20 @@ class MetaLoss(nn.Module):
         return vmap(last, in_dims=(None, 0), randomness="different")(self._theta(), support)
 
     def predict(self, phi: Params, x: Tensor) -> Tensor:
-        "The model's output for each task: `phi` as `adapt` returns it, x (B, S, …), output (B, S, …)."
+        "The model's output for each task: `phi` of `adapt`, x (B, S, …), output (B, S, …)."
         self._places = places(self.model)
         return vmap(self._predict, randomness="different")(phi, x)
 
     @torch.no_grad()
     def curve(self, task: Task, steps: Sequence[int] = (0, 1), metric: Loss | None = None, *,
               transductive: bool = True) -> Tensor:
-        """The query loss, or another metric, of each task after each of `steps` inner steps: (B, len(steps)).
+        """A metric of each task after each of `steps` inner steps: (B, len(steps)).
 
-        A model with batch normalisation sees all queries of a task together, and so learns from them
-        (`transductive`); without, it sees each query by itself, together with the support examples.
+        The query loss where none is given.
+
+        A model with batch normalisation sees all queries of a task together, and so learns from
+        them (`transductive`); without, it sees each query by itself, together with the support
+        examples.
         """
         task, metric = check_task(task), self.loss if metric is None else metric
         def one_task(theta: Params, task: Task) -> Tensor:
@@ -216,7 +252,8 @@ class MetaLoss(nn.Module):
         values = self.per_task(check_task(task))
         before, after = self.curve(task, (0, self.inner.steps)).mean(0).tolist()
         terms = {name: term.pool(value, self.pooling).item()
-                 for name, (_, term), value in zip(self.terms.names(), self.terms.parts(), values, strict=True)}
+                 for name, (_, term), value in zip(self.terms.names(), self.terms.parts(), values,
+                                                   strict=True)}
         return {"meta_loss": self._value(task).item(), **terms,
                 "loss_before": before, "loss_after": after}
 
@@ -228,7 +265,8 @@ class MetaLoss(nn.Module):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_compiled"}
+        return {name: value
+                for name, value in super().__getstate__().items() if name != "_compiled"}
 
     def _value(self, task: Task, theta: Params | None = None) -> Tensor:
         return self.terms.pool(self.per_task(task, theta), self.pooling)
@@ -239,14 +277,16 @@ class MetaLoss(nn.Module):
 
     def _one_task(self, theta: Params, task: Task, probe: Tensor) -> list[Tensor]:
         def value(adapt: Callable[..., list[Params]]) -> list[Tensor]:
-            return self.terms.per_task(Path(adapt(task.support), self._predict, self._loss, adapt, probe), task)
+            path = Path(adapt(task.support), self._predict, self._loss, adapt, probe)
+            return self.terms.per_task(path, task)
         return self.gradient(self._adapt, value, theta)
 
     def _adapt(self, theta: Params, split: Split, **options: Any) -> list[Params]:
         start = self.inner.first(self._predict, theta, split)
         if extra := start.keys() - theta.keys() - dict(self.model.named_buffers()).keys():
-            raise ValueError(f"{type(self.inner).__name__} was made for another model: this one has no parameter and "
-                             f"no buffer {min(extra)!r}. Make it anew: {type(self.inner).__name__}(model, …)")
+            raise ValueError(f"{type(self.inner).__name__} was made for another model: this one "
+                             f"has no parameter and no buffer {min(extra)!r}. Make it anew: "
+                             f"{type(self.inner).__name__}(model, …)")
         return self.inner.adapt(self._loss, start, split, **options)
 
     def _loss(self, phi: Params, split: Split) -> Tensor:
@@ -263,9 +303,9 @@ class MetaLoss(nn.Module):
             with PlainNorms(): return called(self.model, self._places, phi, x)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError): raise
-            raise ValueError(f"the model cannot read x of shape {tuple(x.shape)}, the examples of one task: {error}. "
-                             "Tensors of a task have the shape (tasks, examples, …); is the task axis missing?"
-                             ) from error
+            raise ValueError(f"the model cannot read x of shape {tuple(x.shape)}, the examples of "
+                             f"one task: {error}. Tensors of a task have the shape (tasks, "
+                             "examples, …); is the task axis missing?") from error
 
     def _theta(self) -> Params:
         self._places = places(self.model)

@@ -29,42 +29,49 @@ __all__ = ['MAML', 'FOMAML', 'check_weight', 'Reptile', 'TripletMAML', 'ConML', 
 
 # %% ../nbs/10_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
-    """Model-agnostic meta-learning (Finn, Abbeel & Levine 2017): the query loss after K steps, exact gradient.
+    """Model-agnostic meta-learning (Finn, Abbeel & Levine 2017).
 
-    `lr` is the inner step size and `steps` is K, by default the paper's 0.01 and 1 for sinusoids. `choices` are
-    those of `MetaLoss` that MAML leaves open, such as `chunk_size`.
+    The query loss after K steps, exact gradient.
+
+    `lr` is the inner step size and `steps` is K, by default the paper's 0.01 and 1 for sinusoids.
+    `choices` are those of `MetaLoss` that MAML leaves open, such as `chunk_size`.
 
     Example: `J = MAML(mlp(1, 40, 40, 1), F.mse_loss, lr=0.01, steps=1)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, **choices: Any):
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1,
+                 **choices: Any):
         super().__init__(model, loss, inner=SGD(lr, steps), **choices)
 
 # %% ../nbs/10_methods.ipynb #a524eb36
 class FOMAML(MetaLoss):
-    """First-order MAML (Finn et al. 2017, section 5.2): the value of MAML, inner gradients held constant.
+    """First-order MAML (Finn et al. 2017, section 5.2).
+
+    The value of MAML, inner gradients held constant.
 
     Arguments as in `MAML`.
 
     Example: `J = FOMAML(mlp(1, 40, 40, 1), F.mse_loss, lr=0.01, steps=1)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, **choices: Any):
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1,
+                 **choices: Any):
         super().__init__(model, loss, inner=SGD(lr, steps), gradient=FirstOrder(), **choices)
 
 # %% ../nbs/10_methods.ipynb #dcdf25b9
 def check_weight(weight: float) -> float:
     "The factor λ of a term that is added to the query loss, if it is one; `ValueError` if not."
     if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight={weight}: the factor of the second term is a finite number, 0 or more")
+        raise ValueError(f"weight={weight}: the factor of the second term is a finite number, 0 or "
+                         "more")
     return weight
 
 # %% ../nbs/10_methods.ipynb #7786d992
 class Reptile(MetaLoss):
     """Reptile (Nichol, Achiam & Schulman 2018): step from θ towards where adaptation ends.
 
-    The inner loop takes `steps` steps of size `lr`, each on the next `batch_size` support examples (None: on all); or
-    give another one as `inner`, such as `Adam`. One step of `torch.optim.SGD` with lr = ε on J is the paper's
-    θ ← θ + ε·mean(φ_K − θ); a linear schedule takes ε to zero. `lr` defaults to the 0.02 of the authors' sine demo.
-    Uses no query set.
+    The inner loop takes `steps` steps of size `lr`, each on the next `batch_size` support examples
+    (None: on all); or give another one as `inner`, such as `Adam`. One step of `torch.optim.SGD`
+    with lr = ε on J is the paper's θ ← θ + ε·mean(φ_K − θ); a linear schedule takes ε to zero. `lr`
+    defaults to the 0.02 of the authors' sine demo. Uses no query set.
 
     Example: `J = Reptile(model, F.mse_loss, steps=10, batch_size=5)`.
     """
@@ -75,41 +82,48 @@ class Reptile(MetaLoss):
 
 # %% ../nbs/10_methods.ipynb #38d09a75
 class TripletMAML(MetaLoss):
-    """MAML with the article's contrastive formula, corrected: query loss + `weight` · `Triplet(margin, embedding)`.
+    """MAML with the article's contrastive formula, corrected.
+
+    The query loss + `weight` · `Triplet(margin, embedding)`.
 
     Example: `J = TripletMAML(model, F.mse_loss, margin=1.0, weight=0.1)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *, margin: float = 1.0,
-                 weight: float = 0.1, embedding: str = "predictions", **choices: Any):
-        super().__init__(model, loss, inner=SGD(lr, steps),
-                         terms=QueryLoss() + check_weight(weight) * Triplet(margin, embedding), **choices)
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
+                 margin: float = 1.0, weight: float = 0.1, embedding: str = "predictions",
+                 **choices: Any):
+        super().__init__(model, loss, inner=SGD(lr, steps), terms=QueryLoss()
+                         + check_weight(weight) * Triplet(margin, embedding), **choices)
 
 # %% ../nbs/10_methods.ipynb #507a45fb
 class ConML(MetaLoss):
-    """Contrastive meta-learning on MAML (Wu et al. 2025): query loss + `weight` · `Contrast(embedding)`.
+    """Contrastive meta-learning on MAML (Wu et al. 2025).
+
+    The query loss + `weight` · `Contrast(embedding)`.
 
     `weight` is the paper's λ = 0.1, and the embedding the adapted parameters, as there.
 
     Example: `J = ConML(model, F.mse_loss)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *, weight: float = 0.1,
-                 embedding: str = "parameters", **choices: Any):
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
+                 weight: float = 0.1, embedding: str = "parameters", **choices: Any):
         super().__init__(model, loss, inner=SGD(lr, steps),
                          terms=QueryLoss() + check_weight(weight) * Contrast(embedding), **choices)
 
 # %% ../nbs/10_methods.ipynb #5ad7bc4c
 class SharpMAML(MetaLoss):
-    """Sharpness-aware MAML (Abbas et al. 2022): look uphill before a step, in the inner loop, the outer loop, or both.
+    """Sharpness-aware MAML (Abbas et al. 2022): look uphill before a step.
 
-    `rho_inner` (their variant "low") and `rho_outer` ("up") are the distances to look; 0 turns one off, and with both
-    off this is MAML. The value is J at θ + ρ·∇J/‖∇J‖, the shift held constant; the outer part costs a second J.
-    Their code's default is 0.05. Raises `ValueError`
-    for a distance that is negative or not finite; an outer distance does not go with `chunk_size`.
+    In the inner loop, the outer loop, or both.
+
+    `rho_inner` (their variant "low") and `rho_outer` ("up") are the distances to look; 0 turns one
+    off, and with both off this is MAML. The value is J at θ + ρ·∇J/‖∇J‖, the shift held constant;
+    the outer part costs a second J. Their code's default is 0.05. Raises `ValueError` for a
+    distance that is negative or not finite; an outer distance does not go with `chunk_size`.
 
     Example: `J = SharpMAML(model, F.mse_loss, rho_inner=0.005, rho_outer=0.05)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *, rho_inner: float = 0.05,
-                 rho_outer: float = 0.05, **choices: Any):
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
+                 rho_inner: float = 0.05, rho_outer: float = 0.05, **choices: Any):
         super().__init__(model, loss, inner=SAM(lr, steps, rho=rho_inner), **choices)
         self.rho_outer = check_rho(rho_outer)
         self.across_tasks = rho_outer > 0
@@ -129,37 +143,44 @@ class ANIL(MetaLoss):
 
     Example: `J = ANIL(Conv4(ways=5), F.cross_entropy, lr=0.4)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *, head: str | None = None,
-                 **choices: Any):
-        super().__init__(model, loss, inner=Masked(model, lr, steps, only=head or head_of(model)), **choices)
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
+                 head: str | None = None, **choices: Any):
+        super().__init__(model, loss, inner=Masked(model, lr, steps, only=head or head_of(model)),
+                         **choices)
 
 # %% ../nbs/10_methods.ipynb #80473b21
 class BOIL(MetaLoss):
-    """Body only in inner loop (Oh et al. 2021): MAML whose inner loop adapts everything but the head.
+    """Body only in inner loop (Oh et al. 2021): MAML that adapts everything but the head.
 
-    `head` is a pattern for the head's parameters, by default those of the model's last layer. The default step size is
-    that of the authors' code.
+    `head` is a pattern for the head's parameters, by default those of the model's last layer. The
+    default step size is that of the authors' code.
 
     Example: `J = BOIL(Conv4(ways=5), F.cross_entropy)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.5, steps: int = 1, *, head: str | None = None,
-                 **choices: Any):
-        super().__init__(model, loss, inner=Masked(model, lr, steps, without=head or head_of(model)), **choices)
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.5, steps: int = 1, *,
+                 head: str | None = None, **choices: Any):
+        super().__init__(model, loss,
+                         inner=Masked(model, lr, steps, without=head or head_of(model)), **choices)
 
 # %% ../nbs/10_methods.ipynb #6908f3ec
 class CAVIA(MetaLoss):
-    """Fast context adaptation (Zintgraf et al. 2019): only a context vector learns a task, from zero each time.
+    """Fast context adaptation (Zintgraf et al. 2019).
+
+    Only a context vector learns a task, from zero each time.
 
     The model has a buffer `context`: see `models.Contextual`, and `Conv4(…, context=100)`.
 
     Example: `J = CAVIA(Contextual(mlp(6, 40, 40, 1), 5), F.mse_loss, lr=1.0)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, lr: float = 1.0, steps: int = 1, **choices: Any):
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 1.0, steps: int = 1,
+                 **choices: Any):
         super().__init__(model, loss, inner=Context(model, lr, steps), **choices)
 
 # %% ../nbs/10_methods.ipynb #9feba8a6
 class ProtoNet(MetaLoss):
-    """Prototypical networks (Snell et al. 2017): the head is made of the class means, and no step is taken.
+    """Prototypical networks (Snell et al. 2017).
+
+    The head is made of the class means, and no step is taken.
 
     `loss` is cross-entropy; the logits are −‖f − c‖², up to a number that all classes share.
 
@@ -170,9 +191,12 @@ class ProtoNet(MetaLoss):
 
 # %% ../nbs/10_methods.ipynb #c1396564
 class ProtoMAML(MetaLoss):
-    """ProtoMAML (Triantafillou et al. 2020): MAML that starts each task with a head made of its class means.
+    """ProtoMAML (Triantafillou et al. 2020).
+
+    MAML that starts each task with a head made of its class means.
 
     Example: `J = ProtoMAML(Conv4(ways=5), F.cross_entropy, lr=0.1)`.
     """
-    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, **choices: Any):
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1,
+                 **choices: Any):
         super().__init__(model, loss, inner=Prototypes(model, lr, steps), **choices)

@@ -19,10 +19,12 @@ __all__ = ['places', 'called', 'mlp', 'Point', 'Conv4', 'Contextual']
 
 # %% ../nbs/02_models.ipynb #288279e0
 def places(module: nn.Module) -> dict[str, str]:
-    """Where the parameters and buffers of a module stand: each place once, with the name of the tensor that is there.
+    """Where the parameters and buffers of a module stand.
 
-    A layer that is used under two names is one place. A weight that two layers share has two places and one name,
-    the one that `named_parameters` lists.
+    Each place once, with the name of the tensor that is there.
+
+    A layer that is used under two names is one place. A weight that two layers share has two places
+    and one name, the one that `named_parameters` lists.
 
     Example: `places(mlp(1, 8, 1))["0.weight"]`, which is `"0.weight"`.
     """
@@ -35,10 +37,12 @@ def places(module: nn.Module) -> dict[str, str]:
     return found
 
 
-def called(module: nn.Module, at: Mapping[str, str], tensors: Mapping[str, Tensor], *args: Any) -> Any:
+def called(module: nn.Module, at: Mapping[str, str], tensors: Mapping[str, Tensor],
+           *args: Any) -> Any:
     """The module's output, with other `tensors` in its places: `at` is what `places` found, before.
 
-    What has no tensor in the dictionary keeps its own. Afterwards the module is as it was, also where the call raises.
+    What has no tensor in the dictionary keeps its own. Afterwards the module is as it was, also
+    where the call raises.
 
     Example: `called(model, places(model), {"0.weight": torch.zeros(8, 1)}, torch.ones(5, 1))`.
     """
@@ -48,11 +52,14 @@ def called(module: nn.Module, at: Mapping[str, str], tensors: Mapping[str, Tenso
 # %% ../nbs/02_models.ipynb #cb47a692
 def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, init: str = "uniform",
         seed: int = 0) -> nn.Sequential:
-    """A multi-layer perceptron with the given layer sizes; `mlp(1, 40, 40, 1)` is the MAML paper's sine model.
+    """A multi-layer perceptron with the given layer sizes.
 
-    `activation` makes the module between two layers. `init` is `"uniform"`, PyTorch's own ±1/√fan_in for
-    weights and biases, or `"finn"`, the truncated normal (σ = 0.01) and zero biases of the code that
-    came with Finn et al. (2017). The weights depend on `seed` alone; no global random state is touched.
+    `mlp(1, 40, 40, 1)` is the MAML paper's sine model.
+
+    `activation` makes the module between two layers. `init` is `"uniform"`, PyTorch's own
+    ±1/√fan_in for weights and biases, or `"finn"`, the truncated normal (σ = 0.01) and zero biases
+    of the code that came with Finn et al. (2017). The weights depend on `seed` alone; no global
+    random state is touched.
 
     Raises `ValueError` for fewer than two sizes, a size below one, or an unknown `init`.
 
@@ -61,7 +68,8 @@ def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, init: str = 
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"mlp{sizes}: an input and an output size are needed, each 1 or more")
     if init not in ("uniform", "finn"):
-        raise ValueError(f"init={init!r}: choose 'uniform' (PyTorch's own) or 'finn' (the MAML paper's)")
+        raise ValueError(f"init={init!r}: choose 'uniform' (PyTorch's own) or 'finn' (the MAML "
+                         "paper's)")
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes):
@@ -83,22 +91,25 @@ def _linear(fan_in: int, fan_out: int, init: str, generator: torch.Generator) ->
 class Point(nn.Module):
     """A model that is nothing but its parameter vector θ of length d: `Point(theta)(x)` is x @ θ.
 
-    `theta` is a tensor to start from, copied, or a dimension d for float64 zeros. Shapes: x (…, S, d), output
-    (…, S). With `ml.tasks.quadratic_task` its losses are the quadratic bed, where everything has a closed form.
+    `theta` is a tensor to start from, copied, or a dimension d for float64 zeros. Shapes: x (…, S,
+    d), output (…, S). With `ml.tasks.quadratic_task` its losses are the quadratic bed, where
+    everything has a closed form.
 
     Example: `Point(torch.tensor([1.0, -2.0]))`.
     """
     def __init__(self, theta: Tensor | int):
         super().__init__()
-        start = torch.zeros(theta, dtype=torch.float64) if isinstance(theta, int) else theta.detach().clone()
+        start = (torch.zeros(theta, dtype=torch.float64) if isinstance(theta, int)
+                 else theta.detach().clone())
         self.theta = nn.Parameter(start)
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.theta
 
 # %% ../nbs/34_conv4.ipynb #62dfc4f3
-def _drawn(layer: Callable[..., nn.Module], generator: torch.Generator, *args, **options) -> nn.Module:
-    "A layer whose parameters are uniform within ±1/√fan_in, as PyTorch draws them, from a generator."
+def _drawn(layer: Callable[..., nn.Module], generator: torch.Generator, *args,
+           **options) -> nn.Module:
+    "A layer with parameters uniform within ±1/√fan_in, as PyTorch's, from a generator."
     made = nn.utils.skip_init(layer, *args, **options)
     bound = 1 / math.sqrt(made.weight[0].numel())
     with torch.no_grad():
@@ -107,45 +118,57 @@ def _drawn(layer: Callable[..., nn.Module], generator: torch.Generator, *args, *
 
 # %% ../nbs/34_conv4.ipynb #2ccd1959
 class Conv4(nn.Module):
-    """The network of the few-shot literature: four times convolution 3 × 3, batch normalisation, ReLU; then a head.
+    """The network of the few-shot literature.
 
-    `pool="stride"` halves the image by a stride of 2, and the head sees the mean over the last map: the network of Finn
-    et al. (2017) for Omniglot. `pool="max"` halves it by max pooling, and the head sees the whole last map, as in
-    Vinyals et al. (2016); it costs 3.7 times as much. `ways` is the number of outputs, `channels` and `size` are those
-    of the images (28 × 28 by default), `filters` the width. Batch normalisation uses the statistics of the images that
-    it is shown together, and keeps none. Shapes: x (S, channels, size, size), output (S, ways).
+    Four times convolution 3 × 3, batch normalisation, ReLU; then a head.
 
-    The weights depend on `seed` alone, and are drawn as PyTorch draws them. `features(x)` is what the head sees;
-    the head's parameters are `head.weight` and `head.bias`. With `context` there is a buffer of so many numbers, zeros,
-    from which a linear layer makes a scale and an offset for each channel of the third map: what CAVIA adapts.
+    `pool="stride"` halves the image by a stride of 2, and the head sees the mean over the last map:
+    the network of Finn et al. (2017) for Omniglot. `pool="max"` halves it by max pooling, and the
+    head sees the whole last map, as in Vinyals et al. (2016); it costs 3.7 times as much. `ways` is
+    the number of outputs, `channels` and `size` are those of the images (28 × 28 by default),
+    `filters` the width. Batch normalisation uses the statistics of the images that it is shown
+    together, and keeps none. Shapes: x (S, channels, size, size), output (S, ways).
 
-    Raises `ValueError` for counts below one, an unknown `pool`, and images too small to be halved four times by max
-    pooling.
+    The weights depend on `seed` alone, and are drawn as PyTorch draws them. `features(x)` is what
+    the head sees; the head's parameters are `head.weight` and `head.bias`. With `context` there is
+    a buffer of so many numbers, zeros, from which a linear layer makes a scale and an offset for
+    each channel of the third map: what CAVIA adapts.
+
+    Raises `ValueError` for counts below one, an unknown `pool`, and images too small to be halved
+    four times by max pooling.
 
     Example: `Conv4(ways=5, seed=3)`.
     """
-    def __init__(self, ways: int, *, channels: int = 1, size: int = 28, filters: int = 64, pool: str = "stride",
-                 context: int = 0, seed: int = 0):
+    def __init__(self, ways: int, *, channels: int = 1, size: int = 28, filters: int = 64,
+                 pool: str = "stride", context: int = 0, seed: int = 0):
         super().__init__()
         if context < 0: raise ValueError(f"context={context}: the size of the context is 0 or more")
-        for name, value in {"ways": ways, "channels": channels, "size": size, "filters": filters}.items():
+        counts = {"ways": ways, "channels": channels, "size": size, "filters": filters}
+        for name, value in counts.items():
             if value < 1: raise ValueError(f"{name}={value}: at least 1 is needed")
-        if pool not in ("stride", "max"): raise ValueError(f"pool={pool!r}: choose 'stride' or 'max'")
+        if pool not in ("stride", "max"):
+            raise ValueError(f"pool={pool!r}: choose 'stride' or 'max'")
         if pool == "max" and size < 16:
-            raise ValueError(f"size={size}: max pooling halves an image four times, which takes 16 pixels or more")
+            raise ValueError(f"size={size}: max pooling halves an image four times, which takes 16 "
+                             "pixels or more")
         generator = torch.Generator().manual_seed(seed)
         self.pool, stride = pool, 2 if pool == "stride" else 1
-        self.convolutions = nn.ModuleList(_drawn(nn.Conv2d, generator, fan_in, filters, 3, stride=stride, padding=1,
-                                                 bias=False) for fan_in in (channels, *[filters] * 3))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(filters, track_running_stats=False) for _ in range(4))
-        head = _drawn(nn.Linear, generator, filters * (1 if pool == "stride" else (size // 16) ** 2), ways)
+        self.convolutions = nn.ModuleList(
+            _drawn(nn.Conv2d, generator, fan_in, filters, 3, stride=stride, padding=1, bias=False)
+            for fan_in in (channels, *[filters] * 3)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(filters, track_running_stats=False)
+                                   for _ in range(4))
+        head = _drawn(nn.Linear, generator,
+                      filters * (1 if pool == "stride" else (size // 16) ** 2), ways)
         self.film = _drawn(nn.Linear, generator, context, 2 * filters) if context else None
-        self.head = head                                     # the last layer, as `ANIL` and `BOIL` look for it
+        self.head = head  # the last layer, as `ANIL` and `BOIL` look for it
         if context: self.register_buffer("context", torch.zeros(context), persistent=False)
 
     def features(self, x: Tensor) -> Tensor:
         "What the head sees: (S, filters), or with max pooling (S, filters · (size // 16)²)."
-        for layer, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+        layers = zip(self.convolutions, self.norms, strict=True)
+        for layer, (convolution, norm) in enumerate(layers):
             x = norm(convolution(x))
             if self.film is not None and layer == 2:
                 scale, offset = self.film(self.context)[:, None, None].chunk(2)
@@ -159,10 +182,12 @@ class Conv4(nn.Module):
 
 # %% ../nbs/35_masked.ipynb #504eb256
 class Contextual(nn.Module):
-    """A model that also sees a context: `size` numbers in a buffer `context`, appended to every input.
+    """A model that also sees a context: `size` numbers in a buffer, appended to every input.
 
-    Its input is then x of shape (S, d), and `model` reads (S, d + size). The context is zero until an inner loop such as
-    `Context` adapts it (CAVIA, Zintgraf et al. 2019).
+    The buffer is called `context`.
+
+    Its input is then x of shape (S, d), and `model` reads (S, d + size). The context is zero until
+    an inner loop such as `Context` adapts it (CAVIA, Zintgraf et al. 2019).
 
     Example: `Contextual(mlp(1 + 5, 40, 40, 1), size=5)`.
     """
@@ -170,7 +195,8 @@ class Contextual(nn.Module):
         super().__init__()
         if size < 1: raise ValueError(f"size={size}: a context of at least 1 number is needed")
         self.model = model
-        self.register_buffer("context", torch.zeros(size, dtype=next(model.parameters()).dtype), persistent=False)
+        self.register_buffer("context", torch.zeros(size, dtype=next(model.parameters()).dtype),
+                             persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(torch.cat([x, self.context.expand(*x.shape[:-1], -1)], dim=-1))

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 # %% ../nbs/38_norms.ipynb #12149f9d
-def _normalised(x: Tensor, over: list[int], eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _normalised(x: Tensor, over: list[int], eps: float, weight: Tensor | None,
+                bias: Tensor | None) -> Tensor:
     count = math.prod([x.shape[axis] for axis in over])
     # A sum, and then a small division: the gradient of a mean would divide a tensor as large as x.
     x = x + x.sum(over, keepdim=True) / -count
@@ -29,20 +30,25 @@ def _per_channel(tensor: Tensor | None, x: Tensor) -> Tensor | None:
     return tensor if tensor is None else tensor.view(-1, *[1] * (x.ndim - 2))
 
 
-def _batch_norm(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-                bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
-    if not training: return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _normalised(x, [0, *range(2, x.ndim)], eps, _per_channel(weight, x), _per_channel(bias, x))
+def _batch_norm(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+                weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+                momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _normalised(x, [0, *range(2, x.ndim)], eps, _per_channel(weight, x),
+                       _per_channel(bias, x))
 
 
 def _instance_norm(x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
-                   weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
-                   momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
-    return _normalised(x, list(range(2, x.ndim)), eps, _per_channel(weight, x), _per_channel(bias, x))
+                   weight: Tensor | None = None, bias: Tensor | None = None,
+                   use_input_stats: bool = True, momentum: float = 0.1,
+                   eps: float = 1e-5) -> Tensor:
+    return _normalised(x, list(range(2, x.ndim)), eps, _per_channel(weight, x),
+                       _per_channel(bias, x))
 
 
-def _layer_norm(x: Tensor, normalized_shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None,
-                eps: float = 1e-5) -> Tensor:
+def _layer_norm(x: Tensor, normalized_shape: list[int], weight: Tensor | None = None,
+                bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     return _normalised(x, list(range(-len(normalized_shape), 0)), eps, weight, bias)
 
 
@@ -52,8 +58,10 @@ PLAIN = {F.batch_norm: _batch_norm, F.instance_norm: _instance_norm, F.layer_nor
 class PlainNorms(TorchFunctionMode):
     """Inside, batch, instance and layer normalisation are computed from elementary operations.
 
-    PyTorch's own operations, under `vmap`, take mean and variance for constants in their second derivatives (issue 534
-    of pytorch/functorch, open), and the meta-gradient comes out wrong without a word.
+    PyTorch's own operations, under `vmap`, take mean and variance for constants in their second
+    derivatives (issue 534 of pytorch/functorch, open), and the meta-gradient comes out wrong
+    without a word.
     """
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (),
+                           kwargs: dict | None = None) -> Any:
         return PLAIN.get(function, function)(*args, **(kwargs or {}))

@@ -30,15 +30,17 @@ COLOURS = {"blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#
 # %% ../nbs/12_plots.ipynb #8781400a
 def figure(columns: int = 1, rows: int = 1, *, width: float = 3.4, height: float = 2.6,
            **options: Any) -> tuple[Figure, Any]:
-    """A figure in the style of the book, and its axes (one, or an array). Sizes in inches, of one panel.
+    """A figure in the style of the book, and its axes (one, or an array).
+
+    Sizes in inches, of one panel.
 
     Other options go to `matplotlib.pyplot.subplots`. No setting of matplotlib is changed.
 
     Example: `fig, ax = figure(); fig, (left, right) = figure(columns=2)`.
     """
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout="constrained", dpi=110,
-                             facecolor="none", **options)
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows),
+                             layout="constrained", dpi=110, facecolor="none", **options)
     for ax in fig.axes: dress(ax)
     return fig, axes
 
@@ -68,19 +70,24 @@ def round_numbers(axis: Axis) -> None:
 
 # %% ../nbs/12_plots.ipynb #5ae7588f
 @torch.no_grad()
-def adaptation(J: MetaLoss, task: Task, steps: Sequence[int] = (0, 1, 10), ax: Axes | None = None) -> Axes:
-    """One sinusoid before and after adaptation: support points, the truth, and the model after each of `steps`.
+def adaptation(J: MetaLoss, task: Task, steps: Sequence[int] = (0, 1, 10),
+               ax: Axes | None = None) -> Axes:
+    """One sinusoid before and after adaptation.
+
+    Support points, the truth, and the model after each of `steps`.
 
     `task` is a batch of one, such as `tasks.held_out(1)`; x and y (1, S, 1).
     """
     if ax is None: ax = figure()[1]
     x, order = task.query.x[0, :, 0].cpu(), task.query.x[0, :, 0].argsort().cpu()
-    ax.plot(x[order], task.query.y[0, :, 0].cpu()[order], color=COLOURS["grey"], lw=3, alpha=0.5, label="truth")
+    ax.plot(x[order], task.query.y[0, :, 0].cpu()[order], color=COLOURS["grey"], lw=3, alpha=0.5,
+            label="truth")
     for k, colour in zip(steps, ("orange", "sky", "blue", "green", "purple"), strict=False):
         y = J.predict(J.adapt(task.support, steps=k), task.query.x)[0, :, 0].cpu()
         ax.plot(x[order], y[order], color=COLOURS[colour], label=f"after {k} step{'s' * (k != 1)}",
                 ls="--" if k == 0 else "-")
-    ax.plot(task.support.x[0, :, 0].cpu(), task.support.y[0, :, 0].cpu(), "o", color=COLOURS["red"], label="support")
+    ax.plot(task.support.x[0, :, 0].cpu(), task.support.y[0, :, 0].cpu(), "o", color=COLOURS["red"],
+            label="support")
     ax.set(xlabel="x", ylabel="y")
     legend(ax, fontsize=7)
     return ax

@@ -32,7 +32,10 @@ class LostProcessError(RuntimeError):
 
 
 class Team(NamedTuple):
-    "Which of how many processes this one is: `rank` 0 … `size` − 1. Rank 0 keeps the log and the checkpoint."
+    """Which of how many processes this one is: `rank` 0 … `size` − 1.
+
+    Rank 0 keeps the log and the checkpoint.
+    """
     rank: int = 0
     size: int = 1
 
@@ -45,10 +48,10 @@ def team() -> Team:
 # %% ../nbs/16_processes.ipynb #27514aa4
 @contextlib.contextmanager
 def joined(device: str | torch.device = "auto") -> Iterator[str | torch.device]:
-    """Inside, this process belongs to the team that `torchrun` started; yields the device it is to use.
+    """Inside, this process belongs to the team of `torchrun`; yields the device it is to use.
 
-    With GPUs each process of a machine takes one, and they talk by NCCL; else by gloo. Without `torchrun` nothing
-    happens. Raises `ValueError` where a machine has more processes than GPUs.
+    With GPUs each process of a machine takes one, and they talk by NCCL; else by gloo. Without
+    `torchrun` nothing happens. Raises `ValueError` where a machine has more processes than GPUs.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         yield device
@@ -57,18 +60,18 @@ def joined(device: str | torch.device = "auto") -> Iterator[str | torch.device]:
     if on_gpu:
         number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= there:
-            raise ValueError(f"process {number} of this machine finds {there} GPUs, and each needs one of its own: use "
-                             f"--nproc-per-node {there}, or the device 'cpu'")
+            raise ValueError(f"process {number} of this machine finds {there} GPUs, and each needs "
+                             f"one of its own: use --nproc-per-node {there}, or the device 'cpu'")
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try: yield device
-    except LostProcessError: raise                           # taking leave would wait for a process that is gone
+    except LostProcessError: raise  # taking leave would wait for a process that is gone
     except BaseException:
         dist.destroy_process_group()
         raise
     else:
-        gc.collect()                                         # what averages gradients has threads: they end first
+        gc.collect()  # what averages gradients has threads: they end first
         dist.destroy_process_group()
 
 # %% ../nbs/16_processes.ipynb #b3350337
@@ -80,30 +83,36 @@ def share(task: Task, of: Team) -> Task:
 
 # %% ../nbs/16_processes.ipynb #a201274a
 def check_divisible(J: Any, batch_size: int, size: int) -> None:
-    "Raise `ValueError` where a meta-batch cannot be divided over `size` processes without changing what J is."
+    "Raise `ValueError` where dividing a meta-batch over `size` processes would change what J is."
     if batch_size % size:
-        raise ValueError(f"batch_size={batch_size} cannot be divided evenly over {size} processes: use a multiple of "
-                         f"{size}")
-    together = [type(module).__name__ for module in J.modules() if across_tasks(module, module is J.pooling)]
+        raise ValueError(f"batch_size={batch_size} cannot be divided evenly over {size} processes: "
+                         f"use a multiple of {size}")
+    together = [type(module).__name__
+                for module in J.modules() if across_tasks(module, module is J.pooling)]
     if size > 1 and together:
-        raise ValueError(f"{together[0]} needs all tasks of a batch in one place, and {size} processes divide them: "
-                         "train it in one process")
+        raise ValueError(f"{together[0]} needs all tasks of a batch in one place, and {size} "
+                         "processes divide them: train it in one process")
 
 
 def across_tasks(module: nn.Module, pools: bool = False) -> bool:
-    """Whether a part of a meta-loss compares tasks, so that a mean over shares is not the mean over all.
+    """Whether a part of a meta-loss compares tasks.
 
-    The attribute `across_tasks` says so; without it, a term that pools in its own way is taken to, and so is a
-    pooling (`pools`) other than the mean.
+    Then the mean over shares is not the mean over all.
+
+    The attribute `across_tasks` says so; without it, a term that pools in its own way is taken to,
+    and so is a pooling (`pools`) other than the mean.
     """
     own_way = isinstance(module, Term) and type(module).pool is not Term.pool
     return getattr(module, "across_tasks", own_way or (pools and type(module) is not Mean))
 
 # %% ../nbs/16_processes.ipynb #a7e869e7
 def parallel(J: nn.Module) -> nn.Module:
-    """J for a team: its backward pass averages gradients over all processes. For a team of one, J itself.
+    """J for a team: its backward pass averages gradients over all processes.
 
-    All steps must use the same parameters (`static_graph`); some may be used by none, as the head of a ProtoNet.
+    For a team of one, J itself.
+
+    All steps must use the same parameters (`static_graph`); some may be used by none, as the head
+    of a ProtoNet.
     """
     if team().size == 1: return J
     with lost_process(): return nn.parallel.DistributedDataParallel(J, static_graph=True)
@@ -123,16 +132,22 @@ def lost_process() -> Iterator[None]:
     "Inside, PyTorch's error for a connection that broke becomes a `LostProcessError`."
     try: yield
     except RuntimeError as error:
-        broken = ("closed by peer", "reset by peer", "timed out", "timeout", "broken pipe", "refused", "connection was",
-                  "remote process exited")
+        broken = ("closed by peer", "reset by peer", "timed out", "timeout", "broken pipe",
+                  "refused", "connection was", "remote process exited")
         if team().size == 1 or not any(words in str(error).lower() for words in broken): raise
         reason = re.sub(r"^\[[^]]*\] ", "", str(error).split("\n")[0]).split(". ")[0][:120]
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)    # the launcher now ends all that remain: say why first
-        raise LostProcessError(f"another process of this run has ended ({reason}). The last checkpoint is whole: the "
-                               "same command goes on from there, with any number of processes") from error
+            # the launcher now ends all that remain: say why first
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise LostProcessError(f"another process of this run has ended ({reason}). The last "
+                               "checkpoint is whole: the same command goes on from there, with "
+                               "any number of processes") from error
 
 # %% ../nbs/16_processes.ipynb #3ba6b03f
 def seed_step(seed: int, step: int, of: Team) -> None:
-    "In a team, each process and step has random numbers of its own (for dropout), which need no state to be kept."
-    if of.size > 1: torch.manual_seed(seeded_generator(seed + 7919 * (of.rank + 1), step).initial_seed())
+    """In a team, each process and step has random numbers of its own (for dropout).
+
+    They need no state to be kept.
+    """
+    if of.size > 1:
+        torch.manual_seed(seeded_generator(seed + 7919 * (of.rank + 1), step).initial_seed())

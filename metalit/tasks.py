@@ -17,7 +17,7 @@ __all__ = ['Split', 'Task', 'check_task', 'check_split', 'seeded_generator', 'Fa
 
 # %% ../nbs/01_tasks.ipynb #e9f7075e
 class Split(NamedTuple):
-    """Examples of a batch of tasks: inputs `x` of shape (B, S, …) and targets `y` of shape (B, S, …).
+    """Examples of a batch of tasks: inputs `x` (B, S, …) and targets `y` (B, S, …).
 
     B counts tasks, S counts examples in each of them.
     """
@@ -26,7 +26,7 @@ class Split(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A batch of B tasks: the `support` set that the inner loop sees, the `query` set that judges it.
+    """B tasks: the `support` set that the inner loop sees, the `query` set that judges it.
 
     Both are a `Split`, and every tensor has the task axis first; one task is a batch with B = 1.
 
@@ -41,11 +41,14 @@ class Task(NamedTuple):
         return self.support.x.shape[0]
 
     def to(self, *args: Any, **kwargs: Any) -> Task:
-        "The same batch on another device, or in another dtype for its floating-point tensors: as `Tensor.to`."
+        "The same batch on another device, or with another floating-point dtype: as `Tensor.to`."
         return self.map(lambda t: _to(t, *args, **kwargs))
 
     def select(self, index: Any) -> Task:
-        "Some tasks of this batch: `task.select(slice(0, 4))`, or a tensor of indices. The task axis stays."
+        """Some tasks of this batch: `task.select(slice(0, 4))`, or a tensor of indices.
+
+        The task axis stays.
+        """
         if isinstance(index, int): index = slice(index, index + 1 or None)
         return self.map(lambda t: t[index])
 
@@ -61,10 +64,12 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 # %% ../nbs/01_tasks.ipynb #800ca9f1
 def check_task(task: Any) -> Task:
-    """The batch as a `Task`, after a look at its shapes and values; nested tuples `((x, y), (x, y))` are welcome.
+    """The batch as a `Task`, after a look at its shapes and values.
 
-    Raises `ValueError` where x and y do not belong together, a set is empty, the task axis is missing,
-    or a value is not finite. Inside `torch.compile` only shapes are looked at.
+    Nested tuples `((x, y), (x, y))` are welcome.
+
+    Raises `ValueError` where x and y do not belong together, a set is empty, the task axis is
+    missing, or a value is not finite. Inside `torch.compile` only shapes are looked at.
     """
     try:
         if any(isinstance(split, Tensor) for split in task): raise TypeError
@@ -87,39 +92,45 @@ def check_split(split: Split, name: str = "support") -> None:
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name}.{field} is a {type(tensor).__name__}; a tensor is needed")
         if tensor.ndim < 2:
-            raise ValueError(f"{name}.{field} has shape {tuple(tensor.shape)}, and no task axis: the shape is "
-                             f"(tasks, examples, …). One task becomes a batch with {field}[None]")
+            raise ValueError(f"{name}.{field} has shape {tuple(tensor.shape)}, and no task axis: "
+                             "the shape is (tasks, examples, …). One task becomes a batch with "
+                             f"{field}[None]")
     if x.shape[:2] != y.shape[:2]:
-        raise ValueError(f"{name}.x has shape {tuple(x.shape)} and {name}.y {tuple(y.shape)}: the first two "
-                         "axes count tasks and examples and must agree")
+        raise ValueError(f"{name}.x has shape {tuple(x.shape)} and {name}.y {tuple(y.shape)}: the "
+                         "first two axes count tasks and examples and must agree")
     if 0 in x.shape[:2]:
-        raise ValueError(f"{name}.x has shape {tuple(x.shape)}: no {'tasks' if x.shape[0] == 0 else 'examples'} "
-                         "in it. Give every task at least one example")
+        raise ValueError(f"{name}.x has shape {tuple(x.shape)}: no "
+                         f"{'tasks' if x.shape[0] == 0 else 'examples'} in it. Give every task at "
+                         "least one example")
     if torch.compiler.is_compiling(): return
     for field, tensor in (("x", x), ("y", y)):
-        # One sum is quicker than a look at every value, and finite only where they all are; unless it overflows.
+        # One sum is quicker than a look at every value, and finite only where they all are; unless
+        # it overflows.
         if not math.isfinite(tensor.sum().abs().item()) and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name}.{field} holds values that are not finite (NaN or ±inf), first in task "
-                             f"{int((~torch.isfinite(tensor)).nonzero()[0, 0])}")
+            raise ValueError(f"{name}.{field} holds values that are not finite (NaN or ±inf), "
+                             f"first in task {int((~torch.isfinite(tensor)).nonzero()[0, 0])}")
 
 # %% ../nbs/01_tasks.ipynb #a82375e1
 def seeded_generator(seed: int, step: int) -> torch.Generator:
     """A CPU generator for one step of one stream.
 
-    Seed and step are mixed (splitmix64, Steele et al. 2014), so that neighbouring steps are unrelated.
-    Step −1 is kept for held-out tasks.
+    Seed and step are mixed (splitmix64, Steele et al. 2014), so that neighbouring steps are
+    unrelated. Step −1 is kept for held-out tasks.
     """
     mask = (1 << 64) - 1
     z = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     z ^= z >> 31
-    # PyTorch's CPU generator uses 32 bits of its seed: 31 mixed ones, and one that sets held-out tasks apart.
+    # PyTorch's CPU generator uses 32 bits of its seed: 31 mixed ones, and one that sets held-out
+    # tasks apart.
     return torch.Generator().manual_seed((z >> 33 << 1) | (step < 0))
 
 # %% ../nbs/01_tasks.ipynb #9329f641
 class Family:
-    """A distribution over tasks. A subclass says how to `sample`; streams and held-out tasks follow.
+    """A distribution over tasks.
+
+    A subclass says how to `sample`; streams and held-out tasks follow.
 
     The tasks of step i depend on (seed, i) alone. So a run can start again at any step,
     and two processes can draw different tasks, without a state to keep.
@@ -142,7 +153,10 @@ class Family:
         return (self.batch(batch_size, seed, step) for step in range(start, steps))
 
     def to(self, device: str | torch.device) -> Family:
-        "The same family, making its tasks on a device. Where tasks come from a formula, it stays on the CPU."
+        """The same family, making its tasks on a device.
+
+        Where tasks come from a formula, it stays on the CPU.
+        """
         return self
 
     def identity(self) -> str:
@@ -150,11 +164,12 @@ class Family:
         return type(self).__name__ if type(self).__repr__ is object.__repr__ else repr(self)
 
     def held_out(self, n_tasks: int, seed: int = 0) -> Task:
-        "Tasks that no training stream draws, whatever its seed: their random numbers are set apart."
+        "Tasks that no training stream draws: their random numbers are set apart."
         return self.sample_held_out(n_tasks, seeded_generator(seed, -1))
 
 # %% ../nbs/01_tasks.ipynb #f585f0b1
-def _uniform(shape: tuple[int, ...], limits: tuple[float, float], generator: torch.Generator) -> Tensor:
+def _uniform(shape: tuple[int, ...], limits: tuple[float, float],
+             generator: torch.Generator) -> Tensor:
     low, high = limits
     return torch.rand(shape, generator=generator) * (high - low) + low
 
@@ -162,9 +177,9 @@ def _uniform(shape: tuple[int, ...], limits: tuple[float, float], generator: tor
 class Sinusoids(Family):
     """Sine waves y = A·sin(x − phase): the regression tasks of Finn et al. (2017, section 5.1).
 
-    `shots` and `queries` count examples per task; `queries` defaults to `shots`, as in the paper's code.
-    Amplitude A, phase (radians) and x are uniform over the given limits, by default the paper's:
-    A in [0.1, 5], phase in [0, π], x in [−5, 5]. Shapes: x and y (B, S, 1).
+    `shots` and `queries` count examples per task; `queries` defaults to `shots`, as in the paper's
+    code. Amplitude A, phase (radians) and x are uniform over the given limits, by default the
+    paper's: A in [0.1, 5], phase in [0, π], x in [−5, 5]. Shapes: x and y (B, S, 1).
 
     Held-out tasks have a grid of `grid` points over the whole range of x as their query set.
 
@@ -173,12 +188,14 @@ class Sinusoids(Family):
     Example: `Sinusoids(shots=5).batch(25, seed=0)`.
     """
     def __init__(self, shots: int = 5, queries: int | None = None, *,
-                 amplitude: tuple[float, float] = (0.1, 5.0), phase: tuple[float, float] = (0.0, math.pi),
-                 x: tuple[float, float] = (-5.0, 5.0), grid: int = 100):
+                 amplitude: tuple[float, float] = (0.1, 5.0),
+                 phase: tuple[float, float] = (0.0, math.pi), x: tuple[float, float] = (-5.0, 5.0),
+                 grid: int = 100):
         self.shots, self.queries, self.grid = shots, shots if queries is None else queries, grid
         self.amplitude, self.phase, self.x = amplitude, phase, x
         for name in ("shots", "queries", "grid"):
-            if getattr(self, name) < 1: raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
         for name in ("amplitude", "phase", "x"):
             low, high = getattr(self, name)
             if not low <= high: raise ValueError(f"{name}={low, high}: the lower limit comes first")
@@ -207,15 +224,16 @@ class Sinusoids(Family):
 
 # %% ../nbs/01_tasks.ipynb #a5d5a3cf
 def half_square(prediction: Tensor, y: Tensor) -> Tensor:
-    "½ Σ (prediction − y)²: the loss under which linear regression is a quadratic with unit factors."
+    "½ Σ (prediction − y)²: with it linear regression is a quadratic with unit factors."
     return 0.5 * ((prediction - y) ** 2).sum()
 
 
 def quadratic_task(A: Tensor, s: Tensor, C: Tensor | None = None, q: Tensor | None = None) -> Task:
-    """Tasks whose losses are given quadratics, as linear regressions for the model `Point` and `half_square`.
+    """Tasks whose losses are given quadratics: linear regressions for `Point`, `half_square`.
 
-    Support loss ½(θ − s)ᵀA(θ − s), query loss ½(θ − q)ᵀC(θ − q). `A`, `C`: (B, d, d), symmetric positive
-    definite; `s`, `q`: (B, d). C defaults to A and q to s. Inputs are x = chol(A)ᵀ, so that xᵀx = A.
+    Support loss ½(θ − s)ᵀA(θ − s), query loss ½(θ − q)ᵀC(θ − q). `A`, `C`: (B, d, d), symmetric
+    positive definite; `s`, `q`: (B, d). C defaults to A and q to s. Inputs are x = chol(A)ᵀ, so
+    that xᵀx = A.
 
     Raises `torch.linalg.LinAlgError` where a curvature is not positive definite.
 
@@ -228,25 +246,28 @@ def quadratic_task(A: Tensor, s: Tensor, C: Tensor | None = None, q: Tensor | No
 
 
 def curvature(split: Split) -> tuple[Tensor, Tensor]:
-    "The curvature A = xᵀx and the optimum s of a quadratic task's loss: the inverse of `quadratic_task`."
+    "The curvature A = xᵀx and the optimum s of a task's loss: undoes `quadratic_task`."
     return split.x.mT @ split.x, torch.linalg.solve(split.x, split.y[..., None]).squeeze(-1)
 
 # %% ../nbs/01_tasks.ipynb #ceaeeed7
 class Quadratics(Family):
     """Random quadratic bowls: a bed on which every meta-loss has a closed form.
 
-    Optima s are normal with standard deviation `spread`; the query optimum q = s + `shift`·normal. Eigenvalues
-    of the curvatures are uniform in `eigenvalues`, their axes random. With `shared_curvature` all tasks and
-    both sets share one A, drawn from `seed`. Use it with `ml.models.Point(dim)` and `ml.tasks.half_square`.
-    Float64, because closed forms are compared to 1e-10.
+    Optima s are normal with standard deviation `spread`; the query optimum q = s + `shift`·normal.
+    Eigenvalues of the curvatures are uniform in `eigenvalues`, their axes random. With
+    `shared_curvature` all tasks and both sets share one A, drawn from `seed`. Use it with
+    `ml.models.Point(dim)` and `ml.tasks.half_square`. Float64, because closed forms are compared to
+    1e-10.
 
     Example: `Quadratics(dim=4).batch(8, seed=0)`.
     """
-    def __init__(self, dim: int = 2, *, eigenvalues: tuple[float, float] = (0.3, 2.0), spread: float = 1.0,
-                 shift: float = 0.0, shared_curvature: bool = False, seed: int = 0):
+    def __init__(self, dim: int = 2, *, eigenvalues: tuple[float, float] = (0.3, 2.0),
+                 spread: float = 1.0, shift: float = 0.0, shared_curvature: bool = False,
+                 seed: int = 0):
         if dim < 1: raise ValueError(f"dim={dim}: at least 1 is needed")
         if not 0 < eigenvalues[0] <= eigenvalues[1]:
-            raise ValueError(f"eigenvalues={eigenvalues}: two positive limits are needed, the lower one first")
+            raise ValueError(f"eigenvalues={eigenvalues}: two positive limits are needed, the "
+                             "lower one first")
         self.dim, self.eigenvalues, self.spread, self.shift = dim, eigenvalues, spread, shift
         self.shared = self._curvatures(1, seeded_generator(seed, 0)) if shared_curvature else None
 
@@ -258,7 +279,8 @@ class Quadratics(Family):
         return quadratic_task(A, self.spread * s, C, self.spread * s + self.shift * noise)
 
     def _curvatures(self, n: int, generator: torch.Generator) -> Tensor:
-        axes = torch.linalg.qr(torch.randn(n, self.dim, self.dim, generator=generator, dtype=torch.float64)).Q
+        axes = torch.linalg.qr(torch.randn(n, self.dim, self.dim, generator=generator,
+                                           dtype=torch.float64)).Q
         values = _uniform((n, 1, self.dim), self.eigenvalues, generator).double()
         return axes * values @ axes.mT
 
@@ -272,47 +294,61 @@ def _check_images(images: Tensor, labels: Tensor) -> Tensor:
     "The labels as whole numbers, where images and labels belong together."
     if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images: a tensor of shape (images, channels, height, width) is needed, found {found}")
+        raise ValueError("images: a tensor of shape (images, channels, height, width) is needed, "
+                         f"found {found}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images are of type {images.dtype}: bytes (torch.uint8) or floating point are needed")
-    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
-        of = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels: one whole number for each of the {len(images)} images is needed, found {of}")
+        raise ValueError(f"images are of type {images.dtype}: bytes (torch.uint8) or floating "
+                         "point are needed")
+    if not isinstance(labels,
+                      Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
+        of = (f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor)
+              else type(labels).__name__)
+        raise ValueError(f"labels: one whole number for each of the {len(images)} images is "
+                         f"needed, found {of}")
     return labels.to(device=images.device, dtype=torch.int64)
 
 # %% ../nbs/30_episodes.ipynb #ba3019de
 class Episodes(Family):
-    """Episodes of N-way classification: which of `ways` classes does an image show (Vinyals et al. 2016)?
+    """Episodes of N-way classification (Vinyals et al. 2016).
 
-    `images`: (n, channels, height, width), bytes (then divided by 255) or floating point; `labels`: (n,), one whole
-    number per image. An episode draws `ways` classes, and of each `shots` support and `queries` query images, all
-    different. Within an episode the classes are numbered 0 … ways − 1 anew, so that a label means nothing beyond it.
-    `queries` defaults to `shots`, as in the code of Finn et al. (2017).
+    Which of `ways` classes does an image show?
 
-    `rotations` are angles in degrees, multiples of 90. Each class of each episode is turned by one of them, drawn anew;
-    with `rotations_as_classes` a class turned is a class of its own instead, and one episode may hold both.
+    `images`: (n, channels, height, width), bytes (then divided by 255) or floating point; `labels`:
+    (n,), one whole number per image. An episode draws `ways` classes, and of each `shots` support
+    and `queries` query images, all different. Within an episode the classes are numbered 0 … ways −
+    1 anew, so that a label means nothing beyond it. `queries` defaults to `shots`, as in the code
+    of Finn et al. (2017).
 
-    Episodes are made where the images are (`episodes.to("cuda")`), a whole batch at once, and are the same on every
-    device. Shapes: x (B, shots·ways, channels, height, width), y (B, shots·ways), the classes in turn.
+    `rotations` are angles in degrees, multiples of 90. Each class of each episode is turned by one
+    of them, drawn anew; with `rotations_as_classes` a class turned is a class of its own instead,
+    and one episode may hold both.
 
-    Raises `ValueError` for images and labels that do not belong together, more ways than classes, a class with fewer
-    than shots + queries images, and rotations that images of their shape cannot have.
+    Episodes are made where the images are (`episodes.to("cuda")`), a whole batch at once, and are
+    the same on every device. Shapes: x (B, shots·ways, channels, height, width), y (B, shots·ways),
+    the classes in turn.
+
+    Raises `ValueError` for images and labels that do not belong together, more ways than classes, a
+    class with fewer than shots + queries images, and rotations that images of their shape cannot
+    have.
 
     Example: `Episodes(images, labels, ways=5, shots=1, queries=5).batch(32, seed=0)`.
     """
-    def __init__(self, images: Tensor, labels: Tensor, ways: int = 5, shots: int = 1, queries: int | None = None, *,
-                 rotations: tuple[int, ...] = (0,), rotations_as_classes: bool = False):
+    def __init__(self, images: Tensor, labels: Tensor, ways: int = 5, shots: int = 1,
+                 queries: int | None = None, *, rotations: tuple[int, ...] = (0,),
+                 rotations_as_classes: bool = False):
         self.ways, self.shots, self.queries = ways, shots, shots if queries is None else queries
         self.rotations, self.rotations_as_classes = tuple(rotations), rotations_as_classes
         for name, least in {"ways": 2, "shots": 1, "queries": 1}.items():
             count = getattr(self, name)
             if count < least: raise ValueError(f"{name}={count}: at least {least} is needed")
         if not self.rotations or any(angle % 90 for angle in self.rotations):
-            raise ValueError(f"rotations={rotations}: angles in degrees, multiples of 90; (0,) for none")
+            raise ValueError(f"rotations={rotations}: angles in degrees, multiples of 90; (0,) for "
+                             "none")
         labels = _check_images(images, labels)
         if images.shape[-2] != images.shape[-1] and any(angle % 180 for angle in self.rotations):
-            raise ValueError(f"rotations={rotations}: images of {images.shape[-2]} × {images.shape[-1]} pixels can be "
-                             "turned by 180 degrees only; by 90 they must be square")
+            raise ValueError(f"rotations={rotations}: images of {images.shape[-2]} × "
+                             f"{images.shape[-1]} pixels can be turned by 180 degrees only; by 90 "
+                             "they must be square")
         self.images, self.labels = images, labels
         self.classes, counts = labels.unique(return_counts=True)
         self._order, self._counts = labels.argsort(stable=True), counts
@@ -323,22 +359,26 @@ class Episodes(Family):
         "Episodes of random classes, in random order, of random images."
         kinds = len(self.classes) * (len(self.rotations) if self.rotations_as_classes else 1)
         drawn = _distinct((batch_size, kinds), self.ways, generator)
-        if self.rotations_as_classes: drawn, turn = drawn % len(self.classes), drawn // len(self.classes)
+        if self.rotations_as_classes:
+            drawn, turn = drawn % len(self.classes), drawn // len(self.classes)
         else: turn = torch.randint(len(self.rotations), drawn.shape, generator=generator)
         examples = self.shots + self.queries
         score = torch.rand((*drawn.shape, int(self._counts.max())), generator=generator)
         drawn, turn, score = (tensor.to(self.images.device) for tensor in (drawn, turn, score))
-        missing = torch.arange(score.shape[-1], device=score.device) >= self._counts[drawn][..., None]
-        chosen = score.masked_fill(missing, -1).topk(examples).indices + self._first[drawn][..., None]
-        x = self._turned(self.images[self._order[chosen]].transpose(1, 2), turn)         # (B, examples, ways, C, H, W)
+        missing = (torch.arange(score.shape[-1], device=score.device)
+                   >= self._counts[drawn][..., None])
+        chosen = (score.masked_fill(missing, -1).topk(examples).indices
+                  + self._first[drawn][..., None])
+        # (B, examples, ways, C, H, W)
+        x = self._turned(self.images[self._order[chosen]].transpose(1, 2), turn)
         y = torch.arange(self.ways, device=x.device).expand(batch_size, examples, -1)
         return Task(*(Split(x[:, part].flatten(1, 2), y[:, part].flatten(1, 2))
                       for part in (slice(self.shots), slice(self.shots, None))))
 
     def having(self, **changes: Any) -> Episodes:
         "The same images with other settings: `episodes.having(shots=5)`."
-        settings = {"images": self.images, "labels": self.labels, "ways": self.ways, "shots": self.shots,
-                    "queries": self.queries, "rotations": self.rotations,
+        settings = {"images": self.images, "labels": self.labels, "ways": self.ways,
+                    "shots": self.shots, "queries": self.queries, "rotations": self.rotations,
                     "rotations_as_classes": self.rotations_as_classes}
         return Episodes(**settings | changes)
 
@@ -352,24 +392,29 @@ class Episodes(Family):
         data = 0
         for tensor in (self.images, self.labels):
             data = zlib.crc32(tensor.cpu().contiguous().view(torch.uint8).numpy(), data)
-        return f"{self!r}, rotations {self.rotations}, {self.rotations_as_classes}, images {data:08x}"
+        turns = f"rotations {self.rotations}, {self.rotations_as_classes}"
+        return f"{self!r}, {turns}, images {data:08x}"
 
     def __repr__(self) -> str:
-        return f"Episodes({len(self.classes)} classes, ways={self.ways}, shots={self.shots}, queries={self.queries})"
+        return (f"Episodes({len(self.classes)} classes, ways={self.ways}, shots={self.shots}, "
+                f"queries={self.queries})")
 
     def _turned(self, x: Tensor, turn: Tensor) -> Tensor:
         if self.rotations != (0,):
-            turned = torch.stack([torch.rot90(x, angle // 90, (-2, -1)) for angle in self.rotations])
-            batch, way = torch.meshgrid(*(torch.arange(n, device=x.device) for n in turn.shape), indexing="ij")
+            turned = torch.stack([torch.rot90(x, angle // 90, (-2, -1))
+                                  for angle in self.rotations])
+            batch, way = torch.meshgrid(*(torch.arange(n, device=x.device) for n in turn.shape),
+                                        indexing="ij")
             x = turned[turn, batch, :, way].transpose(1, 2)
         return x if x.is_floating_point() else x.float() / 255
 
     def _check_enough(self) -> None:
         kinds = len(self.classes) * (len(self.rotations) if self.rotations_as_classes else 1)
         if kinds < self.ways:
-            raise ValueError(f"ways={self.ways}, but there are only {kinds} classes: ask for fewer ways, or give more "
-                             "classes")
+            raise ValueError(f"ways={self.ways}, but there are only {kinds} classes: ask for fewer "
+                             "ways, or give more classes")
         least = int(self._counts.argmin())
         if self._counts[least] < self.shots + self.queries:
-            raise ValueError(f"an episode needs {self.shots} + {self.queries} different images of each class (shots + "
-                             f"queries), but class {int(self.classes[least])} has {int(self._counts[least])}")
+            raise ValueError(f"an episode needs {self.shots} + {self.queries} different images of "
+                             f"each class (shots + queries), but class {int(self.classes[least])} "
+                             f"has {int(self._counts[least])}")

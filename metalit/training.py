@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .checkpoints import CheckpointError, Checkpoints, DivergedError, Progress, Row, locked
 from .meta_loss import Loss, MetaLoss
-from .processes import LostProcessError, check_divisible, lost_process, parallel, seed_step, share, summed, team
+from .processes import (LostProcessError, check_divisible, lost_process, parallel, seed_step,
+                               share, summed, team)
 from .tasks import Family, check_task
 
 # %% auto #0
@@ -31,20 +32,24 @@ __all__ = ['Watcher', 'pick_device', 'stop_requested', 'own_random_numbers', 'ma
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The device by name; `"auto"` is a GPU where there is one, else the CPU.
 
-    Raises `ValueError` for a name that PyTorch does not know, or a device that this machine does not have.
+    Raises `ValueError` for a name that PyTorch does not know, or a device that this machine does
+    not have.
     """
     if device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); "
-                         "'cpu' always can, and 'auto' takes a GPU where there is one") from error
+        raise ValueError(f"device {str(device)!r} cannot be used here "
+                         f"({str(error).splitlines()[0]}); 'cpu' always can, and 'auto' takes a "
+                         "GPU where there is one") from error
 
 # %% ../nbs/11_training.ipynb #c50df5a9
 @contextlib.contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C, and the signal by which clusters end a job, only make the yielded function true, so that a step
-    can end. One that comes more than a second later interrupts; launchers may send one signal twice.
+    """Inside, Ctrl-C only makes the yielded function true, so that a step can end.
+
+    So does the signal by which clusters end a job. One that comes more than a second later
+    interrupts; launchers may send one signal twice.
 
     Outside the main thread signals cannot be caught, and Ctrl-C interrupts at once.
     """
@@ -57,39 +62,43 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal)
+              for number in (signal.SIGINT, signal.SIGTERM)}
     try: yield asked.is_set
     finally:
         for number, handler in before.items():
-            if signal.getsignal(number) is on_signal: signal.signal(number, handler or signal.SIG_DFL)
+            if signal.getsignal(number) is on_signal:
+                signal.signal(number, handler or signal.SIG_DFL)
 
 # %% ../nbs/11_training.ipynb #3e5f9784
 @contextlib.contextmanager
 def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    "Inside, PyTorch's random numbers (dropout) depend on `seed` alone; outside, nothing has changed."
+    "Inside, PyTorch's random numbers (dropout) depend on `seed` alone; outside, all is as before."
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 # %% ../nbs/11_training.ipynb #e29c1656
 def make_optimizer(optimizer: Any, J: MetaLoss) -> torch.optim.Optimizer:
-    "The optimizer itself, what a function makes of J's parameters, or by default Adam with lr=1e-3."
+    "The optimizer itself, what a function makes of J's parameters, or Adam with lr=1e-3."
     if optimizer is None: return torch.optim.Adam(J.parameters(), lr=1e-3)
     if isinstance(optimizer, torch.optim.Optimizer): return optimizer
     if callable(optimizer): return optimizer(J.parameters())
-    raise TypeError(f"optimizer={optimizer!r}: give a torch optimizer, or a function from parameters to one, such as "
-                    "partial(torch.optim.SGD, lr=0.1)")
+    raise TypeError(f"optimizer={optimizer!r}: give a torch optimizer, or a function from "
+                    "parameters to one, such as partial(torch.optim.SGD, lr=0.1)")
 
 # %% ../nbs/11_training.ipynb #28b1c734
 @dataclass
 class Validation:
-    """Tasks to look at while training, every so many meta-steps: which parameters were best, and when to stop.
+    """Tasks to look at while training: which parameters were best, and when to stop.
 
-    `tasks`: their held-out tasks are used, the same `n_tasks` each time. `metric`: as in `evaluate`, by default J's
-    loss, where less is better; with `maximize` (by default for `accuracy`) more is. `steps`: inner steps, by default J's own.
-    `patience`: stop when so many looks in a row were no better than the best; None never stops.
+    `tasks`: their held-out tasks are used, the same `n_tasks` each time. `metric`: as in
+    `evaluate`, by default J's loss, where less is better; with `maximize` (by default for
+    `accuracy`) more is. `steps`: inner steps, by default J's own. `patience`: stop when so many
+    looks in a row were no better than the best; None never stops.
 
-    Example: `meta_train(J, train, steps=5000, validation=Validation(tasks, every=250, metric=accuracy))`.
+    Example: `meta_train(J, train, steps=5000, validation=Validation(tasks, every=250,
+    metric=accuracy))`.
     """
     tasks: Family
     every: int = 500
@@ -101,9 +110,11 @@ class Validation:
     batch_size: int = 100
 
     def __post_init__(self) -> None:
-        for name, least in {"every": 1, "patience": 1, "batch_size": 1, "n_tasks": 2, "steps": 0}.items():
+        lowest = {"every": 1, "patience": 1, "batch_size": 1, "n_tasks": 2, "steps": 0}
+        for name, least in lowest.items():
             value = getattr(self, name)
-            if value is not None and value < least: raise ValueError(f"{name}={value}: at least {least} is needed")
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: at least {least} is needed")
         if self.maximize is None: self.maximize = self.metric is accuracy
 
     def look(self, J: MetaLoss, state: Progress) -> bool:
@@ -111,8 +122,8 @@ class Validation:
         steps = J.inner.steps if self.steps is None else self.steps
         start = time.perf_counter()
         with own_random_numbers(0, next(J.parameters()).device):
-            found = evaluate(J, self.tasks, n_tasks=self.n_tasks, steps=(steps,), metric=self.metric,
-                             batch_size=self.batch_size)
+            found = evaluate(J, self.tasks, n_tasks=self.n_tasks, steps=(steps,),
+                             metric=self.metric, batch_size=self.batch_size)
         row = {"step": state.step, "validation": found.mean[0], "ci95": found.ci95[0]}
         state.validation.append(row)
         state.seconds += time.perf_counter() - start
@@ -129,50 +140,61 @@ class Validation:
         return sum(row["step"] > best for row in state.validation) >= self.patience
 
     def __str__(self) -> str:
-        metric = "loss" if self.metric is None else getattr(self.metric, "__name__", type(self.metric).__name__)
+        metric = "loss" if self.metric is None else getattr(self.metric, "__name__",
+                                                            type(self.metric).__name__)
         return f"{metric} on {self.n_tasks} tasks of {self.tasks.identity()}, steps {self.steps}"
 
 # %% ../nbs/11_training.ipynb #6215874f
-# Called with where the run stands, its last step and its batch size, it gives a context in which the run takes place,
-# and so learns how it ends; that context gives a function, which is called with the meta-loss after every step.
+# Called with where the run stands, its last step and its batch size, it gives a context in which
+# the run takes place, and so learns how it ends; that context gives a function, which is called
+# with the meta-loss after every step.
 Watcher = Callable[[Progress, int, int], contextlib.AbstractContextManager[Callable[[float], None]]]
 
 
 def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
-               optimizer: torch.optim.Optimizer | Callable | None = None, scheduler: Callable | None = None,
-               seed: int = 0, device: str | torch.device = "auto", checkpoint: str | Path | None = None,
+               optimizer: torch.optim.Optimizer | Callable | None = None,
+               scheduler: Callable | None = None, seed: int = 0,
+               device: str | torch.device = "auto", checkpoint: str | Path | None = None,
                resume: bool = True, compile: bool = False, validation: Validation | None = None,
                max_minutes: float | None = None, tensorboard: bool = False, progress: bool = True,
-               save_every: int = 1000, log_every: int = 100, watch: Watcher | None = None) -> list[Row]:
-    """Descend J over `steps` batches of tasks; returns the log: step, mean meta-loss since the last row, seconds.
+               save_every: int = 1000, log_every: int = 100,
+               watch: Watcher | None = None) -> list[Row]:
+    """Descend J over `steps` batches of tasks; returns the log.
 
-    `optimizer`: a torch optimizer over `J.parameters()`, or a function that makes one; default Adam, lr=1e-3, as
-    Finn et al. (2017). `scheduler`: a function that makes a learning-rate scheduler of it, stepped every step.
-    `seed` fixes tasks and dropout. `device`: a name, or "auto". `compile`: `J.compile()` first, which takes a
-    while and a C++ compiler, then runs faster. `validation`: see `Validation`. `max_minutes`: a budget of training
-    time; the run ends, saved, with the step that uses it up.
+    Its rows hold the step, the mean meta-loss since the last row, and seconds.
 
-    `checkpoint`: the folder of the run. Every `save_every` steps, at the end, and on Ctrl-C, all that the run
-    is goes into `checkpoint.pt`, whole or not at all, and the log into `log.csv`. With `resume` a run that is
-    found there goes on, and it then gives bit for bit what an uninterrupted run gives; without, it is removed. With
-    `validation` the parameters that did best are in `best.pt`. With `tensorboard` the log also goes into files that
-    TensorBoard shows.
+    `optimizer`: a torch optimizer over `J.parameters()`, or a function that makes one; default
+    Adam, lr=1e-3, as Finn et al. (2017). `scheduler`: a function that makes a learning-rate
+    scheduler of it, stepped every step. `seed` fixes tasks and dropout. `device`: a name, or
+    "auto". `compile`: `J.compile()` first, which takes a while and a C++ compiler, then runs
+    faster. `validation`: see `Validation`. `max_minutes`: a budget of training time; the run ends,
+    saved, with the step that uses it up.
 
-    `watch`: something that looks on, such as `metalit.widgets.training.training_run`; see `Watcher`.
+    `checkpoint`: the folder of the run. Every `save_every` steps, at the end, and on Ctrl-C, all
+    that the run is goes into `checkpoint.pt`, whole or not at all, and the log into `log.csv`. With
+    `resume` a run that is found there goes on, and it then gives bit for bit what an uninterrupted
+    run gives; without, it is removed. With `validation` the parameters that did best are in
+    `best.pt`. With `tensorboard` the log also goes into files that TensorBoard shows.
 
-    In a team of processes (see `metalit.processes`) each works on its share of every batch, and the result is that
-    of one process. Rank 0 keeps log and checkpoint.
+    `watch`: something that looks on, such as `metalit.widgets.training.training_run`; see
+    `Watcher`.
 
-    Raises `DivergedError`, naming the step, where the meta-loss is not finite, `CheckpointError` where the folder
-    holds another run or another process writes to it, `OSError` where it cannot be written, `LostProcessError` where a
-    process of the team ends, `ValueError` for counts below one and unknown devices.
+    In a team of processes (see `metalit.processes`) each works on its share of every batch, and the
+    result is that of one process. Rank 0 keeps log and checkpoint.
+
+    Raises `DivergedError`, naming the step, where the meta-loss is not finite, `CheckpointError`
+    where the folder holds another run or another process writes to it, `OSError` where it cannot be
+    written, `LostProcessError` where a process of the team ends, `ValueError` for counts below one
+    and unknown devices.
 
     Example: `log = meta_train(J, Sinusoids(shots=5), steps=2000, checkpoint="runs/maml")`.
     """
-    for name, value in {"batch_size": batch_size, "save_every": save_every, "log_every": log_every}.items():
+    counts = {"batch_size": batch_size, "save_every": save_every, "log_every": log_every}
+    for name, value in counts.items():
         if value < 1: raise ValueError(f"{name}={value}: at least 1 is needed")
     if steps < 0: raise ValueError(f"steps={steps}: the number of meta-steps is 0 or more")
-    if max_minutes is not None and max_minutes <= 0: raise ValueError(f"max_minutes={max_minutes}: above 0 is needed")
+    if max_minutes is not None and max_minutes <= 0:
+        raise ValueError(f"max_minutes={max_minutes}: above 0 is needed")
     if tensorboard and checkpoint is None:
         raise ValueError("tensorboard=True needs the folder of a run: checkpoint=…")
     of = team()
@@ -183,11 +205,15 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
     if compile: J.compile()
     optimizer = make_optimizer(optimizer, J)
     schedule = scheduler(optimizer) if scheduler else None
-    settings = {"seed": seed, "batch_size": batch_size, "log_every": log_every, "optimizer": type(optimizer).__name__,
-                "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
-                "scheduler": described(schedule), "meta_loss": method_of(J), "inner": described(J.inner),
-                "tasks": tasks.identity()} | ({"validation": str(validation)} if validation else {})
-    run = Checkpoints(checkpoint, J, optimizer, settings, schedule) if checkpoint is not None else None
+    settings = {
+        "seed": seed, "batch_size": batch_size, "log_every": log_every,
+        "optimizer": type(optimizer).__name__,
+        "lr": [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups],
+        "scheduler": described(schedule), "meta_loss": method_of(J), "inner": described(J.inner),
+        "tasks": tasks.identity()
+    } | ({"validation": str(validation)} if validation else {})
+    run = (Checkpoints(checkpoint, J, optimizer, settings, schedule) if checkpoint is not None
+           else None)
     writes = run if of.rank == 0 else None
     with contextlib.ExitStack() as stack:
         if writes: stack.enter_context(locked(run.folder))
@@ -195,19 +221,23 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
         asked_to_stop = stack.enter_context(stop_requested())
         state = run.load() if run and resume else Progress()
         if state.step > steps:
-            raise CheckpointError(f"{run.path} is already at step {state.step}, beyond steps={steps}")
+            raise CheckpointError(f"{run.path} is already at step {state.step}, "
+                                  f"beyond steps={steps}")
         bar = stack.enter_context(progress_bar(steps, state.step, progress and of.rank == 0))
-        board = stack.enter_context(Board(run.folder if tensorboard and writes else None, state.step))
+        board = stack.enter_context(Board(run.folder if tensorboard and writes else None,
+                                          state.step))
         def over() -> bool:
             late = max_minutes is not None and state.seconds >= 60 * max_minutes
             return late or (validation is not None and validation.exhausted(state))
         late, steps_of_all = summed(over(), state.step)
         if steps_of_all != of.size * state.step:
-            raise CheckpointError(f"this process finds the run at step {state.step} of {run.folder}, and others do not: "
-                                  "all need the same folder")
+            raise CheckpointError(f"this process finds the run at step {state.step} of "
+                                  f"{run.folder}, and others do not: all need the same folder")
         if writes and state.step == 0: writes.begin(state)
-        look = stack.enter_context(watch(state, steps, batch_size)) if watch and of.rank == 0 else None
-        batches = descend(J, tasks, optimizer, schedule, range(state.step, steps), batch_size, seed, device)
+        look = stack.enter_context(watch(state, steps,
+                                         batch_size)) if watch and of.rank == 0 else None
+        batches = descend(J, tasks, optimizer, schedule, range(state.step, steps), batch_size, seed,
+                          device)
         try:
             for loss, seconds in batches if not late else ():
                 state.record(loss, seconds, log_every)
@@ -215,16 +245,19 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
                 if state.step % log_every == 0:
                     board.add(state.log[-1] | {"lr": optimizer.param_groups[0]["lr"]})
                     bar.set_postfix_str(f"meta-loss {state.log[-1]['meta_loss']:.4g}")
-                if validation and of.rank == 0 and (state.step % validation.every == 0 or state.step == steps):
+                if validation and of.rank == 0 and (state.step % validation.every == 0
+                                                    or state.step == steps):
                     if validation.look(J, state) and writes: writes.save_best(state)
                     board.add(state.validation[-1])
                 if look: look(loss)
                 stop, ended = (value > 0 for value in summed(asked_to_stop(), over()))
-                if writes and (state.step % save_every == 0 or state.step == steps or stop or ended): writes.save(state)
+                if writes and (state.step % save_every == 0 or state.step == steps or stop
+                               or ended):
+                    writes.save(state)
                 if stop: raise KeyboardInterrupt(f"stopped after step {state.step}")
                 if ended: break
         except LostProcessError:
-            if writes: writes.save(state)                    # this step has changed nothing yet, or everything
+            if writes: writes.save(state)  # this step has changed nothing yet, or everything
             raise
     return state.log
 
@@ -238,14 +271,19 @@ def described(thing: Any) -> str:
 
 
 def method_of(J: MetaLoss) -> str:
-    "Which choices J is made of, in words: what a checkpoint must have in common with the run that goes on with it."
+    """Which choices J is made of, in words.
+
+    A checkpoint must have them in common with the run that goes on with it.
+    """
     parts = (J, J.inner, J.gradient, J.pooling)
-    terms = (f"{weight:g}·{name}" for weight, name in zip(J.terms.weights, J.terms.names(), strict=True))
+    terms = (f"{weight:g}·{name}"
+             for weight, name in zip(J.terms.weights, J.terms.names(), strict=True))
     return ", ".join([*(type(part).__name__ for part in parts), *terms])
 
 
-def descend(J: MetaLoss, tasks: Family, optimizer: torch.optim.Optimizer, schedule: Any, steps: range,
-            batch_size: int, seed: int, device: torch.device) -> Iterator[tuple[float, float]]:
+def descend(J: MetaLoss, tasks: Family, optimizer: torch.optim.Optimizer, schedule: Any,
+            steps: range, batch_size: int, seed: int,
+            device: torch.device) -> Iterator[tuple[float, float]]:
     "The outer loop. Yields the meta-loss of each step and the seconds it took."
     dtype = next(J.parameters()).dtype
     of, together = team(), parallel(J)
@@ -258,8 +296,9 @@ def descend(J: MetaLoss, tasks: Family, optimizer: torch.optim.Optimizer, schedu
         value = summed(loss.item())[0] / of.size
         if not math.isfinite(value):
             check_task(task)
-            raise DivergedError(f"the meta-loss is {value} at step {step}: a smaller inner or outer step size may "
-                                "help. A checkpoint, if the run has one, is of an earlier step")
+            raise DivergedError(f"the meta-loss is {value} at step {step}: a smaller inner or "
+                                "outer step size may help. A checkpoint, if the run has one, is "
+                                "of an earlier step")
         with lost_process(): loss.backward()
         optimizer.step()
         if schedule: schedule.step()
@@ -273,15 +312,16 @@ class Board:
         if folder is None: return
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError("tensorboard=True needs the package tensorboard: pip install 'metalit[tensorboard]'"
-                             ) from error
+            raise ValueError("tensorboard=True needs the package tensorboard: pip install "
+                             "'metalit[tensorboard]'") from error
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, row: Row) -> None:
         "The numbers of one row of a log."
         for name, value in row.items():
             if self.writer and name != "step": self.writer.add_scalar(name, value, int(row["step"]))
-        if self.writer: self.writer.flush()                  # a killed run has what its next checkpoint does not repeat
+        # a killed run has what its next checkpoint does not repeat
+        if self.writer: self.writer.flush()
 
     def __enter__(self) -> Board: return self
 
@@ -292,12 +332,16 @@ class Board:
 def progress_bar(total: int, done: int, show: bool) -> Any:
     "A bar for terminal or notebook."
     from tqdm.auto import tqdm
-    return tqdm(total=total, initial=done, disable=not show, desc="meta-training", unit="step", mininterval=0.5)
+    return tqdm(total=total, initial=done, disable=not show, desc="meta-training", unit="step",
+                mininterval=0.5)
 
 # %% ../nbs/11_training.ipynb #67d49d8a
 @dataclass(frozen=True)
 class Evaluation:
-    "Query losses, or another metric, on unseen tasks: mean and 95 % interval over tasks, after so many inner steps."
+    """Query losses, or another metric, on unseen tasks, after so many inner steps.
+
+    Mean and 95 % interval over tasks.
+    """
     steps: list[int]
     mean: list[float]
     ci95: list[float]
@@ -312,22 +356,28 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [f"{'inner steps':>11}  {'query ' + self.metric:>14}   ± 95 %"]
-        lines += [f"{row['inner_steps']:>11}  {row[self.metric]:>14.4f}   {row['ci95']:.4f}" for row in self.rows()]
+        lines += [f"{row['inner_steps']:>11}  {row[self.metric]:>14.4f}   {row['ci95']:.4f}"
+                  for row in self.rows()]
         return "\n".join([*lines, f"{self.n_tasks} unseen tasks, seed {self.seed}"])
 
     def _repr_markdown_(self) -> str:
-        rows = [f"| {row['inner_steps']} | {row[self.metric]:.4f} ± {row['ci95']:.4f} |" for row in self.rows()]
+        rows = [f"| {row['inner_steps']} | {row[self.metric]:.4f} ± {row['ci95']:.4f} |"
+                for row in self.rows()]
         head = [f"| inner steps | query {self.metric} ± 95 % |", "|---:|---:|"]
         return "\n".join([*head, *rows, "", f"{self.n_tasks} unseen tasks, seed {self.seed}"])
 
 
-def evaluate(J: MetaLoss, tasks: Family, *, n_tasks: int = 600, steps: Sequence[int] = (0, 1, 2, 5, 10),
-             seed: int = 0, metric: Loss | None = None, batch_size: int = 100, transductive: bool = True) -> Evaluation:
-    """How well J's model adapts to tasks it never saw: the query loss, or another metric, after `steps` inner steps.
+def evaluate(J: MetaLoss, tasks: Family, *, n_tasks: int = 600,
+             steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0, metric: Loss | None = None,
+             batch_size: int = 100, transductive: bool = True) -> Evaluation:
+    """How well J's model adapts to tasks it never saw.
 
-    Mean over `n_tasks` tasks ± 1.96 standard errors; 600 tasks as in the code of Finn et al. (2017). For sinusoids
-    the query set is a grid of 100 points. `batch_size` tasks adapt at a time. `transductive`: a model with batch
-    normalisation sees all queries of a task together; without, each by itself with the support set.
+    The query loss, or another metric, after `steps` inner steps.
+
+    Mean over `n_tasks` tasks ± 1.96 standard errors; 600 tasks as in the code of Finn et al.
+    (2017). For sinusoids the query set is a grid of 100 points. `batch_size` tasks adapt at a time.
+    `transductive`: a model with batch normalisation sees all queries of a task together; without,
+    each by itself with the support set.
 
     Raises `ValueError` for fewer than two tasks, or a number of steps that is none.
 
@@ -336,16 +386,19 @@ def evaluate(J: MetaLoss, tasks: Family, *, n_tasks: int = 600, steps: Sequence[
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks")
     parameter = next(J.parameters())
     task = tasks.held_out(n_tasks, seed)
-    parts = (task.select(slice(i, i + batch_size)).to(device=parameter.device, dtype=parameter.dtype)
-             for i in range(0, n_tasks, batch_size))
-    losses = torch.cat([J.curve(part, steps, metric, transductive=transductive) for part in parts]).double()
+    parts = (
+        task.select(slice(i, i + batch_size)).to(device=parameter.device, dtype=parameter.dtype)
+        for i in range(0, n_tasks, batch_size)
+    )
+    losses = torch.cat([J.curve(part, steps, metric, transductive=transductive)
+                        for part in parts]).double()
     ci = 1.96 * losses.std(0) / math.sqrt(n_tasks)
     name = "loss" if metric is None else getattr(metric, "__name__", type(metric).__name__)
     return Evaluation(list(steps), losses.mean(0).tolist(), ci.tolist(), n_tasks, seed, name)
 
 # %% ../nbs/11_training.ipynb #90a1bdd6
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
-    """The share of examples whose largest logit is that of their class: prediction (S, ways), y (S,).
+    """The share of examples whose largest logit is their class's: prediction (S, ways), y (S,).
 
     Example: `evaluate(J, episodes, metric=accuracy)`.
     """

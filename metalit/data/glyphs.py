@@ -18,8 +18,8 @@ from .images import Images, kept_images
 
 # %% ../../nbs/32_glyphs.ipynb #789fdeef
 # Alphabets that the DejaVu fonts hold in four styles or more.
-SCRIPTS = ("LATIN", "GREEK", "COPTIC", "CYRILLIC", "ARMENIAN", "HEBREW", "ARABIC", "LAO", "GEORGIAN", "CANADIAN", "OLD",
-           "LISU")
+SCRIPTS = ("LATIN", "GREEK", "COPTIC", "CYRILLIC", "ARMENIAN", "HEBREW", "ARABIC", "LAO",
+           "GEORGIAN", "CANADIAN", "OLD", "LISU")
 
 
 def fonts() -> list[Path]:
@@ -30,7 +30,10 @@ def fonts() -> list[Path]:
 
 
 def letters(least: int = 4) -> dict[str, list[Path]]:
-    "The letters of `SCRIPTS` that at least so many fonts hold, and these fonts. Accented letters are left out."
+    """The letters of `SCRIPTS` that at least so many fonts hold, and these fonts.
+
+    Accented letters are left out.
+    """
     from fontTools.ttLib import TTFont
 
     found: dict[str, list[Path]] = {}
@@ -39,7 +42,8 @@ def letters(least: int = 4) -> dict[str, list[Path]]:
             for code in font.getBestCmap(): found.setdefault(chr(code), []).append(path)
     return {letter: of_letter for letter, of_letter in sorted(found.items())
             if len(of_letter) >= least and unicodedata.category(letter) in ("Lu", "Ll", "Lo")
-            and not unicodedata.decomposition(letter) and unicodedata.name(letter, "").split(" ")[0] in SCRIPTS}
+            and not unicodedata.decomposition(letter)
+            and unicodedata.name(letter, "").split(" ")[0] in SCRIPTS}
 
 # %% ../../nbs/32_glyphs.ipynb #ecc86afc
 def drawn(letter: str, font: Path, size: int = 64) -> np.ndarray:
@@ -49,7 +53,8 @@ def drawn(letter: str, font: Path, size: int = 64) -> np.ndarray:
     picture = Image.new("L", (size, size))
     style = ImageFont.truetype(str(font), round(size * 0.62))
     left, top, right, bottom = style.getbbox(letter)
-    ImageDraw.Draw(picture).text(((size - left - right) / 2, (size - top - bottom) / 2), letter, fill=255, font=style)
+    ImageDraw.Draw(picture).text(((size - left - right) / 2, (size - top - bottom) / 2), letter,
+                                 fill=255, font=style)
     return np.asarray(picture)
 
 # %% ../../nbs/32_glyphs.ipynb #d3cf69af
@@ -61,12 +66,13 @@ def alike(letter: str, font: Path, size: int = 16) -> np.ndarray:
     rows, columns = (np.flatnonzero(picture.any(axis)) for axis in (1, 0))
     cut = Image.fromarray(picture[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
     shape = np.asarray(cut.resize((size, size), Image.Resampling.BOX), dtype=float).ravel()
-    shape = np.append(shape - shape.mean(), 255 * math.log(cut.width / cut.height))      # an I is not a box
+    # an I is not a box
+    shape = np.append(shape - shape.mean(), 255 * math.log(cut.width / cut.height))
     return shape / np.linalg.norm(shape)
 
 
 def distinct(found: dict[str, list[Path]], limit: float = 0.8) -> dict[str, list[Path]]:
-    "The letters without those that look like an earlier one: of A, Α and А one is left, and of o and O."
+    "The letters, none that looks like an earlier one: of A, Α and А one is left, and of o, O."
     kept: dict[str, list[Path]] = {}
     shapes = np.zeros((0, 16 * 16 + 1))
     for letter, of_letter in found.items():
@@ -79,7 +85,10 @@ def distinct(found: dict[str, list[Path]], limit: float = 0.8) -> dict[str, list
 
 # %% ../../nbs/32_glyphs.ipynb #13291a5e
 def hand(picture: np.ndarray, random: np.random.Generator, size: int) -> np.ndarray:
-    "A picture as an unsteady hand would copy it: turned, sheared, stretched and moved a little; size × size bytes."
+    """A picture as an unsteady hand would copy it, size × size bytes.
+
+    It is turned, sheared, stretched and moved a little.
+    """
     from PIL import Image
 
     middle = picture.shape[0] / 2
@@ -94,20 +103,25 @@ def hand(picture: np.ndarray, random: np.random.Generator, size: int) -> np.ndar
     return np.asarray(moved.resize((size, size), Image.Resampling.BOX))
 
 
-def _copies(found: dict[str, list[Path]], per_class: int, size: int, seed: int) -> Iterator[np.ndarray]:
+def _copies(found: dict[str, list[Path]], per_class: int, size: int,
+            seed: int) -> Iterator[np.ndarray]:
     random = np.random.default_rng(seed)
     for letter, of_letter in found.items():
         pictures = [drawn(letter, path) for path in of_letter]
         for copy in range(per_class): yield hand(pictures[copy % len(pictures)], random, size)
 
 # %% ../../nbs/32_glyphs.ipynb #723051e0
-def glyphs(root: str | Path | None = None, size: int = 28, per_class: int = 20, *, seed: int = 0) -> Images:
-    """Letters of twelve scripts, drawn from fonts, `per_class` copies of each with small random changes. No download.
+def glyphs(root: str | Path | None = None, size: int = 28, per_class: int = 20, *,
+           seed: int = 0) -> Images:
+    """Letters of twelve scripts, drawn from fonts. No download.
 
-    The fonts are the DejaVu family, which matplotlib brings along; copies of a letter differ in style (bold, slanted,
-    serif, fixed width), turn, shear, stretch and place. Letters that look alike are one class. Ink is 255 on 0, images are
-    size × size. They are made in some seconds and kept as one file in `root`, METALIT_DATA or the user's cache folder;
-    where no folder can be written they are made again each time.
+    Of each, `per_class` copies with small random changes.
+
+    The fonts are the DejaVu family, which matplotlib brings along; copies of a letter differ in
+    style (bold, slanted, serif, fixed width), turn, shear, stretch and place. Letters that look
+    alike are one class. Ink is 255 on 0, images are size × size. They are made in some seconds and
+    kept as one file in `root`, METALIT_DATA or the user's cache folder; where no folder can be
+    written they are made again each time.
 
     Raises `ValueError` for a size or a number below 1, or a kept file that is something else.
 

@@ -29,10 +29,13 @@ __all__ = ['ENDINGS', 'Images', 'read_image', 'from_folder', 'data_folder', 'use
 # %% ../../nbs/31_images.ipynb #2e5f9f4f
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images with class labels: `images` (n, channels, height, width), bytes or floating point; `labels` (n,), the
-    numbers 0 … classes − 1; `names`, one for each class.
+    """Images with class labels.
 
-    Raises `ValueError` where they do not belong together, a label is out of range, or a class has no image.
+    `images` (n, channels, height, width), bytes or floating point; `labels` (n,), the numbers 0 …
+    classes − 1; `names`, one for each class.
+
+    Raises `ValueError` where they do not belong together, a label is out of range, or a class has
+    no image.
 
     Example: `Images(torch.zeros(4, 1, 28, 28), torch.tensor([0, 0, 1, 1]), ["a", "b"])`.
     """
@@ -41,39 +44,50 @@ class Images:
     names: Sequence[str]
 
     def __post_init__(self) -> None:
-        found = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (self.images, self.labels)]
+        found = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+                 for t in (self.images, self.labels)]
         if not isinstance(found[0], tuple) or len(found[0]) != 4 or found[1] != found[0][:1]:
-            raise ValueError("two tensors are needed, images (n, channels, height, width) and labels (n,); found "
-                             f"{found[0]} and {found[1]}")
+            raise ValueError("two tensors are needed, images (n, channels, height, width) and "
+                             f"labels (n,); found {found[0]} and {found[1]}")
         if self.labels.is_floating_point():
             raise ValueError(f"labels are of type {self.labels.dtype}; whole numbers are needed")
         out = (self.labels < 0) | (self.labels >= len(self.names))
         if out.any():
             where = int(out.nonzero()[0, 0])
-            raise ValueError(f"label {int(self.labels[where])} of image {where} is out of range: there are "
-                             f"{len(self.names)} names, so labels are 0 … {len(self.names) - 1}")
+            raise ValueError(f"label {int(self.labels[where])} of image {where} is out of range: "
+                             f"there are {len(self.names)} names, so labels are 0 … "
+                             f"{len(self.names) - 1}")
         empty = (torch.bincount(self.labels, minlength=len(self.names)) == 0).nonzero()
-        if len(empty): raise ValueError(f"class {int(empty[0])} ({self.names[int(empty[0])]}) has no image")
+        if len(empty):
+            raise ValueError(f"class {int(empty[0])} ({self.names[int(empty[0])]}) has no image")
 
-    def episodes(self, ways: int = 5, shots: int = 1, queries: int | None = None, **options: Any) -> Episodes:
+    def episodes(self, ways: int = 5, shots: int = 1, queries: int | None = None,
+                 **options: Any) -> Episodes:
         "Episodes of these images: see `ml.tasks.Episodes`."
         return Episodes(self.images, self.labels, ways, shots, queries, **options)
 
     def select(self, classes: Sequence[int]) -> Images:
-        "Some of the classes, numbered anew in the order given; `ValueError` for one that is not there, or given twice."
+        """Some of the classes, numbered anew in the order given.
+
+        `ValueError` for one that is not there, or given twice.
+        """
         if len(set(classes)) < len(classes) or not set(classes) <= set(range(len(self.names))):
-            raise ValueError(f"classes={classes}: different numbers from 0 to {len(self.names) - 1} are needed")
+            raise ValueError(f"classes={classes}: different numbers from 0 to "
+                             f"{len(self.names) - 1} are needed")
         number = torch.full((len(self.names),), -1, device=self.labels.device)
         for new, old in enumerate(classes): number[old] = new
         labels = number[self.labels.long()]
-        return Images(self.images[labels >= 0], labels[labels >= 0], [self.names[int(c)] for c in classes])
+        return Images(self.images[labels >= 0], labels[labels >= 0],
+                      [self.names[int(c)] for c in classes])
 
     def split(self, sizes: Sequence[float], seed: int = 0) -> list[Images]:
-        """Parts that share no class: so many classes each, or, where all sizes are fractions below 1, such shares.
+        """Parts that share no class.
 
-        Shares that add up to 1 leave no class out. Which class goes where depends on `seed` alone. Split before
-        rotating: a class and its rotated copy must be on the same side. Raises `ValueError` for more classes than there
-        are, and a part without a class.
+        So many classes each, or, where all sizes are fractions below 1, such shares.
+
+        Shares that add up to 1 leave no class out. Which class goes where depends on `seed` alone.
+        Split before rotating: a class and its rotated copy must be on the same side. Raises
+        `ValueError` for more classes than there are, and a part without a class.
 
         Example: `train, validation, test = images.split((1100, 100, 423))`.
         """
@@ -83,8 +97,9 @@ class Images:
             counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         else: counts = [int(size) if size == int(size) else -1 for size in sizes]
         if min(counts, default=0) < 1 or sum(counts) > total:
-            raise ValueError(f"sizes={tuple(sizes)} of {total} classes: whole numbers of classes are needed, or shares "
-                             f"below 1; each part must get at least 1 class, and all parts together at most {total}")
+            raise ValueError(f"sizes={tuple(sizes)} of {total} classes: whole numbers of classes "
+                             "are needed, or shares below 1; each part must get at least 1 class, "
+                             f"and all parts together at most {total}")
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
         return [self.select(sorted(part.tolist())) for part in order[:sum(counts)].split(counts)]
 
@@ -94,14 +109,21 @@ class Images:
 
 # %% ../../nbs/31_images.ipynb #c4cb53b0
 def read_image(path: Path, size: int | None, channels: int) -> np.ndarray:
-    "The bytes of one image, upright and on white, (height, width, channels); `ValueError` where the file is none."
+    """The bytes of one image, upright and on white, (height, width, channels).
+
+    `ValueError` where the file is none.
+    """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image: picture = ImageOps.exif_transpose(image)    # a camera may note how it was held
-    except Exception as error:                                # a broken file can make a decoder raise anything
+        # a camera may note how it was held
+        with Image.open(path) as image: picture = ImageOps.exif_transpose(image)
+    # a broken file can make a decoder raise anything
+    except Exception as error:
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
-    if picture.mode.startswith("I"): picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))   # 16 bits
+    # 16 bits
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -116,11 +138,12 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 def from_folder(folder: str | Path, size: int | None = None, channels: int = 1) -> Images:
     """Images of a folder with one folder per class, in the order of their names.
 
-    `size`: every image is scaled to size × size pixels; without it all must have the same size. `channels`: 1 for
-    grey, 3 for colour. What is transparent becomes white. Hidden files and files with other endings are left alone.
+    `size`: every image is scaled to size × size pixels; without it all must have the same size.
+    `channels`: 1 for grey, 3 for colour. What is transparent becomes white. Hidden files and files
+    with other endings are left alone.
 
-    Raises `ValueError`, naming the file, for images of different sizes and files that are none, and, naming the folder,
-    for a class without images.
+    Raises `ValueError`, naming the file, for images of different sizes and files that are none,
+    and, naming the folder, for a class without images.
 
     Example: `train, test = from_folder("letters", size=28).split((0.8, 0.2))`.
     """
@@ -129,18 +152,25 @@ def from_folder(folder: str | Path, size: int | None = None, channels: int = 1) 
     if size is not None and size < 1: raise ValueError(f"size={size}: at least 1 pixel is needed")
     if channels not in (1, 3): raise ValueError(f"channels={channels}: 1 for grey, 3 for colour")
     classes = [path for path in _shown(folder) if path.is_dir()]
-    if not classes: raise ValueError(f"{folder} holds no class: a folder for each class is needed, images in it")
-    files = [[path for path in _shown(of_class) if path.suffix.lower() in ENDINGS] for of_class in classes]
+    if not classes:
+        raise ValueError(f"{folder} holds no class: a folder for each class is needed, images in "
+                         "it")
+    files = [[path for path in _shown(of_class) if path.suffix.lower() in ENDINGS]
+             for of_class in classes]
     for path, of_class in zip(classes, files, strict=True):
-        if not of_class: raise ValueError(f"{path} holds no image: give it one ({', '.join(ENDINGS)}), or remove it")
+        if not of_class:
+            raise ValueError(f"{path} holds no image: give it one ({', '.join(ENDINGS)}), or "
+                             "remove it")
     read = [(path, read_image(path, size, channels)) for of_class in files for path in of_class]
     first = read[0]
     for path, image in read:
         if image.shape != first[1].shape:
             found, expected = ("×".join(map(str, i.shape[:2])) for i in (image, first[1]))
-            raise ValueError(f"{path} has {found} pixels and {first[0]} {expected}: give a size, such as size=28, to "
-                             "scale all of them")
-    images = torch.from_numpy(np.stack([image for _, image in read])).permute(0, 3, 1, 2).contiguous()
+            raise ValueError(f"{path} has {found} pixels and {first[0]} {expected}: give a size, "
+                             "such as size=28, to scale all of them")
+    images = (
+        torch.from_numpy(np.stack([image for _, image in read])).permute(0, 3, 1, 2).contiguous()
+    )
     labels = torch.repeat_interleave(torch.tensor([len(of_class) for of_class in files]))
     return Images(images, labels, [path.name for path in classes])
 
@@ -151,7 +181,7 @@ def _shown(folder: Path) -> list[Path]:
 
 # %% ../../nbs/31_images.ipynb #ba283357
 def data_folder(root: str | Path | None = None) -> Path:
-    "Where data are kept: `root`, else the environment's METALIT_DATA, else the user's cache folder."
+    "Where data are kept: `root`, else METALIT_DATA of the environment, else the user's cache."
     if root is None: root = os.environ.get("METALIT_DATA")
     return user_cache() if root is None else Path(root).expanduser()
 
@@ -164,29 +194,35 @@ def user_cache() -> Path:
 
 # %% ../../nbs/31_images.ipynb #22efd837
 def load_images(path: Path) -> Images:
-    "The images that `save_images` wrote; `ValueError` where the file was cut short or altered, or is something else."
+    """The images that `save_images` wrote.
+
+    `ValueError` where the file was cut short or altered, or is something else.
+    """
     content = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as whole:
             if broken := whole.testzip(): raise zipfile.BadZipFile(f"wrong checksum of {broken}")
         kept = torch.load(io.BytesIO(content), weights_only=True)
         return Images(kept["images"], kept["labels"], kept["names"])
-    except Exception as error:                                # a wrong byte can make zipfile raise nearly anything
-        raise ValueError(f"{path} was cut short or altered, or is something else ({str(error)[:80]}): delete it, and "
-                         "it will be made again") from error
+    except Exception as error:  # a wrong byte can make zipfile raise nearly anything
+        raise ValueError(f"{path} was cut short or altered, or is something else "
+                         f"({str(error)[:80]}): delete it, and it will be made again") from error
 
 
 def save_images(path: Path, images: Images) -> None:
     "Images as one file, whole or not at all."
     buffer = io.BytesIO()
-    torch.save({"images": images.images, "labels": images.labels, "names": list(images.names)}, buffer)
+    torch.save({"images": images.images, "labels": images.labels, "names": list(images.names)},
+               buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, buffer.getvalue())
 
 
 def kept_images(name: str, root: str | Path | None, make: Callable[[], Images]) -> Images:
-    """The images of the file `name` in the folder of the data or the user's cache folder; where it is in neither,
-    `make()`, kept in the first of them that can be written. Where neither can, they are made anew each time.
+    """The images of the file `name`, or what `make()` makes, which is kept.
+
+    The file is looked for in the folder of the data and the user's cache folder, and kept in the
+    first of them that can be written. Where neither can, the images are made anew each time.
 
     Raises `ValueError` as `load_images` does, and what `make` raises.
 
@@ -208,7 +244,8 @@ def same_picture(images: Tensor) -> Tensor:
 
     Bytes, and the same bytes divided by 255, count as equal.
     """
-    levels = images.float() * 256 if images.dtype == torch.uint8 else (images.float() * (256 * 255)).round() + 0.0
+    levels = (images.float() * 256 if images.dtype == torch.uint8
+              else (images.float() * (256 * 255)).round() + 0.0)
     turns = (0, 1, 2, 3) if images.shape[-1] == images.shape[-2] else (0, 2)
     return torch.stack([_digests(torch.rot90(levels, turn, (-2, -1))) for turn in turns]).amin(0)
 
@@ -216,23 +253,27 @@ def same_picture(images: Tensor) -> Tensor:
 def _digests(levels: Tensor) -> Tensor:
     "64 bits of each image's hash."
     rows = levels.flatten(1).cpu().numpy()
-    return torch.tensor([int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little", signed=True)
-                         for row in rows])
+    digests = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
 def check_disjoint(train: Episodes, test: Episodes) -> None:
-    """Raise `ValueError` where an image of one family is also in the other, turned or not: the split leaks a class.
+    """Raise `ValueError` where an image of one family is also in the other.
 
-    Looks at images, not at labels: a class whose images are all different on the two sides is not found.
+    Turned or not: the split then leaks a class.
+
+    Looks at images, not at labels: a class whose images are all different on the two sides is not
+    found.
 
     Example: `check_disjoint(train.episodes(), test.episodes())`.
     """
     if train.images.shape[1:] != test.images.shape[1:]:
-        raise ValueError(f"images of shapes {tuple(train.images.shape[1:])} and {tuple(test.images.shape[1:])} cannot "
-                         "be compared: bring both to one size")
+        raise ValueError(f"images of shapes {tuple(train.images.shape[1:])} and "
+                         f"{tuple(test.images.shape[1:])} cannot be compared: bring both to one "
+                         "size")
     shared = torch.isin(same_picture(train.images), same_picture(test.images))
     if shared.any():
         where = int(shared.nonzero()[0, 0])
-        raise ValueError(f"the split leaks: {int(shared.sum())} images are in both families, turned or not, first "
-                         f"image {where} of class {int(train.labels[where])}. Split by class before rotating: "
-                         "images.split(…)")
+        raise ValueError(f"the split leaks: {int(shared.sum())} images are in both families, "
+                         f"turned or not, first image {where} of class {int(train.labels[where])}. "
+                         "Split by class before rotating: images.split(…)")

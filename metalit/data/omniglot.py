@@ -31,7 +31,9 @@ HOME = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 
 
 class Archive(NamedTuple):
-    """An archive of the official release: its MD5, its number of characters, and a SHA-256 of its drawings themselves.
+    """An archive of the official release, and how it is known.
+
+    By its MD5, its number of characters, and a SHA-256 of its drawings themselves.
 
     The second holds for archives that were packed again, too.
     """
@@ -40,18 +42,19 @@ class Archive(NamedTuple):
     drawings: str
 
 
-ARCHIVES = {
-    "images_background.zip": Archive("68d2efa1b9178cc56df9314c21c6e718", 964,
-                                     "dfcc28b41758e7305321a1f7c56692e4ab67441f581bbc58aac99d8be7f15209"),
-    "images_evaluation.zip": Archive("6b91aef0f799c5bb55b94e3f2daec811", 659,
-                                     "1445ff97df5bf67dddc15b43f0dff2f1e64327b54dad479d185aa7d9b11dbb00"),
-}
+ARCHIVES = {"images_background.zip":
+            Archive("68d2efa1b9178cc56df9314c21c6e718", 964,
+                    "dfcc28b41758e7305321a1f7c56692e4ab67441f581bbc58aac99d8be7f15209"),
+            "images_evaluation.zip":
+            Archive("6b91aef0f799c5bb55b94e3f2daec811", 659,
+                    "1445ff97df5bf67dddc15b43f0dff2f1e64327b54dad479d185aa7d9b11dbb00")}
 
 # %% ../../nbs/33_omniglot.ipynb #89ec4961
 def fetch(name: str, folder: Path, progress: bool = True) -> Path:
-    """The path of an archive in `folder`; where it is not there it is downloaded from its official home.
+    """The path of an archive in `folder`, downloaded from its home if not there.
 
-    Raises `OSError` where the folder cannot be written or the download fails, `ValueError` where its checksum is wrong.
+    Raises `OSError` where the folder cannot be written or the download fails, `ValueError` where
+    its checksum is wrong.
     """
     if (folder / name).is_file(): return folder / name
     import pooch
@@ -60,36 +63,43 @@ def fetch(name: str, folder: Path, progress: bool = True) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder): pass         # can a file be written there?
     except OSError as error:
-        raise OSError(error.errno, f"the data folder {folder} cannot be written ({error.strerror}): choose another "
-                                   "with root=…, --root or METALIT_DATA") from error
+        raise OSError(error.errno,
+                      f"the data folder {folder} cannot be written ({error.strerror}): choose "
+                      "another with root=…, --root or METALIT_DATA") from error
     pooch.get_logger().setLevel("WARNING")
     try:
-        pooch.retrieve(HOME + name, f"md5:{ARCHIVES[name].md5}", fname=name, path=folder, progressbar=progress)
+        pooch.retrieve(HOME + name, f"md5:{ARCHIVES[name].md5}", fname=name, path=folder,
+                       progressbar=progress)
     except OSError as error:                                  # all errors of the network are
-        raise OSError(f"{name} could not be downloaded from {HOME} ({type(error).__name__}). Without internet, put "
-                      f"the archives images_background.zip and images_evaluation.zip into {folder}, or point --root or "
-                      "METALIT_DATA at a folder that holds them") from error
+        raise OSError(f"{name} could not be downloaded from {HOME} ({type(error).__name__}). "
+                      "Without internet, put the archives images_background.zip and "
+                      f"images_evaluation.zip into {folder}, or point --root or METALIT_DATA at a "
+                      "folder that holds them") from error
     return folder / name
 
 # %% ../../nbs/33_omniglot.ipynb #ac74ff28
 def members(path: Path) -> dict[str, bytes]:
     """The drawings of an archive, by name, still as PNG. Nothing is written to the disk.
 
-    Raises `ValueError` for an archive that is cut short or altered, or that has a member outside its own folder.
+    Raises `ValueError` for an archive that is cut short or altered, or that has a member outside
+    its own folder.
     """
     content = io.BytesIO(path.read_bytes())
     try:
         with zipfile.ZipFile(content) as archive:
             outside = next(filter(_outside, archive.namelist()), None)
-            wanted = [] if outside else sorted(name for name in archive.namelist() if name.endswith(".png"))
-            too_large = next((name for name in wanted if archive.getinfo(name).file_size > LARGEST), None)
+            wanted = [] if outside else sorted(name for name in archive.namelist()
+                                               if name.endswith(".png"))
+            too_large = next((name for name in wanted if archive.getinfo(name).file_size > LARGEST),
+                             None)
             found = {} if too_large else {name: archive.read(name) for name in wanted}
-    except Exception as error:                                # a wrong byte can make zipfile raise nearly anything
+    except Exception as error:  # a wrong byte can make zipfile raise nearly anything
         raise ValueError(f"{path} was cut short or altered ({error}). {AGAIN}") from error
     if outside:
-        raise ValueError(f"{path} has a member {outside!r} that points outside its folder: this is not the archive of "
-                         f"Omniglot. {AGAIN}")
-    if too_large: raise ValueError(f"{path} was altered: {too_large} is larger than {LARGEST} bytes. {AGAIN}")
+        raise ValueError(f"{path} has a member {outside!r} that points outside its folder: this is "
+                         f"not the archive of Omniglot. {AGAIN}")
+    if too_large:
+        raise ValueError(f"{path} was altered: {too_large} is larger than {LARGEST} bytes. {AGAIN}")
     return found
 
 
@@ -98,7 +108,10 @@ def _outside(name: str) -> bool:
 
 # %% ../../nbs/33_omniglot.ipynb #e841d32b
 def drawings(path: Path) -> dict[str, list[np.ndarray]]:
-    "The drawings of each character of an archive, 105 × 105, true where there is ink; checked against their digest."
+    """The drawings of each character of an archive, 105 × 105, true where there is ink.
+
+    They are checked against their digest.
+    """
     from PIL import Image
 
     characters: dict[str, list[np.ndarray]] = {}
@@ -107,15 +120,17 @@ def drawings(path: Path) -> dict[str, list[np.ndarray]]:
         try:
             with Image.open(io.BytesIO(content)) as image: ink = ~np.asarray(image.convert("1"))
         except Exception as error:
-            raise ValueError(f"{path} was altered: {name} is no image ({error}). {AGAIN}") from error
+            raise ValueError(f"{path} was altered: {name} is no image "
+                             f"({error}). {AGAIN}") from error
         if ink.shape != (105, 105):
             found = "×".join(map(str, ink.shape))
             raise ValueError(f"{path} was altered: {name} has {found} pixels, not 105×105. {AGAIN}")
         digest.update(name.encode() + np.packbits(ink).tobytes())
         characters.setdefault(posixpath.dirname(name), []).append(ink)
     if digest.hexdigest() != ARCHIVES[path.name].drawings:
-        raise ValueError(f"{path} was altered: its drawings are not those of Omniglot ({len(characters)} characters; "
-                         f"Omniglot has {ARCHIVES[path.name].characters} there). {AGAIN}")
+        raise ValueError(f"{path} was altered: its drawings are not those of Omniglot "
+                         f"({len(characters)} characters; Omniglot has "
+                         f"{ARCHIVES[path.name].characters} there). {AGAIN}")
     return characters
 
 # %% ../../nbs/33_omniglot.ipynb #db1f6e32
@@ -123,28 +138,33 @@ def scaled(ink: np.ndarray, size: int = 28) -> np.ndarray:
     "A drawing in size × size bytes, by Lanczos' filter, ink 255 on 0."
     from PIL import Image
 
-    return np.asarray(Image.fromarray(ink.astype(np.uint8) * 255).resize((size, size), Image.Resampling.LANCZOS))
+    picture = Image.fromarray(ink.astype(np.uint8) * 255)
+    return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
 
 # %% ../../nbs/33_omniglot.ipynb #ee2fe0c6
 def omniglot_images(root: str | Path | None = None, progress: bool = True) -> Images:
-    """All of Omniglot: 1,623 characters with 20 drawings each (Lake et al. 2015), ink 255 on 0, 28 × 28 pixels.
+    """All of Omniglot: 1,623 characters with 20 drawings each (Lake et al. 2015).
 
-    The archives are looked for in `root`, in METALIT_DATA or in the user's cache folder, and downloaded if they are not
-    there. What was made of them is kept as one file, `omniglot-28.pt`, beside them, or in the cache folder where that
-    cannot be written; where neither can, it is made anew each time. Raises `OSError` and `ValueError` as `fetch`,
-    `members` and `drawings` do.
+    Ink is 255 on 0, 28 × 28 pixels.
+
+    The archives are looked for in `root`, in METALIT_DATA or in the user's cache folder, and
+    downloaded if they are not there. What was made of them is kept as one file, `omniglot-28.pt`,
+    beside them, or in the cache folder where that cannot be written; where neither can, it is made
+    anew each time. Raises `OSError` and `ValueError` as `fetch`, `members` and `drawings` do.
 
     Example: `omniglot_images("data/omniglot")`.
     """
     folder = data_folder(root)
-    return kept_images(KEPT, root, lambda: _read([fetch(name, folder, progress) for name in ARCHIVES]))
+    return kept_images(KEPT, root,
+                       lambda: _read([fetch(name, folder, progress) for name in ARCHIVES]))
 
 
 def _read(paths: list[Path]) -> Images:
     characters = {name: images for path in paths for name, images in drawings(path).items()}
     pixels = np.stack([scaled(ink) for images in characters.values() for ink in images])
     labels = torch.repeat_interleave(torch.tensor([len(images) for images in characters.values()]))
-    return Images(torch.from_numpy(pixels)[:, None], labels, [name.removeprefix("images_") for name in characters])
+    return Images(torch.from_numpy(pixels)[:, None], labels,
+                  [name.removeprefix("images_") for name in characters])
 
 # %% ../../nbs/33_omniglot.ipynb #c59b3677
 ALL_TURNS = (0, 90, 180, 270)
@@ -153,9 +173,9 @@ ALL_TURNS = (0, 90, 180, 270)
 class Protocol(NamedTuple):
     """How a paper splits and turns Omniglot.
 
-    `sizes`: characters for training, validation and test. `turns_as_classes`: a turned character is a class of its own;
-    else each class of an episode is turned at random. `test_turned`: test images are turned, too. `inverted`: ink is
-    255 on 0, not dark on white.
+    `sizes`: characters for training, validation and test. `turns_as_classes`: a turned character is
+    a class of its own; else each class of an episode is turned at random. `test_turned`: test
+    images are turned, too. `inverted`: ink is 255 on 0, not dark on white.
     """
     sizes: tuple[int, ...]
     turns_as_classes: bool
@@ -171,14 +191,17 @@ PROTOCOLS = {
 
 # %% ../../nbs/33_omniglot.ipynb #b9a4b783
 class Omniglot(NamedTuple):
-    "Omniglot, split: `train`, `validation` (None where the protocol has none), `test`, and the protocol."
+    """Omniglot, split: `train`, `validation` (or None), `test`, and the protocol.
+
+    `validation` is None where the protocol has none.
+    """
     train: Images
     validation: Images | None
     test: Images
     protocol: Protocol
 
-    def episodes(self, ways: int = 5, shots: int = 1, queries: int | None = None) -> tuple[Episodes, Episodes | None,
-                                                                                         Episodes]:
+    def episodes(self, ways: int = 5, shots: int = 1,
+                 queries: int | None = None) -> tuple[Episodes, Episodes | None, Episodes]:
         "Families for training, validation and test, turned as the protocol says."
         turned = {"rotations": ALL_TURNS, "rotations_as_classes": self.protocol.turns_as_classes}
         train, validation = (part and part.episodes(ways, shots, queries, **turned)
@@ -191,16 +214,18 @@ def omniglot(root: str | Path | None = None, protocol: str = "finn", *, seed: in
              progress: bool = True) -> Omniglot:
     """Omniglot as a paper used it. `seed` fixes which characters go where.
 
-    `"finn"` (Finn et al. 2017, their code): 1100 / 100 / 423 characters, each class of each episode turned at random,
-    also in tests. `"vinyals"` (Vinyals et al. 2016, Snell et al. 2017): 1028 / 172 / 423, turned characters count as
-    classes of their own; their fixed lists of characters are replaced by a random split of the same sizes. `"reptile"`
-    (Nichol et al. 2018): 1200 / 423, turned in training as classes of their own, not turned in tests, dark on white.
+    `"finn"` (Finn et al. 2017, their code): 1100 / 100 / 423 characters, each class of each episode
+    turned at random, also in tests. `"vinyals"` (Vinyals et al. 2016, Snell et al. 2017): 1028 /
+    172 / 423, turned characters count as classes of their own; their fixed lists of characters are
+    replaced by a random split of the same sizes. `"reptile"` (Nichol et al. 2018): 1200 / 423,
+    turned in training as classes of their own, not turned in tests, dark on white.
 
     Raises `ValueError` for an unknown protocol, and as `omniglot_images` does.
 
     Example: `train, validation, test = omniglot().episodes(ways=5, shots=1)`.
     """
-    if protocol not in PROTOCOLS: raise ValueError(f"protocol={protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r}: choose one of {', '.join(PROTOCOLS)}")
     chosen, images = PROTOCOLS[protocol], omniglot_images(root, progress)
     if not chosen.inverted: images = Images(255 - images.images, images.labels, images.names)
     train, *validation, test = images.split(chosen.sizes, seed)

@@ -17,11 +17,11 @@ __all__ = ['Exact']
 
 # %% ../../nbs/07_exact_gradient.ipynb #1584db5a
 class Exact(nn.Module):
-    """The gradient of what is written: it flows back through every step of the inner loop (Finn et al. 2017).
+    """The gradient of what is written, through every step of the inner loop (Finn et al. 2017).
 
-    A gradient rule is called as `rule(adapt, value, theta)` for one task. `adapt(start, split)` gives the points
-    φ₀ … φ_K; `value(adapt)` measures with an inner loop that starts at θ unless told otherwise. What the rule
-    returns has the right value, and its `.backward()` is the rule.
+    A gradient rule is called as `rule(adapt, value, theta)` for one task. `adapt(start, split)`
+    gives the points φ₀ … φ_K; `value(adapt)` measures with an inner loop that starts at θ unless
+    told otherwise. What the rule returns has the right value, and its `.backward()` is the rule.
 
     Costs K Hessian-vector products and the memory of K graphs.
 

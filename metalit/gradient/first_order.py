@@ -17,11 +17,13 @@ __all__ = ['FirstOrder']
 
 # %% ../../nbs/08_first_order.ipynb #95bf58b2
 class FirstOrder(nn.Module):
-    """The gradient with every inner gradient held constant, so that ∂φ_K/∂θ = I (Finn et al. 2017, section 5.2).
+    """The gradient with inner gradients held constant (Finn et al. 2017, section 5.2).
 
-    The value of the meta-loss is the same as with `Exact`. Step sizes and other parameters of the inner loop
-    still learn, because only the inner *gradients* are detached. Costs no Hessian-vector product, and the memory
-    of one graph and the K + 1 points of the path.
+    So ∂φ_K/∂θ = I.
+
+    The value of the meta-loss is the same as with `Exact`. Step sizes and other parameters of the
+    inner loop still learn, because only the inner *gradients* are detached. Costs no Hessian-vector
+    product, and the memory of one graph and the K + 1 points of the path.
 
     Example: `ml.MetaLoss(model, loss, gradient=ml.FirstOrder())`.
     """

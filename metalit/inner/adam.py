@@ -17,12 +17,15 @@ __all__ = ['Adam']
 
 # %% ../../nbs/22_adam.ipynb #aab07333
 class Adam(SGD):
-    """Adam without momentum (β₁ = 0): each coordinate's gradient, divided by its recent root mean square.
+    """Adam without momentum (β₁ = 0).
 
-    Kingma & Ba (2015); Nichol et al. (2018) use it with β₁ = 0 as the inner loop of Reptile. `lr` is the step size,
-    by default their 1e-3 for Omniglot; β₂ and ε are Adam's own. State policy: *fresh*. Every task starts with an
-    empty memory, with Adam's bias correction. (Reptile's code carries the memory from task to task; here tasks adapt
-    side by side, and one task never changes another's answer.)
+    Each coordinate's gradient, divided by its recent root mean square.
+
+    Kingma & Ba (2015); Nichol et al. (2018) use it with β₁ = 0 as the inner loop of Reptile. `lr`
+    is the step size, by default their 1e-3 for Omniglot; β₂ and ε are Adam's own. State policy:
+    *fresh*. Every task starts with an empty memory, with Adam's bias correction. (Reptile's code
+    carries the memory from task to task; here tasks adapt side by side, and one task never changes
+    another's answer.)
 
     Raises `ValueError` as `SGD` does, and for β₂ outside [0, 1) or ε ≤ 0.
 
@@ -31,8 +34,10 @@ class Adam(SGD):
     def __init__(self, lr: float = 1e-3, steps: int = 5, *, beta2: float = 0.999, eps: float = 1e-8,
                  batch_size: int | None = None):
         super().__init__(lr, steps, batch_size=batch_size)
-        if not 0 <= beta2 < 1: raise ValueError(f"beta2={beta2}: a number from 0 up to, not including, 1 is needed")
-        if not (math.isfinite(eps) and eps > 0): raise ValueError(f"eps={eps}: a finite number above 0 is needed")
+        if not 0 <= beta2 < 1:
+            raise ValueError(f"beta2={beta2}: a number from 0 up to, not including, 1 is needed")
+        if not (math.isfinite(eps) and eps > 0):
+            raise ValueError(f"eps={eps}: a finite number above 0 is needed")
         self.beta2, self.eps = beta2, eps
 
     def start(self) -> Callable[[Params], Params]:
@@ -44,8 +49,11 @@ class Adam(SGD):
             nonlocal seen
             seen += 1
             for name, g in gradient.items():
-                squares[name] = self.beta2 * squares.get(name, torch.zeros_like(g)) + (1 - self.beta2) * g * g
+                squares[name] = (self.beta2 * squares.get(name, torch.zeros_like(g))
+                                 + (1 - self.beta2) * g * g)
             correction = 1 - self.beta2**seen
-            # ε stands under the root, not beside it: √0 has no slope, and a weight without gradient would give NaN.
-            return {name: g / (squares[name] / correction + self.eps**2).sqrt() for name, g in gradient.items()}
+            # ε stands under the root, not beside it: √0 has no slope, and a weight without gradient
+            # would give NaN.
+            return {name: g / (squares[name] / correction + self.eps**2).sqrt()
+                    for name, g in gradient.items()}
         return direction

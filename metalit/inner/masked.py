@@ -20,22 +20,27 @@ __all__ = ['matching', 'head_of', 'Masked', 'Context']
 
 # %% ../../nbs/35_masked.ipynb #b24e325a
 def matching(model: nn.Module, pattern: str | None) -> set[str]:
-    """The names of the model's parameters that a pattern such as `"head.*"` matches, as file names are matched.
+    """The names of the model's parameters that a pattern such as `"head.*"` matches.
 
-    Several patterns have commas between them; None stands for none. Raises `ValueError` for one that matches nothing.
+    They are matched as file names are.
+
+    Several patterns have commas between them; None stands for none. Raises `ValueError` for one
+    that matches nothing.
     """
     names, found = [name for name, _ in model.named_parameters()], set()
     for part in (part.strip() for part in (pattern or "").split(",") if part.strip()):
         of_part = {name for name in names if fnmatchcase(name, part)}
-        if not of_part: raise ValueError(f"pattern {part!r} matches no parameter of {type(model).__name__}; its "
-                                         f"parameters are {', '.join(names)}")
+        if not of_part:
+            raise ValueError(f"pattern {part!r} matches no parameter of {type(model).__name__}; "
+                             f"its parameters are {', '.join(names)}")
         found |= of_part
     return found
 
 # %% ../../nbs/35_masked.ipynb #fa18283f
 def head_of(model: nn.Module) -> str:
     "A pattern for the parameters of the model's last layer: the last module that owns parameters."
-    owners = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    owners = [name
+              for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     if not owners: raise ValueError(f"{type(model).__name__} has no layer with parameters")
     return f"{owners[-1]}.*" if owners[-1] else "*"
 
@@ -43,68 +48,82 @@ def head_of(model: nn.Module) -> str:
 class Masked(SGD):
     """Gradient descent on some of the parameters: φₖ₊₁ = φₖ − lr·(m ⊙ ∇ℓ(φₖ)), where m is 1 or 0.
 
-    m is 1 for parameters whose name a pattern in `only` matches (default: all) and none in `without` (default: none).
-    `"head.*"` matches all parameters of the module `head`; commas join patterns. The others stay at θ inside the loop,
-    and the meta-loss learns them as before. The gradient is taken of the adapted parameters alone, so a loop over the
-    head does not flow back through the body. With `only="head.*"` this is ANIL's loop (Raghu et al. 2020), with
+    m is 1 for parameters whose name a pattern in `only` matches (default: all) and none in
+    `without` (default: none). `"head.*"` matches all parameters of the module `head`; commas join
+    patterns. The others stay at θ inside the loop, and the meta-loss learns them as before. The
+    gradient is taken of the adapted parameters alone, so a loop over the head does not flow back
+    through the body. With `only="head.*"` this is ANIL's loop (Raghu et al. 2020), with
     `without="head.*"` BOIL's (Oh et al. 2021).
 
-    Raises `ValueError` as `SGD` does, for a pattern that matches no parameter, where nothing is left to adapt, and,
-    when it adapts, for a model without these parameters.
+    Raises `ValueError` as `SGD` does, for a pattern that matches no parameter, where nothing is
+    left to adapt, and, when it adapts, for a model without these parameters.
 
     Example: `Masked(model, lr=0.4, only="head.*")`.
     """
-    def __init__(self, model: nn.Module, lr: float = 0.01, steps: int = 1, *, only: str | None = None,
-                 without: str | None = None, **options: Any):
+    def __init__(self, model: nn.Module, lr: float = 0.01, steps: int = 1, *,
+                 only: str | None = None, without: str | None = None, **options: Any):
         super().__init__(lr, steps, **options)
         self.only, self.without, self.options = only, without, options
         chosen = matching(model, only or "*") - matching(model, without)
         self.names = [name for name, _ in model.named_parameters() if name in chosen]
-        if not self.names: raise ValueError(f"only={only!r} and without={without!r} leave no parameter to adapt")
+        if not self.names:
+            raise ValueError(f"only={only!r} and without={without!r} leave no parameter to adapt")
 
     def slope(self, loss: Callable[[Params], Tensor], phi: Params) -> Params:
         "The gradient of the adapted parameters."
         gone = [name for name in self.names if name not in phi]
-        if gone: raise ValueError(f"{type(self).__name__} was made for another model: this one has no parameter "
-                                  f"{gone[0]!r}. Make it anew: {type(self).__name__}(model, …)")
-        return torch.func.grad(lambda part: loss(phi | part))({name: phi[name] for name in self.names})
+        if gone:
+            raise ValueError(f"{type(self).__name__} was made for another model: this one has no "
+                             f"parameter {gone[0]!r}. Make it anew: {type(self).__name__}(model, "
+                             "…)")
+        return torch.func.grad(lambda part: loss(phi | part))(
+            {name: phi[name] for name in self.names}
+        )
 
     def for_model(self, model: nn.Module) -> Masked:
         "The same patterns, for another model."
-        return type(self)(model, lr=self.lr, steps=self.steps, only=self.only, without=self.without, **self.options)
+        return type(self)(model, lr=self.lr, steps=self.steps, only=self.only, without=self.without,
+                          **self.options)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + "".join(f", {name}={value!r}" for name, value in
-                                              (("only", self.only), ("without", self.without)) if value)
+        patterns = {"only": self.only, "without": self.without}
+        named = [f", {name}={value!r}" for name, value in patterns.items() if value]
+        return super().extra_repr() + "".join(named)
 
 # %% ../../nbs/35_masked.ipynb #ddb30036
 class Context(SGD):
-    """Gradient descent on a context vector c alone, from c = 0 in every task (CAVIA, Zintgraf et al. 2019).
+    """Gradient descent on a context vector c alone, from c = 0 (CAVIA, Zintgraf et al. 2019).
 
-    The model reads c from a buffer called `context`; a buffer, for c is no meta-parameter: it is zero whenever a task
-    begins. What the meta-loss learns is how the model uses it. `lr` is by default the 1.0 of the authors' sinusoids.
+    The model reads c from a buffer called `context`; a buffer, for c is no meta-parameter: it is
+    zero whenever a task begins. What the meta-loss learns is how the model uses it. `lr` is by
+    default the 1.0 of the authors' sinusoids.
 
     Raises `ValueError` as `SGD` does, and for a model without a buffer `context`.
 
-    Example: `MetaLoss(model, loss, inner=Context(model, lr=1.0))`, with `model = Contextual(mlp(6, 40, 1), 5)`.
+    Example: `MetaLoss(model, loss, inner=Context(model, lr=1.0))`, with `model = Contextual(mlp(6,
+    40, 1), 5)`.
     """
     def __init__(self, model: nn.Module, lr: float = 1.0, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options
-        found = [(name, buffer) for name, buffer in model.named_buffers() if name.split(".")[-1] == "context"]
+        found = [(name, buffer)
+                 for name, buffer in model.named_buffers() if name.split(".")[-1] == "context"]
         if len(found) != 1:
-            raise ValueError(f"{type(model).__name__} has {len(found)} buffers called 'context', and exactly one is "
-                             "needed: see ml.models.Contextual, or Conv4(…, context=100)")
+            raise ValueError(f"{type(model).__name__} has {len(found)} buffers called 'context', "
+                             "and exactly one is needed: see ml.models.Contextual, or Conv4(…, "
+                             "context=100)")
         self.name = found[0][0]
         self.register_buffer("zero", torch.zeros_like(found[0][1]), persistent=False)
 
-    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params, support: Split) -> Params:
+    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params,
+              support: Split) -> Params:
         "θ and a context of zeros."
         return theta | {self.name: self.zero}
 
     def slope(self, loss: Callable[[Params], Tensor], phi: Params) -> Params:
         "The gradient of the context."
-        return {self.name: torch.func.grad(lambda context: loss(phi | {self.name: context}))(phi[self.name])}
+        return {self.name:
+                torch.func.grad(lambda context: loss(phi | {self.name: context}))(phi[self.name])}
 
     def for_model(self, model: nn.Module) -> Context:
         "The same loop, for another model with a context."

@@ -19,24 +19,28 @@ __all__ = ['Preconditioned', 'MetaSGD', 'MetaCurvature']
 class Preconditioned(SGD):
     """Gradient descent through a learned linear map: φₖ₊₁ = φₖ − lr·P(∇ℓ(φₖ)).
 
-    A subclass says which factors each of the model's parameters gets (`factors`), and how they act (`act`).
-    The factors are meta-parameters, for they are parameters of this module, and all steps share them. Other
-    options are those of `SGD`.
+    A subclass says which factors each of the model's parameters gets (`factors`), and how they act
+    (`act`). The factors are meta-parameters, for they are parameters of this module, and all steps
+    share them. Other options are those of `SGD`.
 
-    Raises `ValueError` as `SGD` does, and, when it adapts, for a model with other parameters than it was made for.
+    Raises `ValueError` as `SGD` does, and, when it adapts, for a model with other parameters than
+    it was made for.
 
-    Example: `class Mine(Preconditioned)` with the methods `factors(self, parameter)` and `act(self, gradient, factors)`.
+    Example: `class Mine(Preconditioned)` with the methods `factors(self, parameter)` and `act(self,
+    gradient, factors)`.
     """
     def __init__(self, model: nn.Module, lr: float = 0.01, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         # A dot is not allowed in the name of a parameter, so they are counted.
-        self.learned = nn.ModuleList(nn.ParameterList(self.factors(p.detach())) for p in model.parameters())
+        self.learned = nn.ModuleList(nn.ParameterList(self.factors(p.detach()))
+                                     for p in model.parameters())
 
     def factors(self, parameter: Tensor) -> list[Tensor]:
         "The factors of one parameter, at the start."
-        raise TypeError(f"{type(self).__name__} does not say what it learns: give it a method factors(self, parameter)")
+        raise TypeError(f"{type(self).__name__} does not say what it learns: give it a method "
+                        "factors(self, parameter)")
 
     def act(self, gradient: Tensor, factors: list[Tensor]) -> Tensor:
         "The map of one parameter's gradient."
@@ -48,9 +52,10 @@ class Preconditioned(SGD):
         shapes = {name: tuple(g.shape) for name, g in gradient.items()}
         if shapes != self.shapes:
             name = next(n for n in [*shapes, *self.shapes] if shapes.get(n) != self.shapes.get(n))
-            raise ValueError(f"{type(self).__name__} was made for another model: at {name!r} it knows "
-                             f"{self.shapes.get(name, 'nothing')}, and the model has {shapes.get(name, 'nothing')}. "
-                             f"Make it anew: {type(self).__name__}(model, …)")
+            raise ValueError(f"{type(self).__name__} was made for another model: at {name!r} it "
+                             f"knows {self.shapes.get(name, 'nothing')}, and the model has "
+                             f"{shapes.get(name, 'nothing')}. Make it anew: "
+                             f"{type(self).__name__}(model, …)")
         return {name: self.act(gradient[name], list(factors)) for name, factors
                 in zip(self.shapes, self.learned, strict=True)}
 
@@ -60,10 +65,12 @@ class Preconditioned(SGD):
 
 # %% ../../nbs/26_preconditioned.ipynb #3d690d43
 class MetaSGD(Preconditioned):
-    """A learned step size for every single weight: φ = θ − a ⊙ ∇ℓ (Li et al. 2017). A step size may turn negative.
+    """A learned step size for every single weight: φ = θ − a ⊙ ∇ℓ (Li et al. 2017).
 
-    Here a = lr · scale, and scale starts at 1: at the start this is SGD with step size `lr`. What the optimizer moves
-    is the scale: one of its steps of size β changes a by β · lr.
+    A step size may turn negative.
+
+    Here a = lr · scale, and scale starts at 1: at the start this is SGD with step size `lr`. What
+    the optimizer moves is the scale: one of its steps of size β changes a by β · lr.
 
     Example: `ml.MetaLoss(model, loss, inner=MetaSGD(model, lr=0.01))`.
     """
@@ -77,12 +84,15 @@ class MetaSGD(Preconditioned):
 
 # %% ../../nbs/26_preconditioned.ipynb #2d7cc7d7
 class MetaCurvature(Preconditioned):
-    """Learned matrices along each axis of each weight, G ↦ G ×₁ M_out ×₂ M_in ×₃ M_rest (Park & Oliva 2019).
+    """Learned matrices along each axis of each weight (Park & Oliva 2019).
 
-    The Kronecker-factored curvature that its authors call MC2. A matrix weight (out, in) is multiplied from both
-    sides; a convolution (out, in, height, width) has a third factor over its height × width positions; vectors, such as
-    biases, get one number per coordinate. All factors start as identities: at the start this is SGD. They are not
-    forced to be symmetric or positive, as in the authors' code.
+    G ↦ G ×₁ M_out ×₂ M_in ×₃ M_rest.
+
+    The Kronecker-factored curvature that its authors call MC2. A matrix weight (out, in) is
+    multiplied from both sides; a convolution (out, in, height, width) has a third factor over its
+    height × width positions; vectors, such as biases, get one number per coordinate. All factors
+    start as identities: at the start this is SGD. They are not forced to be symmetric or positive,
+    as in the authors' code.
 
     Example: `ml.MetaLoss(model, loss, inner=MetaCurvature(model, lr=0.01))`.
     """
@@ -96,4 +106,5 @@ class MetaCurvature(Preconditioned):
         "Multiply along each axis."
         if gradient.ndim < 2: return factors[0] * gradient
         if gradient.ndim == 2: return factors[0] @ gradient @ factors[1].mT
-        return torch.einsum("ao,bi,ck,oik->abc", *factors, gradient.flatten(2)).reshape(gradient.shape)
+        turned = torch.einsum("ao,bi,ck,oik->abc", *factors, gradient.flatten(2))
+        return turned.reshape(gradient.shape)

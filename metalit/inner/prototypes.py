@@ -19,46 +19,53 @@ __all__ = ['class_means', 'Prototypes']
 
 # %% ../../nbs/36_prototypes.ipynb #77ba1196
 def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
-    "The mean feature of each class, its prototype: features (S, F), labels y (S,), result (ways, F)."
+    "Each class's mean feature, its prototype: features (S, F), labels y (S,) → (ways, F)."
     member = (y[None] == torch.arange(ways, device=y.device)[:, None]).to(features.dtype)
     return member @ features / member.sum(1, keepdim=True)
 
 # %% ../../nbs/36_prototypes.ipynb #9d5fb92d
 class Prototypes(SGD):
-    """Gradient descent from a head that measures distances: φ₀ = θ with W = 2c and b = −‖c‖², c the class means.
+    """Gradient descent from a head that measures distances.
 
-    The logits Wf + b are then −‖f − c‖² up to a number that all classes share. With `steps=0` this is the prototypical
-    network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al. 2020). Gradients flow through the class
-    means, too. `head` names the model's last linear layer; its own parameters are used for nothing but their shape.
+    φ₀ = θ with W = 2c and b = −‖c‖², c the class means.
+
+    The logits Wf + b are then −‖f − c‖² up to a number that all classes share. With `steps=0` this
+    is the prototypical network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al.
+    2020). Gradients flow through the class means, too. `head` names the model's last linear layer;
+    its own parameters are used for nothing but their shape.
 
     A class without a support example has no mean: its logits are NaN.
 
-    Raises `ValueError` as `SGD` does, where the head is no linear layer with a bias, and, when it adapts, for a model
-    without that head.
+    Raises `ValueError` as `SGD` does, where the head is no linear layer with a bias, and, when it
+    adapts, for a model without that head.
 
     Example: `MetaLoss(model, F.cross_entropy, inner=Prototypes(model, steps=0))`.
     """
-    def __init__(self, model: nn.Module, lr: float = 0.01, steps: int = 0, *, head: str | None = None, **options: Any):
+    def __init__(self, model: nn.Module, lr: float = 0.01, steps: int = 0, *,
+                 head: str | None = None, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options | {"head": head}
-        layers = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+        layers = [name for name, module in model.named_modules()
+                  if list(module.parameters(recurse=False))]
         self.head = (layers or [""])[-1] if head is None else head
         layer = dict(model.named_modules()).get(self.head)
         if not isinstance(layer, nn.Linear) or layer.bias is None:
             found = "no layer of the model" if layer is None else f"a {type(layer).__name__}"
             if isinstance(layer, nn.Linear): found += " without bias"
-            raise ValueError(f"head={self.head!r} is {found}: the head must be a nn.Linear with a bias, so that it can "
-                             "be made of class means")
+            raise ValueError(f"head={self.head!r} is {found}: the head must be a nn.Linear with a "
+                             "bias, so that it can be made of class means")
 
-    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params, support: Split) -> Params:
+    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params,
+              support: Split) -> Params:
         "θ, with a head that is made of the support set's class means."
         weight, bias = (f"{self.head}.{part}".lstrip(".") for part in ("weight", "bias"))
         if weight not in theta:
-            raise ValueError(f"{type(self).__name__} was made for another model: this one has no parameter {weight!r}. "
-                             f"Make it anew: {type(self).__name__}(model, …)")
+            raise ValueError(f"{type(self).__name__} was made for another model: this one has no "
+                             f"parameter {weight!r}. Make it anew: {type(self).__name__}(model, …)")
         ways, width = theta[weight].shape
         # With the identity for a head the model's output is what the head sees.
-        bare = theta | {weight: torch.eye(width).to(theta[weight]), bias: torch.zeros(width).to(theta[bias])}
+        bare = theta | {weight: torch.eye(width).to(theta[weight]),
+                        bias: torch.zeros(width).to(theta[bias])}
         means = class_means(predict(bare, support.x), support.y, ways)
         return theta | {weight: 2 * means, bias: -(means ** 2).sum(1)}
 

@@ -20,12 +20,13 @@ __all__ = ['check_rho', 'uphill', 'SAM']
 # %% ../../nbs/25_sam.ipynb #fca4f89c
 def check_rho(rho: float) -> float:
     "The distance, if it is one; `ValueError` if not."
-    if not (math.isfinite(rho) and rho >= 0): raise ValueError(f"rho={rho}: a finite distance, 0 or more, is needed")
+    if not (math.isfinite(rho) and rho >= 0):
+        raise ValueError(f"rho={rho}: a finite distance, 0 or more, is needed")
     return rho
 
 # %% ../../nbs/25_sam.ipynb #8418d058
 def uphill(point: Params, gradient: Params, rho: float) -> Params:
-    "The point moved by ρ along the gradient, as a constant shift; a gradient of zero moves nothing."
+    "The point moved by ρ along the gradient, by a constant; a zero gradient moves nothing."
     squared = sum((g.detach() ** 2).sum() for g in gradient.values())
     scale = rho / squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
     return {name: value + scale * gradient[name].detach() for name, value in point.items()}
@@ -34,9 +35,9 @@ def uphill(point: Params, gradient: Params, rho: float) -> Params:
 class SAM(SGD):
     """Sharpness-aware steps: the gradient is taken at φ + ρ·∇ℓ(φ)/‖∇ℓ(φ)‖, and followed from φ.
 
-    Foret et al. (2021); Abbas et al. (2022) use it as the inner loop of Sharp-MAML (their variant "low"). `rho` is the
-    distance to look, by default the 0.05 of their code; ρ = 0 is SGD. The look-out point counts as a constant
-    shift. Costs one more gradient per step.
+    Foret et al. (2021); Abbas et al. (2022) use it as the inner loop of Sharp-MAML (their variant
+    "low"). `rho` is the distance to look, by default the 0.05 of their code; ρ = 0 is SGD. The
+    look-out point counts as a constant shift. Costs one more gradient per step.
 
     Raises `ValueError` as `SGD` does, and where rho is negative or not finite.
 

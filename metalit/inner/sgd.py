@@ -33,15 +33,18 @@ def _detached(params: Params) -> Params:
 
 # %% ../../nbs/03_inner_loop.ipynb #cecfff34
 class SGD(nn.Module):
-    """Gradient descent from θ: φ₀ = θ, φₖ₊₁ = φₖ − lr·∇ℓ(φₖ), `steps` times (Finn et al. 2017, equation 1).
+    """Gradient descent from θ (Finn et al. 2017, equation 1).
 
-    `lr` is the inner step size α, by default the paper's 0.01 for sinusoids; `steps` is K. With `batch_size` each
-    step sees only so many of the support examples, the next ones in turn, around and around; by default it sees
-    them all. A subclass that overrides `direction` steps elsewhere, one that overrides `slope` measures another
-    gradient; parameters that it owns become meta-parameters.
+    φ₀ = θ, φₖ₊₁ = φₖ − lr·∇ℓ(φₖ), `steps` times.
 
-    Raises `ValueError` where lr is not a finite number above 0, steps not a whole number, 0 or more, or batch_size
-    below 1.
+    `lr` is the inner step size α, by default the paper's 0.01 for sinusoids; `steps` is K. With
+    `batch_size` each step sees only so many of the support examples, the next ones in turn, around
+    and around; by default it sees them all. A subclass that overrides `direction` steps elsewhere,
+    one that overrides `slope` measures another gradient; parameters that it owns become
+    meta-parameters.
+
+    Raises `ValueError` where lr is not a finite number above 0, steps not a whole number, 0 or
+    more, or batch_size below 1.
 
     Example: `SGD(lr=0.01, steps=5)`.
     """
@@ -50,33 +53,43 @@ class SGD(nn.Module):
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr={lr}: the inner step size must be a finite number above 0")
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: how many support examples a step sees, 1 or more; None for all")
+            raise ValueError(f"batch_size={batch_size}: how many support examples a step sees, 1 "
+                             "or more; None for all")
         self.lr, self.steps, self.batch_size = lr, check_steps(steps), batch_size
 
-    def adapt(self, loss: Callable[[Params, Split], Tensor], theta: Params, support: Split, steps: int | None = None,
-              *, detach: bool = False) -> list[Params]:
-        """The points φ₀ … φ_K of one task. They stay connected to θ, so gradients flow back through every step.
+    def adapt(self, loss: Callable[[Params, Split], Tensor], theta: Params, support: Split,
+              steps: int | None = None, *, detach: bool = False) -> list[Params]:
+        """The points φ₀ … φ_K of one task.
 
-        `loss` maps parameters and examples to a scalar. `steps` replaces K. With `detach` the inner gradients count
-        as constants: the first-order rule.
+        They stay connected to θ, so gradients flow back through every step.
+
+        `loss` maps parameters and examples to a scalar. `steps` replaces K. With `detach` the inner
+        gradients count as constants: the first-order rule.
         """
         points, direction = [theta], self.start()
         for k in range(self.steps if steps is None else check_steps(steps)):
             phi, batch = points[-1], self.examples(support, k)
-            gradient = self.slope(lambda phi, batch=batch: loss(phi, batch), _detached(phi) if detach else phi)
+            gradient = self.slope(lambda phi, batch=batch: loss(phi, batch),
+                                  _detached(phi) if detach else phi)
             step = direction(_detached(gradient) if detach else gradient)
-            points.append(phi | {name: phi[name] - self.lr * towards for name, towards in step.items()})
+            points.append(phi
+                          | {name: phi[name] - self.lr * towards for name, towards in step.items()})
         return points
 
-    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params, support: Split) -> Params:
-        "φ₀ of a task: θ. Override it where a task starts elsewhere; `predict(phi, x)` is the model's output at φ."
+    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params,
+              support: Split) -> Params:
+        """φ₀ of a task: θ.
+
+        Override it where a task starts elsewhere; `predict(phi, x)` is the model's output at φ.
+        """
         return theta
 
     def examples(self, support: Split, k: int) -> Split:
         "The support examples that step k sees."
         if self.batch_size is None or self.batch_size >= support.x.shape[0]: return support
         count = support.x.shape[0]
-        rows = torch.arange(k * self.batch_size, (k + 1) * self.batch_size, device=support.x.device) % count
+        rows = torch.arange(k * self.batch_size, (k + 1) * self.batch_size,
+                            device=support.x.device) % count
         return Split(support.x[rows], support.y[rows])
 
     def slope(self, loss: Callable[[Params], Tensor], phi: Params) -> Params:
@@ -92,8 +105,12 @@ class SGD(nn.Module):
         return gradient
 
     def for_model(self, model: nn.Module) -> SGD:
-        "The same inner loop for another model. Override it where parameters depend on the model's shapes."
+        """The same inner loop for another model.
+
+        Override it where parameters depend on the model's shapes.
+        """
         return copy.deepcopy(self)
 
     def extra_repr(self) -> str:
-        return f"lr={self.lr}, steps={self.steps}" + (f", batch_size={self.batch_size}" if self.batch_size else "")
+        return f"lr={self.lr}, steps={self.steps}" + (f", batch_size={self.batch_size}"
+                                                      if self.batch_size else "")

@@ -30,8 +30,10 @@ EMBEDDINGS = ("predictions", "parameters", "change")
 
 
 def embed(path: Path, phi: Params, embedding: str) -> Tensor:
-    """What an adapted model is, as a vector: its predictions on the inputs that all tasks share, its parameters, or
-    their change φ − θ."""
+    """What an adapted model is, as a vector.
+
+    Its predictions on the inputs that all tasks share, its parameters, or their change φ − θ.
+    """
     if embedding == "predictions": return path.predict(phi, path.probe).flatten()
     if embedding == "parameters": return torch.cat([value.flatten() for value in phi.values()])
     return torch.cat([(value - path.theta[name]).flatten() for name, value in phi.items()])
@@ -39,7 +41,8 @@ def embed(path: Path, phi: Params, embedding: str) -> Tensor:
 
 def check_embedding(embedding: str) -> str:
     "The name of an embedding, if it is one; `ValueError` if not."
-    if embedding not in EMBEDDINGS: raise ValueError(f"embedding={embedding!r}: choose one of {EMBEDDINGS}")
+    if embedding not in EMBEDDINGS:
+        raise ValueError(f"embedding={embedding!r}: choose one of {EMBEDDINGS}")
     return embedding
 
 # %% ../../nbs/23_contrast.ipynb #0621bf78
@@ -47,30 +50,37 @@ def halves(support: Split) -> tuple[Split, Split]:
     "The first and the second half of a support set; `ValueError` where it is too small to split."
     count = support.x.shape[0]
     if count < 2:
-        raise ValueError(f"a support set of {count} example cannot be split in two: give every task 2 or more shots")
+        raise ValueError(f"a support set of {count} example cannot be split in two: give every "
+                         "task 2 or more shots")
     middle = count // 2
-    return Split(support.x[:middle], support.y[:middle]), Split(support.x[middle:], support.y[middle:])
+    return (Split(support.x[:middle], support.y[:middle]),
+            Split(support.x[middle:], support.y[middle:]))
 
 # %% ../../nbs/23_contrast.ipynb #3e90016c
 def others(table: Tensor, name: str) -> Tensor:
-    "A table (B, B) over pairs of tasks without its diagonal, (B, B − 1); `ValueError` where there are no pairs."
+    """A table (B, B) over pairs of tasks without its diagonal, (B, B − 1).
+
+    `ValueError` where there are no pairs.
+    """
     count = len(table)
     if count < 2:
-        raise ValueError(f"{name} compares tasks with each other, and this batch holds {count}: use at least 2")
+        raise ValueError(f"{name} compares tasks with each other, and this batch holds {count}: "
+                         "use at least 2")
     return table[~torch.eye(count, dtype=torch.bool, device=table.device)].reshape(count, count - 1)
 
 # %% ../../nbs/23_contrast.ipynb #dce8e87b
 class Triplet(Term):
     """A hinge that pulls together what one task's halves teach, and pushes different tasks apart.
 
-    max(0, margin + d(φ^κ, φ^κ′) − d(φ_τ, φ_τ′)), the mean over all pairs of tasks τ ≠ τ′. φ^κ and φ^κ′ adapt to the two
-    halves of τ's support set, φ_τ to all of it. d is the root-mean-square difference of embeddings: by default
-    predictions on inputs that all tasks share (the query inputs of the batch's first task), in the units of y;
-    `"parameters"` is blind on shared curvature, see the chapter on contrast. This is the article's contrastive
-    formula, corrected; it rewards no query loss, so add it to one.
+    max(0, margin + d(φ^κ, φ^κ′) − d(φ_τ, φ_τ′)), the mean over all pairs of tasks τ ≠ τ′. φ^κ and
+    φ^κ′ adapt to the two halves of τ's support set, φ_τ to all of it. d is the root-mean-square
+    difference of embeddings: by default predictions on inputs that all tasks share (the query
+    inputs of the batch's first task), in the units of y; `"parameters"` is blind on shared
+    curvature, see the chapter on contrast. This is the article's contrastive formula, corrected; it
+    rewards no query loss, so add it to one.
 
-    Raises `ValueError` where the margin is not above 0, the batch has fewer than two tasks, or a support set
-    fewer than two examples.
+    Raises `ValueError` where the margin is not above 0, the batch has fewer than two tasks, or a
+    support set fewer than two examples.
 
     Example: `terms = ml.QueryLoss() + 0.1 * Triplet(margin=1.0)`.
     """
@@ -83,7 +93,10 @@ class Triplet(Term):
         self.margin, self.embedding = margin, check_embedding(embedding)
 
     def per_task(self, path: Path, task: Task) -> Tensor:
-        "The embeddings of one task: from its two half support sets, and from the whole one. Shape (3, E)."
+        """The embeddings of one task: from its two half support sets, and from the whole one.
+
+        Shape (3, E).
+        """
         ends = [path.adapt(half)[-1] for half in halves(task.support)] + [path.final]
         return torch.stack([embed(path, phi, self.embedding) for phi in ends])
 
@@ -91,11 +104,15 @@ class Triplet(Term):
         "The mean hinge of each task over all others, pooled."
         one, other, whole = values.unbind(1)
         between = others(rms_distance(whole[:, None], whole[None]), "Triplet")
-        return pooling((self.margin + rms_distance(one, other)[:, None] - between).clamp_min(0).mean(1))
+        within = rms_distance(one, other)[:, None]
+        return pooling((self.margin + within - between).clamp_min(0).mean(1))
 
 # %% ../../nbs/23_contrast.ipynb #8486722f
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    "One minus the cosine of the angle between a and b, over the last axis. A vector of zeros has no direction: 1."
+    """One minus the cosine of the angle between a and b, over the last axis.
+
+    A vector of zeros has no direction: 1.
+    """
     return 1 - (_direction(a) * _direction(b)).sum(-1)
 
 
@@ -106,9 +123,10 @@ def _direction(a: Tensor) -> Tensor:
 class Contrast(Term):
     """ConML's contrastive measure D_in − D_out (Wu et al. 2025, arXiv 2410.05975).
 
-    D_in: how far φ from the support set lies from φ* from support and query together, which should be near.
-    D_out: how far the φ* of different tasks lie apart, which should be far. Distances are 1 − cosine of embeddings, by
-    default the adapted parameters, as in the paper. It uses the query labels in the inner loop.
+    D_in: how far φ from the support set lies from φ* from support and query together, which should
+    be near. D_out: how far the φ* of different tasks lie apart, which should be far. Distances are
+    1 − cosine of embeddings, by default the adapted parameters, as in the paper. It uses the query
+    labels in the inner loop.
 
     Raises `ValueError` where the batch has fewer than two tasks.
 
@@ -121,9 +139,13 @@ class Contrast(Term):
         self.embedding = check_embedding(embedding)
 
     def per_task(self, path: Path, task: Task) -> Tensor:
-        "The embeddings of one task: from its support set, and from support and query. Shape (2, E)."
+        """The embeddings of one task: from its support set, and from support and query.
+
+        Shape (2, E).
+        """
         both = Split(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
-        return torch.stack([embed(path, phi, self.embedding) for phi in (path.final, path.adapt(both)[-1])])
+        return torch.stack([embed(path, phi, self.embedding)
+                            for phi in (path.final, path.adapt(both)[-1])])
 
     def pool(self, values: Tensor, pooling: Callable[[Tensor], Tensor]) -> Tensor:
         "D_in − D_out."

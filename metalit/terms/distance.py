@@ -15,13 +15,15 @@ __all__ = ['ParameterDistance']
 
 # %% ../../nbs/21_reptile.ipynb #e672df5b
 class ParameterDistance(Term):
-    """Half the squared distance from θ to where adaptation ended, ½‖θ − φ_K‖² with φ_K held constant.
+    """Half the squared distance from θ to the end of adaptation, ½‖θ − φ_K‖², φ_K held constant.
 
-    Its gradient is θ − φ_K: the step of Reptile (Nichol et al. 2018). Uses the support set only. There is no scalar
-    whose gradient this is when K ≥ 2, which is why φ_K must be held constant: see the chapter on Reptile.
+    Its gradient is θ − φ_K: the step of Reptile (Nichol et al. 2018). Uses the support set only.
+    There is no scalar whose gradient this is when K ≥ 2, which is why φ_K must be held constant:
+    see the chapter on Reptile.
 
     Example: `ml.MetaLoss(model, loss, inner=ml.SGD(0.02, 32), terms=ParameterDistance())`.
     """
     def per_task(self, path: Path, task: Task) -> Tensor:
         "½‖θ − sg φ_K‖² of one task, a scalar."
-        return 0.5 * sum(((path.theta[name] - end.detach()) ** 2).sum() for name, end in path.final.items())
+        return 0.5 * sum(((path.theta[name] - end.detach()) ** 2).sum()
+                         for name, end in path.final.items())

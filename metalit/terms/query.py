@@ -15,7 +15,7 @@ __all__ = ['QueryLoss']
 
 # %% ../../nbs/05_query_loss.ipynb #7dc08658
 class QueryLoss(Term):
-    """The task loss on the query set after adaptation, L_Q(φ_K): the meta-loss of MAML (Finn et al. 2017).
+    """The task loss on the query set after adaptation, L_Q(φ_K): MAML's (Finn et al. 2017).
 
     Example: `ml.MetaLoss(model, loss, terms=ml.QueryLoss())`, the default.
     """

@@ -19,9 +19,10 @@ __all__ = ['GradientNorm']
 class GradientNorm(Term):
     """Half the squared norm of the query gradient: ½‖∇_φ L_Q(φ_K)‖² at the adapted parameters.
 
-    With `at="init"` it is ½‖∇_θ L_Q(φ_K(θ))‖², the norm of the meta-gradient itself, which costs third derivatives
-    of the inner loss. Added to the query loss it prefers flat places; a small gradient means a loss that is *less*
-    sensitive. Add it with a small factor, such as 0.001 to 0.01 on sinusoids.
+    With `at="init"` it is ½‖∇_θ L_Q(φ_K(θ))‖², the norm of the meta-gradient itself, which costs
+    third derivatives of the inner loss. Added to the query loss it prefers flat places; a small
+    gradient means a loss that is *less* sensitive. Add it with a small factor, such as 0.001 to
+    0.01 on sinusoids.
 
     Raises `ValueError` for another `at`.
 
@@ -30,7 +31,8 @@ class GradientNorm(Term):
     def __init__(self, at: str = "adapted"):
         super().__init__()
         if at not in ("adapted", "init"):
-            raise ValueError(f"at={at!r}: choose 'adapted' (the gradient at φ_K) or 'init' (the meta-gradient at θ)")
+            raise ValueError(f"at={at!r}: choose 'adapted' (the gradient at φ_K) or 'init' (the "
+                             "meta-gradient at θ)")
         self.at = at
 
     def per_task(self, path: Path, task: Task) -> Tensor:

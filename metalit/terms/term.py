@@ -23,10 +23,11 @@ __all__ = ['Path', 'Term', 'Sum']
 class Path:
     """The way of one task from θ to φ_K, and the means to measure it.
 
-    `points`: φ₀ … φ_K, each a dictionary from parameter names to tensors. `predict(phi, x)`: the model's
-    output at φ. `loss(phi, split)`: the task loss at φ, a scalar. `adapt(split)`: the points of another inner
-    loop from θ, on other examples of the same task; `adapt(split, start)` begins elsewhere. `probe`: inputs that
-    are the same for all tasks of the batch, on which models of different tasks can be compared.
+    `points`: φ₀ … φ_K, each a dictionary from parameter names to tensors. `predict(phi, x)`: the
+    model's output at φ. `loss(phi, split)`: the task loss at φ, a scalar. `adapt(split)`: the
+    points of another inner loop from θ, on other examples of the same task; `adapt(split, start)`
+    begins elsewhere. `probe`: inputs that are the same for all tasks of the batch, on which models
+    of different tasks can be compared.
     """
     points: list[Params]
     predict: Callable[[Params, Tensor], Tensor]
@@ -46,11 +47,13 @@ class Path:
 
 # %% ../../nbs/04_terms.ipynb #574ac03b
 class Term(nn.Module):
-    """One thing that a meta-loss measures. A subclass defines `per_task`; `+` and a factor combine terms.
+    """One thing that a meta-loss measures.
 
-    `per_task(path, task)` sees one task (no task axis) and returns a tensor: a scalar, or an embedding where
-    tasks are compared with each other. Then `pool` turns the values of all tasks, stacked along a first axis,
-    into one number; by default the pooling of the meta-loss does.
+    A subclass defines `per_task`; `+` and a factor combine terms.
+
+    `per_task(path, task)` sees one task (no task axis) and returns a tensor: a scalar, or an
+    embedding where tasks are compared with each other. Then `pool` turns the values of all tasks,
+    stacked along a first axis, into one number; by default the pooling of the meta-loss does.
 
     Example: `terms = ml.QueryLoss() + 0.1 * MyTerm()`.
     """
@@ -71,7 +74,8 @@ class Term(nn.Module):
 class Sum(nn.Module):
     """A weighted sum of terms, as `QueryLoss() + 0.1 * GradientNorm()` makes it.
 
-    Raises `ValueError` where a weight is not a finite number, `TypeError` where a part is not a `Term`.
+    Raises `ValueError` where a weight is not a finite number, `TypeError` where a part is not a
+    `Term`.
     """
     def __init__(self, *parts: tuple[float, Term]):
         super().__init__()
@@ -79,7 +83,8 @@ class Sum(nn.Module):
             if not isinstance(term, Term):
                 raise TypeError(f"a meta-loss is a sum of terms; found {type(term).__name__}")
             if not isinstance(weight, (int, float)) or not math.isfinite(weight):
-                raise ValueError(f"the weight of {type(term).__name__} is {weight!r}; a finite number is needed")
+                raise ValueError(f"the weight of {type(term).__name__} is {weight!r}; a finite "
+                                 "number is needed")
         self.weights = [float(weight) for weight, _ in parts]
         self.terms = nn.ModuleList(term for _, term in parts)
 
@@ -97,7 +102,8 @@ class Sum(nn.Module):
         if not isinstance(other, Sum): return NotImplemented
         return Sum(*self.parts(), *other.parts())
 
-    def __mul__(self, weight: float) -> Sum: return Sum(*((weight * w, term) for w, term in self.parts()))
+    def __mul__(self, weight: float) -> Sum:
+        return Sum(*((weight * w, term) for w, term in self.parts()))
     __rmul__ = __mul__
 
     def parts(self) -> list[tuple[float, Any]]:

@@ -47,8 +47,8 @@ def kept() -> dict[str, np.ndarray]:
 
 def trained(name: str) -> Conv4:
     "The network of a start, one of `LABELS`."
-    weights = {key.removeprefix(f"{name}/"): torch.from_numpy(value) for key, value in kept().items()
-               if key.startswith(f"{name}/")}
+    weights = {key.removeprefix(f"{name}/"): torch.from_numpy(value)
+               for key, value in kept().items() if key.startswith(f"{name}/")}
     model = Conv4(*weights["head.bias"].shape, filters=weights["head.weight"].shape[1])
     model.load_state_dict(weights)
     return model
@@ -58,8 +58,10 @@ MOST_STEPS, QUERIES = 5, 2
 
 
 class Scenes(NamedTuple):
-    """The episodes of a figure: tasks in float64, their pictures as bytes (episodes, images, channels, height, width),
-    whether the bytes are all there is to the images, which numbers paper and ink are, and names.
+    """The episodes of a figure, as tasks and as pictures.
+
+    Tasks in float64, their pictures as bytes (episodes, images, channels, height, width), whether
+    the bytes are all there is to the images, which numbers paper and ink are, and names.
     """
     task: Task
     pictures: Tensor
@@ -75,7 +77,8 @@ class Scenes(NamedTuple):
         return int(self.task.support.y.max()) + 1
 
 
-def from_bytes(pictures: Tensor, support: int, y: Tensor, titles: list[str], names: list[list[str]]) -> Scenes:
+def from_bytes(pictures: Tensor, support: int, y: Tensor, titles: list[str],
+               names: list[list[str]]) -> Scenes:
     "Scenes from bytes, the first `support` images of each episode being its support."
     x = pictures.double() / 255
     task = Task(Split(x[:, :support], y[:, :support]), Split(x[:, support:], y[:, support:]))
@@ -95,21 +98,26 @@ def built_in() -> Scenes:
 def scenes(tasks: Family | Callable[[], Family], count: int) -> Scenes:
     """The first held-out episodes of a family of a reader, or of a function that makes one.
 
-    Raises `ValueError` where they are no images, `TypeError` where there is no family, and what the function raises.
+    Raises `ValueError` where they are no images, `TypeError` where there is no family, and what the
+    function raises.
     """
     family = tasks if isinstance(tasks, Family) else tasks()
     if not isinstance(family, Family):
-        raise TypeError(f"tasks is a {type(family).__name__}; episodes are needed, such as glyphs().episodes()")
+        raise TypeError(f"tasks is a {type(family).__name__}; episodes are needed, such as "
+                        "glyphs().episodes()")
     if isinstance(family, Episodes): family = family.having(queries=min(family.queries, QUERIES))
     task = check_task(family.held_out(count)).to(device="cpu", dtype=torch.float64)
     x, y = (torch.cat(parts, dim=1) for parts in zip(*task, strict=True))
     if x.ndim != 5 or x.shape[2] not in (1, 3) or y.is_floating_point() or y.ndim != 2:
-        raise ValueError(f"x of shape {tuple(x.shape)} and y of type {y.dtype}: images (tasks, examples, 1 or 3, "
-                         "height, width) and whole numbers for their classes are needed")
+        raise ValueError(f"x of shape {tuple(x.shape)} and y of type {y.dtype}: images (tasks, "
+                         "examples, 1 or 3, height, width) and whole numbers for their classes "
+                         "are needed")
     shots, ways = task.support.x.shape[1], int(y.max()) + 1
-    titles, names = [f"episode {i + 1}" for i in range(count)], [[f"class {c + 1}" for c in range(ways)]] * count
+    titles, names = ([f"episode {i + 1}" for i in range(count)],
+                     [[f"class {c + 1}" for c in range(ways)]] * count)
     pictures = (255 * x).round().clamp(0, 255).byte()
-    if (pictures / 255.0 - x).abs().max() < 1e-6: return from_bytes(pictures, shots, y, titles, names)
+    if (pictures / 255.0 - x).abs().max() < 1e-6:
+        return from_bytes(pictures, shots, y, titles, names)
     low, high = x.min().item(), x.max().item()
     pictures = (255 * (x - low) / max(high - low, 1e-9)).round().byte()
     ends = (low, high) if pictures.double().median() <= 127 else (high, low)
@@ -118,7 +126,7 @@ def scenes(tasks: Family | Callable[[], Family], count: int) -> Scenes:
 # %% ../../nbs/44_episode_figure.ipynb #802ab749
 @torch.no_grad()
 def answers(J: MetaLoss, task: Task, drawn: Tensor, steps: int, together: bool) -> list[Tensor]:
-    """Logits (steps + 1, images, classes) of the support, the queries and the drawn images of one episode.
+    """Logits (steps + 1, images, classes) of an episode's support, queries and drawings.
 
     `task` is a batch of one, `drawn` (0 or 1, channels, height, width).
     """
@@ -128,26 +136,33 @@ def answers(J: MetaLoss, task: Task, drawn: Tensor, steps: int, together: bool) 
                   J._predict(phi, torch.cat([company, drawn]))[len(company):])
                  for phi in J._adapt(theta, task.support, steps=steps)]
         return [torch.stack(of_all) for of_all in zip(*found, strict=True)]
-    return [of_one[0] for of_one in vmap(one_task, in_dims=(None, 0), randomness="different")(J._theta(), task)]
+    run = vmap(one_task, in_dims=(None, 0), randomness="different")
+    return [of_one[0] for of_one in run(J._theta(), task)]
 
 
 def path(J: MetaLoss, task: Task, drawn: Tensor, together: bool) -> Picture:
-    """Probabilities after 0 … 5 inner steps, up to where they are no longer finite: that step is `blown`, or None.
+    """Probabilities after 0 … 5 inner steps, while they are finite.
 
-    Raises `ValueError` for a model that cannot read the images, or whose outputs are not as many as the classes.
+    The step at which they no longer are is `blown`, or None.
+
+    Raises `ValueError` for a model that cannot read the images, or whose outputs are not as many as
+    the classes.
     """
     ways, [count, *shape] = int(task.support.y.max()) + 1, task.support.x.shape[1:]
     def misfit(why: str) -> ValueError:
-        return ValueError(f"the model does not fit this episode of {ways} classes, images of {'×'.join(map(str, shape))}: "
-                          f"{why}")
+        return ValueError(f"the model does not fit this episode of {ways} classes, images of "
+                          f"{'×'.join(map(str, shape))}: {why}")
     try: logits = answers(J, task, drawn, MOST_STEPS, together)
     except ValueError as error: raise misfit(str(error)) from error
     if logits[0].shape[1:] != (count, ways):
-        raise misfit(f"for {count} images its output has shape {tuple(logits[0].shape[1:])}, and ({count}, {ways}) is needed")
+        raise misfit(f"for {count} images its output has shape {tuple(logits[0].shape[1:])}, and "
+                     f"({count}, {ways}) is needed")
     support, query, mine = (part.softmax(-1) for part in logits)
-    finite = [k for k in range(MOST_STEPS + 1) if torch.isfinite(support[k]).all() and torch.isfinite(query[k]).all()]
+    finite = [k for k in range(MOST_STEPS + 1) if torch.isfinite(support[k]).all()
+              and torch.isfinite(query[k]).all()]
     end = next((k for k in range(MOST_STEPS + 1) if k not in finite), MOST_STEPS + 1)
-    return {"support": support[:end], "query": query[:end], "drawn": mine[:end, 0] if len(drawn) else None,
+    return {"support": support[:end], "query": query[:end],
+            "drawn": mine[:end, 0] if len(drawn) else None,
             "blown": end if end <= MOST_STEPS else None}
 
 # %% ../../nbs/44_episode_figure.ipynb #eae1cae5
@@ -157,7 +172,9 @@ def as_text(ink: Tensor) -> str:
 
 
 def as_image(text: str, of: Scenes) -> Tensor:
-    """The drawing of a state as images for the network, float64 (0 or 1, channels, height, width): none where it is empty.
+    """The drawing of a state as images for the network; none where it is empty.
+
+    They are float64, (0 or 1, channels, height, width).
 
     Raises `ValueError` where it has not as many pixels as the images.
     """
@@ -171,7 +188,10 @@ def as_image(text: str, of: Scenes) -> Tensor:
 
 # %% ../../nbs/44_episode_figure.ipynb #43f3a0f9
 class Start(NamedTuple):
-    "One start: a meta-loss of its own in float64, its name, whether the slider sets its step size, and its weights."
+    """One start of the figure: a meta-loss of its own in float64.
+
+    Its name, whether the slider sets its step size, and its weights.
+    """
     J: MetaLoss
     label: str
     plain: bool
@@ -183,7 +203,8 @@ def as_conv(model: nn.Module) -> dict[str, Any] | None:
     if type(model) is not Conv4 or model.pool != "stride" or model.film is not None: return None
     def packed(tensor: Tensor) -> dict[str, Any]:
         short = tensor.detach().float()
-        return pack(short if torch.equal(short.double(), tensor.double()) else tensor.detach().double())
+        return pack(short if torch.equal(short.double(), tensor.double())
+                    else tensor.detach().double())
     return {name: packed(parameter) for name, parameter in model.named_parameters()}
 
 
@@ -193,18 +214,22 @@ def start(J: MetaLoss, label: str) -> Start:
     Raises `TypeError` for something else.
     """
     if not isinstance(J, MetaLoss):
-        raise TypeError(f"J is a {type(J).__name__}; a MetaLoss is needed, such as MAML(model, F.cross_entropy)")
+        raise TypeError(f"J is a {type(J).__name__}; a MetaLoss is needed, such as MAML(model, "
+                        "F.cross_entropy)")
     twin = copy.deepcopy(J).cpu().double().eval()
     plain = is_plain(twin)
-    return Start(twin, label, plain, as_conv(twin.model) if plain and twin.loss is F.cross_entropy else None)
+    return Start(twin, label, plain,
+                 as_conv(twin.model) if plain and twin.loss is F.cross_entropy else None)
 
 # %% ../../nbs/44_episode_figure.ipynb #b270e64a
 def still(state: State, picture: Picture, of: Scenes) -> Figure:
     "The figure on paper: the table of queries at one step, and the way there."
     tall = 0.7 + 0.24 * (1 + len(picture["query"][0]))
-    fig, (left, right) = plots.figure(columns=2, width=3.8, height=max(2.4, tall), gridspec_kw={"width_ratios": [1.6, 1]})
+    fig, (left, right) = plots.figure(columns=2, width=3.8, height=max(2.4, tall),
+                                      gridspec_kw={"width_ratios": [1.6, 1]})
     table(left, picture["query"][state["step"]], of, state["episode"])
-    left.set_title(f"Probability of each class after {state['step']} inner step{'s' * (state['step'] != 1)}, %")
+    left.set_title(f"Probability of each class after {state['step']} inner "
+                   f"step{'s' * (state['step'] != 1)}, %")
     y = of.task.support.y[state["episode"]], of.task.query.y[state["episode"]]
     for name, labels, colour in (("support", y[0], "grey"), ("query", y[1], "blue")):
         right.plot(sure(picture[name], labels), "-o", ms=3, color=plots.COLOURS[colour], label=name)
@@ -231,8 +256,9 @@ def table(ax: Axes, rows: list[list[float]], of: Scenes, episode: int) -> None:
         for c, share in enumerate(row):
             colour = plots.COLOURS["blue" if c == labels[r] else "orange"]
             ax.barh(r, 0.62 * share, left=c + 0.6, height=0.55, color=colour)
-            if share > 0.05: ax.text(c + 0.64 + 0.62 * share, r, f"{100 * share:.0f}", va="center", fontsize=6,
-                                     color=plots.COLOURS["grey"])
+            if share > 0.05:
+                ax.text(c + 0.64 + 0.62 * share, r, f"{100 * share:.0f}", va="center", fontsize=6,
+                        color=plots.COLOURS["grey"])
     ax.set(xlim=(-0.6, of.ways + 0.6), ylim=(len(rows) - 0.4, -1.6), xticks=[], yticks=[])
     ax.set_aspect("auto")
     ax.spines[:].set_visible(False)
@@ -249,35 +275,41 @@ def _stamp(ax: Axes, picture: Tensor, x: float, y: float, wide: float) -> None:
 
 # %% ../../nbs/44_episode_figure.ipynb #f50b0a0f
 LRS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.2, 2.0]
-EMPTY = Scenes(Task(Split(*[torch.zeros(0, 0, dtype=torch.long)] * 2), Split(*[torch.zeros(0, 0, dtype=torch.long)] * 2)),
+EMPTY = Scenes(Task(Split(*[torch.zeros(0, 0, dtype=torch.long)] * 2),
+                    Split(*[torch.zeros(0, 0, dtype=torch.long)] * 2)),
                torch.zeros(0, 0, 1, 28, 28, dtype=torch.uint8), False, 0.0, 1.0, [], [])
 
 
-def episode(J: MetaLoss | None = None, tasks: Family | Callable[[], Family] | None = None, *, episodes: int = 4,
-            episode: int = 0, start_from: str | None = None, step: int = 1, lr: float | None = None,
-            together: bool = False, drawing: Tensor | None = None) -> LiveFigure:
+def episode(J: MetaLoss | None = None, tasks: Family | Callable[[], Family] | None = None, *,
+            episodes: int = 4, episode: int = 0, start_from: str | None = None, step: int = 1,
+            lr: float | None = None, together: bool = False,
+            drawing: Tensor | None = None) -> LiveFigure:
     """An episode of few-shot classification, to be moved by hand, and a pad to draw on.
 
-    `J` is a meta-loss of yours, by default the figure's own: a small conv4, random and trained by MAML. `tasks` are
-    episodes of yours, images of any size, or a function that makes them; the first `episodes` held-out ones are shown,
-    with two queries per class. `start_from` is `"random"`, `"maml"` or `"yours"`, the last where there is a `J`. `lr` is
-    the step size of starts that learn by plain gradient descent, by default J's own. `together` judges all queries at
-    once. `drawing` are bytes (height, width), ink 255 on 0.
+    `J` is a meta-loss of yours, by default the figure's own: a small conv4, random and trained by
+    MAML. `tasks` are episodes of yours, images of any size, or a function that makes them; the
+    first `episodes` held-out ones are shown, with two queries per class. `start_from` is
+    `"random"`, `"maml"` or `"yours"`, the last where there is a `J`. `lr` is the step size of
+    starts that learn by plain gradient descent, by default J's own. `together` judges all queries
+    at once. `drawing` are bytes (height, width), ink 255 on 0.
 
-    Where tasks cannot be made, or the model does not fit them, the figure says so in words. Raises `TypeError` where `J`
-    is no meta-loss, `ValueError` for a start that is not there.
+    Where tasks cannot be made, or the model does not fit them, the figure says so in words. Raises
+    `TypeError` where `J` is no meta-loss, `ValueError` for a start that is not there.
 
     Example: `episode(J, glyphs().episodes(ways=5, shots=1))`.
     """
     trouble: Exception | None = None
     try: of = built_in() if tasks is None else scenes(tasks, episodes)
-    except Exception as error: of, trouble = EMPTY, error    # whatever a reader's data set raises is shown
+    # whatever a reader's data set raises is shown
+    except Exception as error: of, trouble = EMPTY, error
     starts = {"yours": start(J, "yours")} if J is not None else {}
     fits = of.pictures.shape[2] == 1 and (of is EMPTY or of.ways == 5)
     if J is None or fits:
-        starts |= {name: start(MAML(trained(name), F.cross_entropy, lr=0.4), LABELS[name]) for name in LABELS}
+        starts |= {name: start(MAML(trained(name), F.cross_entropy, lr=0.4), LABELS[name])
+                   for name in LABELS}
     chosen = start_from or ("maml" if J is None else "yours")
-    if chosen not in starts: raise ValueError(f"start_from={chosen!r}: no such start; there are {', '.join(starts)}")
+    if chosen not in starts:
+        raise ValueError(f"start_from={chosen!r}: no such start; there are {', '.join(starts)}")
     own_lr = starts[chosen].J.inner.lr if starts[chosen].plain else 0.4
     state = {"episode": episode, "start": chosen, "step": step, "lr": own_lr if lr is None else lr,
              "together": together, "drawing": "" if drawing is None else as_text(drawing)}
@@ -286,25 +318,28 @@ def episode(J: MetaLoss | None = None, tasks: Family | Callable[[], Family] | No
     pad = of.pictures.shape[2] == 1
     return LiveFigure(
         "episode", spec=spec, state=state, compute=computed(starts, of, trouble),
-        draw=lambda state, picture: still(state, picture, of),
-        frames=() if known or trouble else [state | {"episode": e, "step": k} for e in range(len(of.pictures))
-                                            for k in range(MOST_STEPS + 1)],
-        alt=f"An episode of {of.ways if len(of.pictures) else 5} classes: one row for each query image, with the "
-            "probability of each class as a bar under its support image; beside it "
-            f"{'a pad to draw on, and ' if pad else ''}the probability of the right class along the inner loop.",
+        draw=lambda state, picture: still(state, picture, of), frames=() if known
+        or trouble else [state | {"episode": e, "step": k} for e in range(len(of.pictures))
+                         for k in range(MOST_STEPS + 1)],
+        alt=f"An episode of {of.ways if len(of.pictures) else 5} classes: one row for each query "
+        "image, with the probability of each class as a bar under its support image; beside it "
+        f"{'a pad to draw on, and ' if pad else ''}the probability of the right class along the "
+        "inner loop.",
         caption="Move the inner step from 0 to 5, then choose another start or episode. "
-                + ("Draw one of the characters on the pad, thick or thin, upright or not. " if pad else "")
-                + "Notice how few steps tell the classes apart, and that an answer can be sure and wrong: these classes are "
-                "all that the network can say.")
+        + ("Draw one of the characters on the pad, thick or thin, upright or not. " if pad else "")
+        + "Notice how few steps tell the classes apart, and that an answer can be sure and wrong: "
+        "these classes are all that the network can say."
+    )
 
 
-def computed(starts: dict[str, Start], of: Scenes, trouble: Exception | None) -> Callable[[State], Picture]:
+def computed(starts: dict[str, Start], of: Scenes,
+             trouble: Exception | None) -> Callable[[State], Picture]:
     "The function of the figure. A path is computed once for all of its steps."
     last: dict[str, Any] = {}
     def compute(state: State) -> Picture:
         if isinstance(trouble, OSError):
-            raise type(trouble)(f"the images are not there: {trouble}. Put them in place, or leave out tasks for the "
-                                "characters that come with the figure")
+            raise type(trouble)(f"the images are not there: {trouble}. Put them in place, or leave "
+                                "out tasks for the characters that come with the figure")
         if trouble: raise trouble
         check(state, starts, of)
         key = {name: value for name, value in state.items() if name != "step"}
@@ -312,40 +347,50 @@ def computed(starts: dict[str, Start], of: Scenes, trouble: Exception | None) ->
             one, device = starts[state["start"]], state["device"]
             J = one.J.to(device)
             if one.plain: J.inner = SGD(state["lr"])
-            task, drawn = of.task.select(state["episode"]).to(device), as_image(state["drawing"], of).to(device)
+            task, drawn = (of.task.select(state["episode"]).to(device),
+                           as_image(state["drawing"], of).to(device))
             last.update(key=key, picture=path(J, task, drawn, state["together"]))
         picture = last["picture"]
-        return picture if picture["blown"] is None or state["step"] < picture["blown"] else blown(picture["blown"])
+        return (picture if picture["blown"] is None
+                or state["step"] < picture["blown"] else blown(picture["blown"]))
     return compute
 
 
 def check(state: State, starts: dict[str, Start], of: Scenes) -> None:
     "Raise `ValueError` for a state that the figure does not have."
-    bounds = {"episode": range(len(of.pictures)), "step": range(MOST_STEPS + 1), "start": tuple(starts)}
+    bounds = {"episode": range(len(of.pictures)), "step": range(MOST_STEPS + 1),
+              "start": tuple(starts)}
     for name, allowed in bounds.items():
-        if state[name] not in allowed: raise ValueError(f"{name}={state[name]!r}: choose one of {', '.join(map(str, allowed))}")
+        if state[name] not in allowed:
+            choices = ", ".join(map(str, allowed))
+            raise ValueError(f"{name}={state[name]!r}: choose one of {choices}")
 
 
 # The script says the same, word for word.
 def blown(step: int) -> Picture:
     "The message for a step beyond which there are no numbers."
-    if step == 0: return {"message": "The answers are not finite before the first inner step: a weight is not a number."}
-    return {"message": f"The answers are not finite after inner step {step}. Take a smaller step size, or look at an "
-                       "earlier step."}
+    if step == 0:
+        return {"message": "The answers are not finite before the first inner step: a weight is "
+                "not a number."}
+    return {"message": f"The answers are not finite after inner step {step}. Take a smaller step "
+            "size, or look at an earlier step."}
 
 
 def readable(net: dict[str, Any] | None, of: Scenes) -> bool:
     "Whether the browser can compute: it has weights that fit, and all there is to the images."
     if net is None or not of.exact: return False
-    return net["head.bias"]["shape"] == [of.ways] and net["convolutions.0.weight"]["shape"][1] == of.pictures.shape[2]
+    return (net["head.bias"]["shape"] == [of.ways]
+            and net["convolutions.0.weight"]["shape"][1] == of.pictures.shape[2])
 
 
 def specification(starts: dict[str, Start], of: Scenes, state: State) -> dict[str, Any]:
     "What the script needs to know: weights, images, names."
     def one(begin: Start) -> dict[str, Any]:
         own = None if begin.plain else type(begin.J.inner).__name__
-        return {"label": begin.label, "own": own, "net": begin.net if readable(begin.net, of) else None}
-    return {"starts": {name: one(begin) for name, begin in starts.items()}, "images": pack(of.pictures),
-            "support": of.task.support.y.tolist(), "query": of.task.query.y.tolist(), "titles": of.titles,
-            "names": of.names, "ways": of.ways if len(of.pictures) else 0, "paper": of.paper, "ink": of.ink,
+        return {"label": begin.label, "own": own,
+                "net": begin.net if readable(begin.net, of) else None}
+    return {"starts": {name: one(begin) for name, begin in starts.items()},
+            "images": pack(of.pictures), "support": of.task.support.y.tolist(),
+            "query": of.task.query.y.tolist(), "titles": of.titles, "names": of.names,
+            "ways": of.ways if len(of.pictures) else 0, "paper": of.paper, "ink": of.ink,
             "steps": MOST_STEPS, "lrs": sorted({*LRS, state["lr"]})}

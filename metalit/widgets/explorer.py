@@ -23,30 +23,35 @@ __all__ = ['LIMIT', 'explore']
 LIMIT = 400  # positions that are computed beforehand; beyond, a page becomes heavy and a cell slow
 
 
-def explore(compute: Callable[..., tuple[Any, dict[str, Any]]], controls: dict[str, Sequence[Any]], *, title: str,
-            xlabel: str, ylabel: str, caption: str, log: bool = False, y: tuple[float, float] | None = None,
-            **start: Any) -> LiveFigure:
-    """A figure of lines over sliders: `compute(**values)` returns x and the lines, `{name: y}`, all of one length.
+def explore(compute: Callable[..., tuple[Any, dict[str, Any]]], controls: dict[str, Sequence[Any]],
+            *, title: str, xlabel: str, ylabel: str, caption: str, log: bool = False,
+            y: tuple[float, float] | None = None, **start: Any) -> LiveFigure:
+    """A figure of lines over sliders.
 
-    `controls` are the sliders and the values each can take (words make a select box); `start` are the values at first,
-    by default the first of each. Everything is computed at once, at most 400 combinations. `log` is for the axis of y,
-    and `y` its ends, by default wide enough for all, but no more than eight decades. x and the lines may be tensors or
-    lists; where a line is not finite it breaks off, where it is beyond the axis it leaves, and the figure says so.
+    `compute(**values)` returns x and the lines, `{name: y}`, all of one length.
 
-    Raises `ValueError` for more than 400 combinations, for a start that is no value of its control, and for lines whose
-    length is not that of x.
+    `controls` are the sliders and the values each can take (words make a select box); `start` are
+    the values at first, by default the first of each. Everything is computed at once, at most 400
+    combinations. `log` is for the axis of y, and `y` its ends, by default wide enough for all, but
+    no more than eight decades. x and the lines may be tensors or lists; where a line is not finite
+    it breaks off, where it is beyond the axis it leaves, and the figure says so.
 
-    Example: `explore(lambda lr: (range(6), {"loss": [(1 - lr) ** (2 * k) for k in range(6)]}), {"lr": [0.1, 1.0]},
-    title="A bowl", xlabel="inner steps", ylabel="loss", caption="Slide the step size.")`.
+    Raises `ValueError` for more than 400 combinations, for a start that is no value of its control,
+    and for lines whose length is not that of x.
+
+    Example: `explore(lambda lr: (range(6), {"loss": [(1 - lr) ** (2 * k) for k in range(6)]}),
+    {"lr": [0.1, 1.0]}, title="A bowl", xlabel="inner steps", ylabel="loss", caption="Slide the step
+    size.")`.
     """
     count = math.prod(len(values) for values in controls.values())
     if count > LIMIT:
-        raise ValueError(f"{count} combinations of {', '.join(controls)}: at most {LIMIT} are computed beforehand. Give "
-                         "a control fewer values")
+        raise ValueError(f"{count} combinations of {', '.join(controls)}: at most {LIMIT} are "
+                         "computed beforehand. Give a control fewer values")
     state = {key: start.get(key, values[0]) for key, values in controls.items()}
     for key, value in start.items():
         if value not in controls.get(key, ()):
-            raise ValueError(f"{key}={value!r} is not a value of a control: {controls.get(key, 'there is none')}")
+            raise ValueError(f"{key}={value!r} is not a value of a control: "
+                             f"{controls.get(key, 'there is none')}")
 
     def picture(state: dict[str, Any]) -> dict[str, Any]:
         x, lines = compute(**{key: state[key] for key in controls})
@@ -58,14 +63,19 @@ def explore(compute: Callable[..., tuple[Any, dict[str, Any]]], controls: dict[s
 
     def position(state: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(state[key] for key in controls)
-    states = [dict(zip(controls, values, strict=True)) for values in itertools.product(*controls.values())]
+    states = [dict(zip(controls, values, strict=True))
+              for values in itertools.product(*controls.values())]
     known = {position(state): picture(state) for state in states}
-    sliders = [{"key": key, "label": key.replace("_", " "), "values": list(values)} for key, values in controls.items()]
+    sliders = [{"key": key, "label": key.replace("_", " "), "values": list(values)}
+               for key, values in controls.items()]
     window = _ranges(list(known.values()), log) | ({"y": list(y)} if y else {})
-    spec = {"title": title, "xlabel": xlabel, "ylabel": ylabel, "log": log, "controls": sliders, **window}
-    return LiveFigure("explore", spec=spec, state=state, compute=lambda state: known[position(state)],
-                      draw=lambda state, picture: _still(spec, picture), frames=states, caption=caption,
-                      alt=f"{title}: {ylabel} against {xlabel}, for {', '.join(controls)} that the reader chooses")
+    spec = {"title": title, "xlabel": xlabel, "ylabel": ylabel, "log": log, "controls": sliders,
+            **window}
+    return LiveFigure(
+        "explore", spec=spec, state=state, compute=lambda state: known[position(state)],
+        draw=lambda state, picture: _still(spec, picture), frames=states, caption=caption,
+        alt=f"{title}: {ylabel} against {xlabel}, for {', '.join(controls)} that the reader chooses"
+    )
 
 
 def _listed(values: Any) -> list[float]:
@@ -90,7 +100,7 @@ def _still(spec: dict[str, Any], picture: dict[str, Any]) -> Figure:
     fig, ax = figure(width=5)
     for name, y in picture["lines"].items():
         ax.plot(picture["x"], [math.nan if value is None else value for value in y], label=name)
-    ax.set(xlabel=spec["xlabel"], ylabel=spec["ylabel"], title=spec["title"], xlim=spec["x"], ylim=spec["y"],
-           yscale="log" if spec["log"] else "linear")
+    ax.set(xlabel=spec["xlabel"], ylabel=spec["ylabel"], title=spec["title"], xlim=spec["x"],
+           ylim=spec["y"], yscale="log" if spec["log"] else "linear")
     legend(ax)
     return fig

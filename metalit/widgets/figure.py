@@ -22,7 +22,8 @@ try:
     import anywidget
     import traitlets
 except ImportError as error:
-    raise ImportError("live figures need the package anywidget: pip install 'metalit[widgets]'") from error
+    raise ImportError("live figures need the package anywidget: pip install "
+                      "'metalit[widgets]'") from error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,19 +37,22 @@ Picture = dict[str, Any]
 
 
 def finite(values: Any) -> Any:
-    """A tensor, or nested lists of numbers, as nested lists with `None` where a number is not finite.
+    """A tensor, or nested lists, as nested lists with `None` where a number is not finite.
 
     Example: `finite(torch.tensor([1.0, torch.nan]))` is `[1.0, None]`.
     """
     if isinstance(values, torch.Tensor): values = values.detach().cpu().tolist()
     if isinstance(values, dict): return {key: finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple): return [finite(value) for value in values]
-    if isinstance(values, float) and values - values != 0: return None  # nan − nan and inf − inf are not 0
+    # nan − nan and inf − inf are not 0
+    if isinstance(values, float) and values - values != 0: return None
     return values
 
 
 def short(values: Any) -> Any:
-    """Nested lists of numbers with nine digits each, which no eye and no test of 1e-5 can tell from all seventeen.
+    """Nested lists of numbers with nine digits each.
+
+    No eye and no test of 1e-5 can tell them from all seventeen.
 
     Example: `short([2 / 3])` is `[0.666666667]`.
     """
@@ -58,13 +62,14 @@ def short(values: Any) -> Any:
 
 
 def pack(tensor: torch.Tensor) -> dict[str, Any]:
-    """A tensor for the `spec` of a figure: float32, float64 or uint8, as base64 of its little-endian bytes.
+    """A tensor for a figure's `spec`: float32, float64 or uint8, as little-endian base64.
 
     Raises `TypeError` for another dtype.
     """
     kinds = {torch.float32: "f4", torch.float64: "f8", torch.uint8: "u1"}
     if tensor.dtype not in kinds:
-        raise TypeError(f"a tensor of {tensor.dtype} cannot be packed: float32, float64 or uint8 are needed")
+        raise TypeError(f"a tensor of {tensor.dtype} cannot be packed: float32, float64 or uint8 "
+                        "are needed")
     array = tensor.detach().cpu().contiguous().numpy()
     code = base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
     return {"b64": code, "shape": list(tensor.shape), "dtype": kinds[tensor.dtype]}
@@ -89,7 +94,8 @@ def modules(name: str) -> list[str]:
 def bundle(name: str) -> str:
     "The toolkit, a script and all that it imports, as one text without imports and exports."
     texts = ((SCRIPTS / f"{module}.js").read_text(encoding="utf-8") for module in modules(name))
-    return "\n".join(re.sub(r"^export ", "", _IMPORT.sub("", text), flags=re.MULTILINE) for text in texts)
+    return "\n".join(re.sub(r"^export ", "", _IMPORT.sub("", text), flags=re.MULTILINE)
+                     for text in texts)
 
 # %% ../../nbs/40_live_figures.ipynb #d504d54d
 def devices() -> list[str]:
@@ -100,11 +106,12 @@ def devices() -> list[str]:
 class LiveFigure(anywidget.AnyWidget):
     """A figure that the reader moves, in JupyterLab and on a page without a kernel.
 
-    `name` is its script in `metalit/widgets/js`. `spec` is what does not change, as JSON: weights (`pack`), choices,
-    texts. `state` is the default state: the values of the controls. `compute(state)` gives the picture, a dictionary
-    of numbers for which the script has the same function. `draw(state, picture)` gives a matplotlib figure, shown where
-    there is no JavaScript. `alt` describes the figure in words; `caption` says what to move and what to notice.
-    `frames` are states whose pictures a page needs and a browser cannot compute.
+    `name` is its script in `metalit/widgets/js`. `spec` is what does not change, as JSON: weights
+    (`pack`), choices, texts. `state` is the default state: the values of the controls.
+    `compute(state)` gives the picture, a dictionary of numbers for which the script has the same
+    function. `draw(state, picture)` gives a matplotlib figure, shown where there is no JavaScript.
+    `alt` describes the figure in words; `caption` says what to move and what to notice. `frames`
+    are states whose pictures a page needs and a browser cannot compute.
 
     Where `compute` raises, the message stands in place of the figure.
 
@@ -117,12 +124,14 @@ class LiveFigure(anywidget.AnyWidget):
     answer = traitlets.Dict().tag(sync=True)
     frames = traitlets.List().tag(sync=True)
 
-    def __init__(self, name: str, *, spec: dict[str, Any], state: State, compute: Callable[[State], Picture],
-                 draw: Callable[[State, Picture], Figure], alt: str, caption: str = "", frames: Iterable[State] = ()):
+    def __init__(self, name: str, *, spec: dict[str, Any], state: State,
+                 compute: Callable[[State], Picture], draw: Callable[[State, Picture], Figure],
+                 alt: str, caption: str = "", frames: Iterable[State] = ()):
         self.compute, self.draw, self.name = compute, draw, name
-        super().__init__(
-            _esm=f"{bundle(name)}\nexport default {{ render: ({{ model, el }}) => start({{ compute, build }}, model, el) }};",
-            spec=spec | {"alt": alt, "caption": caption, "devices": devices()}, state={"device": "cpu"} | state)
+        super().__init__(_esm=f"{bundle(name)}\nexport default {{ render: ({{ model, el }}) => "
+                         f"start({{ compute, build }}, model, el) }};",
+                         spec=spec | {"alt": alt, "caption": caption, "devices": devices()},
+                         state={"device": "cpu"} | state)
         self.frames = [{"state": frame, "picture": self._picture(frame)}
                        for frame in ({"device": "cpu"} | state for state in frames)]
         self._answer()
@@ -139,15 +148,18 @@ class LiveFigure(anywidget.AnyWidget):
         Raises `KeyError` for a control that the figure does not have.
         """
         if unknown := changes.keys() - self.state.keys():
-            raise KeyError(f"this figure has no control {min(unknown)!r}; it has {', '.join(self.state)}")
+            raise KeyError(f"this figure has no control {min(unknown)!r}; it has "
+                           f"{', '.join(self.state)}")
         self.state = self.state | changes
 
     def _picture(self, state: State) -> Picture:
         try:
             if state["device"] not in self.spec["devices"]:
-                raise ValueError(f"there is no device {state['device']!r} here: {', '.join(self.spec['devices'])}")
+                raise ValueError(f"there is no device {state['device']!r} here: "
+                                 f"{', '.join(self.spec['devices'])}")
             return finite(self.compute(dict(state)))
-        except Exception as error:  # whatever a reader's own meta-loss raises is shown where they look
+        # whatever a reader's own meta-loss raises is shown where they look
+        except Exception as error:
             return {"message": f"{type(error).__name__}: {error}"}
 
     def _answer(self) -> None:
@@ -162,7 +174,8 @@ class LiveFigure(anywidget.AnyWidget):
         import matplotlib.pyplot as plt
         if "message" in self.picture:
             figure = plt.figure(figsize=(6, 1), facecolor="none")
-            figure.text(0.02, 0.5, self.picture["message"], color="#767676", wrap=True, va="center", fontsize=9)
+            figure.text(0.02, 0.5, self.picture["message"], color="#767676", wrap=True, va="center",
+                        fontsize=9)
         else:
             figure = self.draw(self.state, self.picture)
         buffer = io.BytesIO()
@@ -171,15 +184,18 @@ class LiveFigure(anywidget.AnyWidget):
         return buffer.getvalue()
 
     def html(self) -> str:
-        "The figure as a piece of a page, which needs nothing else: no kernel, no network, no other script."
+        "The figure as a piece of a page that needs no kernel, no network, no other script."
         place = f"metalit-{uuid.uuid4().hex[:12]}"
         frames = [frame | {"picture": short(frame["picture"])} for frame in self.frames]
-        data = {"spec": self.spec, "state": self.state, "answer": short(self.answer), "frames": frames}
+        data = {"spec": self.spec, "state": self.state, "answer": short(self.answer),
+                "frames": frames}
         inline = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
         still = base64.b64encode(self.still()).decode()
         script = bundle(self.name).replace("</script", "<\\/script")
-        return (f'<div id="{place}"><img src="data:image/png;base64,{still}" alt="{html.escape(self.spec["alt"])}">'
-                '<noscript><p>This figure moves where JavaScript is allowed; the picture is its first state.</p></noscript>'
+        return (f'<div id="{place}"><img src="data:image/png;base64,{still}" '
+                f'alt="{html.escape(self.spec["alt"])}">'
+                '<noscript><p>This figure moves where JavaScript is allowed; the picture is its '
+                'first state.</p></noscript>'
                 f'</div>\n<script type="application/json" id="{place}-data">{inline}</script>\n'
                 f'<script type="module">\n{script}\n'
                 f'const place = document.getElementById("{place}");\n'
@@ -190,4 +206,5 @@ class LiveFigure(anywidget.AnyWidget):
         shown = super()._repr_mimebundle_(**options)
         bundled, metadata = shown if isinstance(shown, tuple) else (shown, {})
         still = base64.b64encode(self.still()).decode()
-        return bundled | {"text/html": self.html(), "image/png": still, "text/plain": self.spec["alt"]}, metadata
+        return bundled | {"text/html": self.html(), "image/png": still,
+                          "text/plain": self.spec["alt"]}, metadata

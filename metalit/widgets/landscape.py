@@ -41,7 +41,8 @@ __all__ = ['RATES', 'OWN_RATE', 'REMARKS', 'DEFAULT', 'outer_step', 'descent', '
 
 # %% ../../nbs/43_rewards_figure.ipynb #36e1a2e9
 # β = outer · rate · α^power / (1 + λ): what the scale of each formula takes on the four bowls.
-RATES = {"maml": (1.5, 0), "fomaml": (1.0, 0), "reptile": (1.0, 0), "norm": (1.5, 0), "triplet": (1.5, 0),
+RATES = {"maml": (1.5, 0), "fomaml": (1.0, 0), "reptile": (1.0, 0), "norm": (1.5, 0),
+         "triplet": (1.5, 0),
          "conml": (0.8, 0), "written_reptile": (0.3, -2), "written_contrastive": (0.6, -1),
          "written_curvature": (1.2, 0)}
 OWN_RATE = (1.0, 0)
@@ -63,7 +64,10 @@ def descent(J: MetaLoss, task: Task, lr: float, count: int) -> Tensor:
 
 # %% ../../nbs/43_rewards_figure.ipynb #95e7bdcd
 def best_start(error: MetaLoss, task: Task, starts: Tensor, errors: Tensor) -> Tensor:
-    "The start with the least error: the lowest of a grid, then steps of Newton's method as long as they lead down."
+    """The start with the least error.
+
+    The lowest of a grid, then steps of Newton's method as long as they lead down.
+    """
     def at(theta: Tensor) -> Tensor: return functional_call(error, {"model.theta": theta}, (task,))
     theta = starts[errors.nan_to_num(nan=torch.inf).argmin()]
     for _ in range(3):
@@ -76,38 +80,42 @@ def best_start(error: MetaLoss, task: Task, starts: Tensor, errors: Tensor) -> T
 # %% ../../nbs/43_rewards_figure.ipynb #dd779e1a
 def _show(state: State, task: Task, own: dict[str, MetaLoss], grid: int) -> Picture:
     "The picture of a state: both surfaces, the path with what it is worth, and the best start."
-    task, theta = task.to(state["device"]), torch.tensor([state["x"], state["y"]], dtype=torch.float64,
-                                                         device=state["device"])
+    task = task.to(state["device"])
+    theta = torch.tensor([state["x"], state["y"]], dtype=torch.float64, device=state["device"])
     starts = grid_of(grid, theta.device)
     with readable(state["loss"]):
         J = made(state["loss"], theta, state, own)
         error = MetaLoss(Point(theta), half_square, inner=inner_loop(J, state["loss"], state))
-        if not torch.isfinite(here := J(task)): raise ValueError(f"its value at the start is {here.item()}")
+        if not torch.isfinite(here := J(task)):
+            raise ValueError(f"its value at the start is {here.item()}")
         surface, errors = values_at(J, task, starts), values_at(error, task, starts)
-        path, best = descent(J, task, outer_step(state), state["count"]), best_start(error, task, starts, errors)
-        return {"surface": surface.reshape(grid, grid), "errors": errors.reshape(grid, grid), "path": path,
-                "value_along": values_at(J, task, path), "error_along": values_at(error, task, path),
+        path, best = (descent(J, task, outer_step(state), state["count"]),
+                      best_start(error, task, starts, errors))
+        return {"surface": surface.reshape(grid, grid), "errors": errors.reshape(grid, grid),
+                "path": path, "value_along": values_at(J, task, path),
+                "error_along": values_at(error, task, path),
                 "best": best, "best_error": values_at(error, task, best[None])[0]}
 
 # %% ../../nbs/43_rewards_figure.ipynb #d4a82c20
 REMARKS = {
     "maml": "Both surfaces are the same: this meta-loss is the error after adaptation.",
-    "fomaml": "The surfaces are the same, but the step leaves the second derivatives out: descent need not end at the "
-              "lowest place.",
-    "reptile": "Half the squared way from θ to where adaptation ends. The step holds that end constant, so it is not the "
-               "slope of this surface, and the path may end beside its lowest place.",
+    "fomaml": "The surfaces are the same, but the step leaves the second derivatives out: descent "
+    "need not end at the lowest place.", "reptile": "Half the squared way from θ to where "
+    "adaptation ends. The step holds that end constant, so it is not the slope of this surface, "
+    "and the path may end beside its lowest place.",
     "norm": "The error after adaptation, plus λ/2 times its squared slope at the adapted point.",
-    "triplet": "The error after adaptation, plus λ times a hinge that wants the predictions of different tasks apart.",
-    "conml": "The error after adaptation, plus λ times a contrast of angles: small ones within a task, wide ones "
-             "between tasks.",
-    "written_reptile": "As printed, this is α²‖∇L‖² of the support set: it is least where the inner step is shortest, "
-                       "and it knows no query set.",
-    "written_contrastive": "As printed, this is m plus the mean distance between the tasks after one step: it pulls "
-                           "different tasks together, and no error is in it.",
-    "written_curvature": "As printed: the error after one inner step, plus λ/2 times the squared meta-gradient.",
+    "triplet": "The error after adaptation, plus λ times a hinge that wants the predictions of "
+    "different tasks apart.", "conml": "The error after adaptation, plus λ times a contrast of "
+    "angles: small ones within a task, wide ones between tasks.",
+    "written_reptile": "As printed, this is α²‖∇L‖² of the support set: it is least where the "
+    "inner step is shortest, and it knows no query set.",
+    "written_contrastive": "As printed, this is m plus the mean distance between the tasks after "
+    "one step: it pulls different tasks together, and no error is in it.",
+    "written_curvature": "As printed: the error after one inner step, plus λ/2 times the squared "
+    "meta-gradient.",
 }
-DEFAULT = {"loss": "written_reptile", "x": 1.2, "y": 1.8, "lr": 0.4, "steps": 3, "weight": 0.5, "margin": 1.0,
-           "count": 30, "outer": 1.0}
+DEFAULT = {"loss": "written_reptile", "x": 1.2, "y": 1.8, "lr": 0.4, "steps": 3, "weight": 0.5,
+           "margin": 1.0, "count": 30, "outer": 1.0}
 
 
 def _draw(state: State, picture: Picture) -> Figure:
@@ -125,30 +133,37 @@ def _draw(state: State, picture: Picture) -> Figure:
     axes[2].plot(picture["error_along"], color=red)
     axes[2].axhline(picture["best_error"], color=green, ls="--", lw=1.2)
     axes[2].set(title="error along the way", xlabel="outer step", ylim=(0, None))
-    plots.legend(fig, handles=axes[1].get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
+    plots.legend(fig, handles=axes[1].get_legend_handles_labels()[0], loc="outside lower center",
+                 ncols=3)
     return fig
 
 
 def rewards(own: dict[str, MetaLoss] | None = None, *, task: Task | None = None) -> LiveFigure:
-    """The figure of this chapter: where descent on a meta-loss ends, and what that is worth after adaptation.
+    """The figure of this chapter: where descent on a meta-loss ends, and its worth.
 
-    `own` are meta-losses of yours by name; they are put on the bed by `J.on`. `task` are two or more other bowls, from
-    `quadratic_task`.
+    That is what it is worth after adaptation.
 
-    Raises `ValueError` for tasks that are not bowls in two dimensions, and for a name that is taken.
+    `own` are meta-losses of yours by name; they are put on the bed by `J.on`. `task` are two or
+    more other bowls, from `quadratic_task`.
+
+    Raises `ValueError` for tasks that are not bowls in two dimensions, and for a name that is
+    taken.
 
     Example: `rewards({"mine": J})`.
     """
     (task, own), grid = bed_of(task, own), 31 if own else GRID
     state = DEFAULT | ({"loss": next(iter(own))} if own else {})
-    rates = {key: dict(zip(("rate", "power"), RATES.get(key, OWN_RATE), strict=True)) for key in (*CHOICES, *own)}
+    rates = {key: dict(zip(("rate", "power"), RATES.get(key, OWN_RATE), strict=True))
+             for key in (*CHOICES, *own)}
     return LiveFigure(
-        "rewards", spec={"tasks": described(task), "reach": REACH, "grid": grid, "choices": listed(own), "rates": rates,
-                         "remarks": REMARKS, "outers": [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0], "x": DEFAULT["x"],
+        "rewards", spec={"tasks": described(task), "reach": REACH, "grid": grid,
+                         "choices": listed(own), "rates": rates, "remarks": REMARKS,
+                         "outers": [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0], "x": DEFAULT["x"],
                          "y": DEFAULT["y"]},
         state=state, compute=lambda state: _show(state, task, own, grid), draw=_draw,
-        frames=frames_of(state, "loss", own),
-        alt="Two maps over two parameters with the same path of descent: the surface of a meta-loss, and the error after "
-            "adaptation with its best start; below, the error along the path",
-        caption="Choose a meta-loss, and drag the start. Notice where the path ends on the first map, and how far that is "
-                "from the green cross, the start from which adaptation does best.")
+        frames=frames_of(state, "loss", own), alt="Two maps over two parameters with the same path "
+        "of descent: the surface of a meta-loss, and the error after adaptation with its best "
+        "start; below, the error along the path",
+        caption="Choose a meta-loss, and drag the start. Notice where the path ends on the first "
+        "map, and how far that is from the green cross, the start from which adaptation does best."
+    )

@@ -35,13 +35,16 @@ __all__ = ['Make', 'CHOICES', 'REACH', 'GRID', 'ARROW', 'NO_SLOPE', 'DEFAULT', '
 
 # %% ../../nbs/42_two_parameters.ipynb #4647029b
 def four_bowls() -> Task:
-    "The tasks of the figures in two parameters: two steep bowls on the left, two flat ones on the right."
+    "The tasks of the figures in two parameters: two steep bowls left, two flat right."
     def bowl(angle: float, *eigenvalues: float) -> Tensor:
         turn = torch.deg2rad(torch.tensor(angle, dtype=torch.float64))
-        axes = torch.stack([torch.stack([turn.cos(), -turn.sin()]), torch.stack([turn.sin(), turn.cos()])])
+        axes = torch.stack([torch.stack([turn.cos(), -turn.sin()]),
+                            torch.stack([turn.sin(), turn.cos()])])
         return axes @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ axes.mT
-    A = torch.stack([bowl(20, 2.2, 1.2), bowl(-30, 1.6, 0.6), bowl(50, 0.6, 0.25), bowl(-60, 0.8, 0.3)])
-    C = torch.stack([bowl(35, 2.0, 1.0), bowl(-20, 1.5, 0.8), bowl(65, 0.7, 0.35), bowl(-50, 0.7, 0.4)])
+    A = torch.stack([bowl(20, 2.2, 1.2), bowl(-30, 1.6, 0.6), bowl(50, 0.6, 0.25),
+                     bowl(-60, 0.8, 0.3)])
+    C = torch.stack([bowl(35, 2.0, 1.0), bowl(-20, 1.5, 0.8), bowl(65, 0.7, 0.35),
+                     bowl(-50, 0.7, 0.4)])
     s = torch.tensor([[-1.7, 0.9], [-1.0, -1.3], [1.7, 1.3], [1.4, -0.9]], dtype=torch.float64)
     shift = torch.tensor([[0.2, 0.1], [-0.1, 0.2], [0.1, -0.2], [0.2, 0.15]], dtype=torch.float64)
     return quadratic_task(A, s, C, s + shift)
@@ -60,8 +63,10 @@ class Choice(NamedTuple):
 
 def _written(formula: Callable[..., Tensor], **options: str) -> Make:
     "A formula of the article; `options` say which value of the state is which of its arguments."
-    return lambda model, state: as_written.AsWritten(model, half_square, formula, lr=state["lr"],
-                                                     **{name: state[key] for name, key in options.items()})
+    return lambda model, state: as_written.AsWritten(
+        model, half_square, formula, lr=state["lr"],
+        **{name: state[key] for name, key in options.items()}
+    )
 
 
 def _norm(model: Point, state: State) -> MetaLoss:
@@ -74,29 +79,31 @@ def _method(method: type[MetaLoss], **options: str) -> Make:
                                        **{name: state[key] for name, key in options.items()})
 
 
-CHOICES = {
-    "maml": Choice("MAML, exact gradient", "exact", "#0072B2", _method(MAML)),
-    "fomaml": Choice("MAML, first order", "first order", "#56B4E9", _method(FOMAML)),
-    "reptile": Choice("Reptile", "Reptile", "#009E73", _method(Reptile)),
-    "norm": Choice("query loss + λ · gradient norm", "norm", "#767676", _norm),
-    "triplet": Choice("query loss + λ · triplet", "triplet", "#CC79A7",
-                      _method(TripletMAML, weight="weight", margin="margin")),
-    "conml": Choice("query loss + λ · ConML contrast", "ConML", "#9467BD", _method(ConML, weight="weight")),
-    "written_reptile": Choice("§4.1 “Reptile” as written", "§4.1", "#E69F00", _written(as_written.reptile)),
-    "written_contrastive": Choice("§4.2 “contrastive” as written", "§4.2", "#D55E00",
-                                  _written(as_written.contrastive, m="margin")),
-    "written_curvature": Choice("§4.3 “curvature” as written", "§4.3", "#A6761D",
-                                _written(as_written.meta_curvature, lam="weight")),
-}
+CHOICES = {"maml": Choice("MAML, exact gradient", "exact", "#0072B2", _method(MAML)),
+           "fomaml": Choice("MAML, first order", "first order", "#56B4E9", _method(FOMAML)),
+           "reptile": Choice("Reptile", "Reptile", "#009E73", _method(Reptile)),
+           "norm": Choice("query loss + λ · gradient norm", "norm", "#767676", _norm),
+           "triplet": Choice("query loss + λ · triplet", "triplet", "#CC79A7",
+                             _method(TripletMAML, weight="weight", margin="margin")),
+           "conml": Choice("query loss + λ · ConML contrast", "ConML", "#9467BD",
+                           _method(ConML, weight="weight")),
+           "written_reptile": Choice("§4.1 “Reptile” as written", "§4.1", "#E69F00",
+                                     _written(as_written.reptile)),
+           "written_contrastive": Choice("§4.2 “contrastive” as written", "§4.2", "#D55E00",
+                                         _written(as_written.contrastive, m="margin")),
+           "written_curvature": Choice("§4.3 “curvature” as written", "§4.3", "#A6761D",
+                                       _written(as_written.meta_curvature, lam="weight"))}
 
 # %% ../../nbs/42_two_parameters.ipynb #2e13ab83
 def set_by_sliders(J: MetaLoss, model: Point, state: State) -> MetaLoss:
-    "The choices of J for a point and the bowls, with the step size and the number of steps of the state."
+    "The choices of J for a point and the bowls, with the state's step size and steps."
     if not isinstance(J, MetaLoss):
-        raise TypeError(f"a MetaLoss is needed, such as ml.MAML(model, loss); found {type(J).__name__}")
+        raise TypeError("a MetaLoss is needed, such as ml.MAML(model, loss); found "
+                        f"{type(J).__name__}")
     J = copy.deepcopy(J)
     for name in ("lr", "steps"):
-        if isinstance(getattr(J.inner, name, None), int | float): setattr(J.inner, name, state[name])
+        if isinstance(getattr(J.inner, name, None), int | float):
+            setattr(J.inner, name, state[name])
     twin = J.on(model, half_square).to(model.theta.device, torch.float64)
     twin.chunk_size = None
     return twin
@@ -104,7 +111,8 @@ def set_by_sliders(J: MetaLoss, model: Point, state: State) -> MetaLoss:
 
 def made(key: str, theta: Tensor, state: State, own: dict[str, MetaLoss]) -> MetaLoss:
     "The meta-loss of a key, started at θ: one of `CHOICES`, or a reader's own."
-    return set_by_sliders(own[key], Point(theta), state) if key in own else CHOICES[key].make(Point(theta), state)
+    return (set_by_sliders(own[key], Point(theta), state) if key in own
+            else CHOICES[key].make(Point(theta), state))
 
 
 @contextlib.contextmanager
@@ -113,7 +121,8 @@ def readable(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a reader's own code may raise anything
-        raise ValueError(f"“{key}” cannot be shown on quadratic bowls with two parameters: {error}") from error
+        raise ValueError(f"“{key}” cannot be shown on quadratic bowls with two parameters: "
+                         f"{error}") from error
 
 # %% ../../nbs/42_two_parameters.ipynb #7f0a2896
 REACH, GRID = 3.0, 41
@@ -147,29 +156,34 @@ def paths_of(inner: SGD, theta: Tensor, task: Task) -> Tensor:
     "φ₀ … φ_K of each task: (B, K + 1, 2)."
     J = MetaLoss(Point(theta), half_square, inner=inner)
     with torch.no_grad():
-        return torch.stack([J.adapt(task.support, steps=k)["theta"] for k in range(inner.steps + 1)], 1)
+        ends = [J.adapt(task.support, steps=k)["theta"] for k in range(inner.steps + 1)]
+        return torch.stack(ends, 1)
 
 # %% ../../nbs/42_two_parameters.ipynb #a2da4578
 def _checked(value: Tensor) -> Tensor:
-    if not torch.isfinite(value): raise ValueError(f"its value at this θ is {value.item()}, not a finite number")
+    if not torch.isfinite(value):
+        raise ValueError(f"its value at this θ is {value.item()}, not a finite number")
     return value
 
 
 def _show(state: State, task: Task, own: dict[str, MetaLoss], grid: int) -> Picture:
     "The picture of a state: value, surface, inner paths and arrows."
-    task, theta = task.to(state["device"]), torch.tensor([state["x"], state["y"]], dtype=torch.float64,
-                                                         device=state["device"])
+    task = task.to(state["device"])
+    theta = torch.tensor([state["x"], state["y"]], dtype=torch.float64, device=state["device"])
     with readable(state["shown"]):
         J = made(state["shown"], theta, state, own)
-        picture = {"value": _checked(J(task)), "paths": paths_of(inner_loop(J, state["shown"], state), theta, task),
-                   "surface": values_at(J, task, grid_of(grid, theta.device)).reshape(grid, grid), "arrows": {}}
+        picture = {"value": _checked(J(task)),
+                   "paths": paths_of(inner_loop(J, state["shown"], state), theta, task),
+                   "surface": values_at(J, task, grid_of(grid, theta.device)).reshape(grid, grid),
+                   "arrows": {}}
     for key in (*CHOICES, *own):
         if not state[f"arrow_{key}"]: continue
         with readable(key): picture["arrows"][key] = gradient_of(made(key, theta, state, own), task)
     return picture
 
 # %% ../../nbs/42_two_parameters.ipynb #3b79d1f0
-ARROW, NO_SLOPE = 1.1, 1e-12  # the length of an arrow in units of θ; a gradient so short has no direction
+# the length of an arrow in units of θ; a gradient so short has no direction
+ARROW, NO_SLOPE = 1.1, 1e-12
 
 
 def draw_ground(ax: Axes, surface: list[list[float]], colour: str = "blue") -> None:
@@ -178,7 +192,8 @@ def draw_ground(ax: Axes, surface: list[list[float]], colour: str = "blue") -> N
     ticks = torch.linspace(-REACH, REACH, len(Z))
     if Z.max() - Z.min() > 1e-9 * Z.max().abs():  # what is left of a flat surface is rounding
         levels = Z.min() + (Z.max() - Z.min()) * ((torch.arange(14) + 0.8) / 14) ** 2
-        ax.contour(ticks, ticks, Z, levels=levels.tolist(), colors=plots.COLOURS[colour], linewidths=0.7, alpha=0.5)
+        ax.contour(ticks, ticks, Z, levels=levels.tolist(), colors=plots.COLOURS[colour],
+                   linewidths=0.7, alpha=0.5)
     square(ax)
 
 
@@ -189,7 +204,10 @@ def square(ax: Axes) -> None:
 
 
 def _draw(state: State, picture: Picture, task: Task) -> Figure:
-    "The surface with an arrow of one length for each rule, and beside it the inner paths with the optima."
+    """The surface with an arrow for each rule; beside it the inner paths with the optima.
+
+    The arrows are of one length.
+    """
     fig, (left, right) = plots.figure(columns=2, width=3.6, height=3.9)
     grey = plots.COLOURS["grey"]
     draw_ground(left, picture["surface"])
@@ -200,45 +218,56 @@ def _draw(state: State, picture: Picture, task: Task) -> Figure:
         if size > NO_SLOPE:
             tip = (state["x"] - ARROW * u / size, state["y"] - ARROW * v / size)
             left.annotate("", tip, (state["x"], state["y"]),
-                          arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.8, "shrinkA": 0, "shrinkB": 0})
-    for path in picture["paths"]: right.plot(*zip(*path, strict=True), "o-", color=grey, ms=3, lw=1.2)
-    right.plot(*curvature(task.support)[1].T.tolist(), "x", color=grey, ms=7, mew=1.6, label="optimum, support")
-    right.plot(*curvature(task.query)[1].T.tolist(), "D", color=plots.COLOURS["orange"], ms=5, label="optimum, query")
+                          arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.8, "shrinkA": 0,
+                                      "shrinkB": 0})
+    for path in picture["paths"]:
+        right.plot(*zip(*path, strict=True), "o-", color=grey, ms=3, lw=1.2)
+    right.plot(*curvature(task.support)[1].T.tolist(), "x", color=grey, ms=7, mew=1.6,
+               label="optimum, support")
+    right.plot(*curvature(task.query)[1].T.tolist(), "D", color=plots.COLOURS["orange"], ms=5,
+               label="optimum, query")
     square(right)
     for ax in (left, right): ax.plot(state["x"], state["y"], "o", color=plots.COLOURS["red"], ms=7)
     plots.legend(fig, loc="outside lower center", ncols=4)
     return fig
 
 # %% ../../nbs/42_two_parameters.ipynb #687bb8ef
-DEFAULT = {"shown": "maml", "x": -0.2, "y": 2.3, "lr": 0.4, "steps": 3, "weight": 0.5, "margin": 1.0}
+DEFAULT = {"shown": "maml", "x": -0.2, "y": 2.3, "lr": 0.4, "steps": 3, "weight": 0.5,
+           "margin": 1.0}
 ARROWS = ("maml", "fomaml", "reptile", "written_reptile", "written_contrastive")
 
 
 def described(task: Task) -> list[dict[str, Any]]:
-    "Tasks as the browser wants them: A, s, C and q of each, a symmetric matrix as its three numbers."
+    "Tasks as the browser wants them: A, s, C, q, a symmetric matrix as its three numbers."
     (A, s), (C, q) = curvature(task.support), curvature(task.query)
-    def three(matrix: Tensor) -> list[float]: return [matrix[0, 0].item(), matrix[0, 1].item(), matrix[1, 1].item()]
-    return [{"A": three(A[i]), "s": s[i].tolist(), "C": three(C[i]), "q": q[i].tolist()} for i in range(len(s))]
+    def three(matrix: Tensor) -> list[float]:
+        return [matrix[0, 0].item(), matrix[0, 1].item(), matrix[1, 1].item()]
+    return [{"A": three(A[i]), "s": s[i].tolist(), "C": three(C[i]), "q": q[i].tolist()}
+            for i in range(len(s))]
 
 
 def bed_of(task: Task | None, own: dict[str, MetaLoss] | None) -> tuple[Task, dict[str, MetaLoss]]:
     """The tasks and the own meta-losses of a figure, checked.
 
-    Raises `ValueError` for tasks that are not bowls in two dimensions, and for a name that is taken.
+    Raises `ValueError` for tasks that are not bowls in two dimensions, and for a name that is
+    taken.
     """
     task, own = four_bowls() if task is None else task, dict(own or {})
     for split in (task.support, task.query):
         if split.x.shape[1:] != (2, 2) or len(split.x) < 2:
-            raise ValueError(f"the task has x of shape {tuple(split.x.shape)}; two or more bowls in two dimensions, "
-                             "(B, 2, 2), are needed: make them with ml.tasks.quadratic_task")
+            raise ValueError(f"the task has x of shape {tuple(split.x.shape)}; two or more bowls "
+                             "in two dimensions, (B, 2, 2), are needed: make them with "
+                             "ml.tasks.quadratic_task")
     if taken := own.keys() & CHOICES.keys():
-        raise ValueError(f"the name {min(taken)!r} is taken by a meta-loss of the book: choose another")
+        raise ValueError(f"the name {min(taken)!r} is taken by a meta-loss of the book: choose "
+                         "another")
     return task.to(dtype=torch.float64), own
 
 
 def listed(own: dict[str, MetaLoss]) -> list[dict[str, str]]:
     "All meta-losses to choose from, for the browser."
-    return ([{"key": key, "name": c.name, "short": c.short, "colour": c.colour} for key, c in CHOICES.items()]
+    return ([{"key": key, "name": c.name, "short": c.short, "colour": c.colour}
+             for key, c in CHOICES.items()]
             + [{"key": key, "name": key, "short": key, "colour": "currentColor"} for key in own])
 
 
@@ -248,13 +277,15 @@ def frames_of(state: State, key: str, own: dict[str, MetaLoss]) -> list[State]:
             for name in own for steps in (1, 3, 5) for lr in (0.2, 0.4, 0.8)]
 
 
-def two_parameters(own: dict[str, MetaLoss] | None = None, *, task: Task | None = None) -> LiveFigure:
+def two_parameters(own: dict[str, MetaLoss] | None = None, *,
+                   task: Task | None = None) -> LiveFigure:
     """The figure of this chapter: drag θ over a meta-loss, and see where each rule would send it.
 
-    `own` are meta-losses of yours by name; they are put on the bed by `J.on`. `task` are two or more other bowls, from
-    `quadratic_task`.
+    `own` are meta-losses of yours by name; they are put on the bed by `J.on`. `task` are two or
+    more other bowls, from `quadratic_task`.
 
-    Raises `ValueError` for tasks that are not bowls in two dimensions, and for a name that is taken.
+    Raises `ValueError` for tasks that are not bowls in two dimensions, and for a name that is
+    taken.
 
     Example: `two_parameters({"mine": J})`.
     """
@@ -262,12 +293,15 @@ def two_parameters(own: dict[str, MetaLoss] | None = None, *, task: Task | None 
     state = DEFAULT | {f"arrow_{key}": key in ARROWS or key in own for key in (*CHOICES, *own)}
     if own: state["shown"] = next(iter(own))
     return LiveFigure(
-        "two_parameters", spec={"tasks": described(task), "reach": REACH, "grid": grid, "choices": listed(own),
-                                "x": DEFAULT["x"], "y": DEFAULT["y"]},
+        "two_parameters", spec={"tasks": described(task), "reach": REACH, "grid": grid,
+                                "choices": listed(own), "x": DEFAULT["x"], "y": DEFAULT["y"]},
         state=state, compute=lambda state: _show(state, task, own, grid),
-        draw=lambda state, picture: _draw(state, picture, task), frames=frames_of(state, "shown", own),
-        alt="Contours of a meta-loss over two parameters; from a start θ the inner path of each of four tasks leads "
-            "towards its optimum, and arrows show where several rules would move θ",
-        caption="Drag θ, or focus it and use the arrow keys. Then slide α and K. Notice when the arrows agree and when "
-                "they part, how the lowest place wanders towards the flat bowls as the inner loop takes care of the "
-                "steep ones, and what happens beyond the edge 2/λ of the steepest bowl.")
+        draw=lambda state, picture: _draw(state, picture, task),
+        frames=frames_of(state, "shown", own),
+        alt="Contours of a meta-loss over two parameters; from a start θ the inner path of each of "
+        "four tasks leads towards its optimum, and arrows show where several rules would move θ",
+        caption="Drag θ, or focus it and use the arrow keys. Then slide α and K. Notice when the "
+        "arrows agree and when they part, how the lowest place wanders towards the flat bowls as "
+        "the inner loop takes care of the steep ones, and what happens beyond the edge 2/λ of the "
+        "steepest bowl."
+    )

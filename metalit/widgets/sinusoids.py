@@ -33,7 +33,8 @@ __all__ = ['LABELS', 'INPUTS', 'GRID', 'MOST_POINTS', 'MOST_STEPS', 'LRS', 'POIN
 
 # %% ../../nbs/41_sinusoid_figure.ipynb #48e5f943
 # What the figure calls its starts: in a list, and above a panel.
-LABELS = {"random": ("random", "Before any training"), "joint": ("jointly", "Trained on all tasks jointly"),
+LABELS = {"random": ("random", "Before any training"),
+          "joint": ("jointly", "Trained on all tasks jointly"),
           "maml": ("MAML", "Trained by MAML"), "reptile": ("Reptile", "Trained by Reptile")}
 
 
@@ -41,17 +42,20 @@ def trained(name: str) -> nn.Sequential:
     "The network 1-40-40-1 of a start, one of `LABELS`."
     model = mlp(1, 40, 40, 1)
     if name == "random": return model
-    with (importlib.resources.files("metalit.widgets") / "data" / "sinusoid_starts.npz").open("rb") as file:
+    with (
+        importlib.resources.files("metalit.widgets") / "data" / "sinusoid_starts.npz"
+    ).open("rb") as file:
         weights = np.load(file)
-        model.load_state_dict({key: torch.from_numpy(weights[f"{name}/{key}"]) for key in model.state_dict()})
+        model.load_state_dict({key: torch.from_numpy(weights[f"{name}/{key}"])
+                               for key in model.state_dict()})
     return model
 
 # %% ../../nbs/41_sinusoid_figure.ipynb #2e05e149
 INPUTS, GRID, MOST_POINTS, MOST_STEPS = (-5.0, 5.0), 100, 20, 10
 # Finn et al. (2017) use 0.01; beyond 0.1 most paths blow up.
 LRS = [0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2]
-POINTS = [[-4.4, 0.0], [-3.5, 0.0], [-2.8, 0.0], [-1.7, 0.0], [-0.9, 0.0], [0.2, 0.0], [1.1, 0.0], [2.3, 0.0],
-          [3.2, 0.0], [4.3, 0.0]]
+POINTS = [[-4.4, 0.0], [-3.5, 0.0], [-2.8, 0.0], [-1.7, 0.0], [-0.9, 0.0], [0.2, 0.0], [1.1, 0.0],
+          [2.3, 0.0], [3.2, 0.0], [4.3, 0.0]]
 
 
 def scene(state: State) -> tuple[Split, Split]:
@@ -60,9 +64,12 @@ def scene(state: State) -> tuple[Split, Split]:
     Raises `ValueError` where points or inner steps are out of bounds.
     """
     points, steps = torch.tensor(state["points"], dtype=torch.float64), state["steps"]
-    if points.ndim != 2 or points.shape[1] != 2 or not 1 <= len(points) <= MOST_POINTS or not points.isfinite().all():
-        raise ValueError(f"points={state['points']}: 1 to {MOST_POINTS} pairs (x, distance above the wave) are needed")
-    if steps not in range(MOST_STEPS + 1): raise ValueError(f"steps={steps}: 0 to {MOST_STEPS} inner steps are shown")
+    if (points.ndim != 2 or points.shape[1] != 2 or not 1 <= len(points) <= MOST_POINTS
+        or not points.isfinite().all()):
+        raise ValueError(f"points={state['points']}: 1 to {MOST_POINTS} pairs (x, distance above "
+                         "the wave) are needed")
+    if steps not in range(MOST_STEPS + 1):
+        raise ValueError(f"steps={steps}: 0 to {MOST_STEPS} inner steps are shown")
     def wave(x: Tensor) -> Tensor: return state["amplitude"] * torch.sin(x - state["phase"])
     x, above = points.to(state["device"]).T[..., None]
     grid = torch.linspace(*INPUTS, GRID, dtype=torch.float64, device=state["device"])[:, None]
@@ -70,7 +77,10 @@ def scene(state: State) -> tuple[Split, Split]:
 
 # %% ../../nbs/41_sinusoid_figure.ipynb #e81a4ed8
 class Start(NamedTuple):
-    "One start: a meta-loss of its own in float64, its names, whether the slider sets its step size, and its network."
+    """One start of the figure: a meta-loss of its own in float64.
+
+    Its names, whether the slider sets its step size, and its network.
+    """
     J: MetaLoss
     label: str
     title: str
@@ -84,7 +94,7 @@ def is_plain(J: MetaLoss) -> bool:
 
 
 def as_net(model: nn.Module) -> dict[str, Any] | None:
-    "A plain perceptron as the browser reads it, one number in and one out; None for any other model."
+    "A plain perceptron as the browser reads it, one number in and out; else None."
     kinds = {nn.ReLU: "relu", nn.Tanh: "tanh"}
     layers = list(model) if type(model) is nn.Sequential else []
     linear, between = layers[::2], {kinds.get(type(layer)) for layer in layers[1::2]}
@@ -92,7 +102,8 @@ def as_net(model: nn.Module) -> dict[str, Any] | None:
     if any(type(layer) is not nn.Linear or layer.bias is None for layer in linear): return None
     if linear[0].in_features != 1 or linear[-1].out_features != 1: return None
     return {"activation": next(iter(between), "relu"),
-            "layers": [{"weight": pack(layer.weight), "bias": pack(layer.bias)} for layer in linear]}
+            "layers": [{"weight": pack(layer.weight), "bias": pack(layer.bias)}
+                       for layer in linear]}
 
 
 def start(name: str, J: MetaLoss) -> Start:
@@ -101,8 +112,8 @@ def start(name: str, J: MetaLoss) -> Start:
     Raises `TypeError` for something else.
     """
     if not isinstance(J, MetaLoss):
-        raise TypeError(f"the start {name!r} is a {type(J).__name__}; a MetaLoss is needed, such as "
-                        "MAML(model, F.mse_loss)")
+        raise TypeError(f"the start {name!r} is a {type(J).__name__}; a MetaLoss is needed, such "
+                        "as MAML(model, F.mse_loss)")
     label, title = LABELS.get(name, (name, f"Start: {name}"))
     twin = copy.deepcopy(J).cpu().double().eval()
     plain = is_plain(twin) and twin.loss is F.mse_loss
@@ -114,26 +125,33 @@ LIMIT = 1e6
 
 @torch.no_grad()
 def follow(one: Start, support: Split, query: Split, state: State) -> Picture:
-    """The curves after 0 … K inner steps from one start, the losses on the way, and where they blew up, or None.
+    """The curves after 0 … K inner steps from one start, and the losses.
+
+    Also where they blew up, or None.
 
     Raises `ValueError` for a model that does not map one number to one.
     """
     J, found = one.J.to(state["device"]), {"curves": [], "query": [], "support": [], "blown": None}
     if one.plain: J.inner = SGD(state["lr"])
     for k in range(state["steps"] + 1):
-        try: curve, fitted = (J.predict(J.adapt(support, steps=k), split.x) for split in (query, support))
+        try:
+            curve, fitted = (J.predict(J.adapt(support, steps=k), split.x)
+                             for split in (query, support))
         except (RuntimeError, ValueError) as error: raise misfit(one, str(error)) from error
-        if curve.shape != query.y.shape: raise misfit(one, f"its output has shape {tuple(curve.shape[1:])}")
+        if curve.shape != query.y.shape:
+            raise misfit(one, f"its output has shape {tuple(curve.shape[1:])}")
         losses = [F.mse_loss(curve, query.y).item(), F.mse_loss(fitted, support.y).item()]
         if not all(loss <= LIMIT for loss in losses): return found | {"blown": k}
-        for key, value in zip(("curves", "query", "support"), (curve.flatten().tolist(), *losses), strict=True):
+        for key, value in zip(("curves", "query", "support"), (curve.flatten().tolist(), *losses),
+                              strict=True):
             found[key].append(value)
     return found
 
 
 def misfit(one: Start, why: str) -> ValueError:
     "The error for a start that cannot learn a sinusoid."
-    return ValueError(f"the start {one.label!r} does not fit here: a sinusoid is one number in, one number out, and {why}")
+    return ValueError(f"the start {one.label!r} does not fit here: a sinusoid is one number in, "
+                      f"one number out, and {why}")
 
 # %% ../../nbs/41_sinusoid_figure.ipynb #2c6fa3a9
 INK = {"left": "orange", "right": "blue"}
@@ -142,8 +160,10 @@ INK = {"left": "orange", "right": "blue"}
 def still(state: State, picture: Picture, starts: Mapping[str, Start]) -> Figure:
     "The figure on paper: both panels, and the losses along the paths."
     fig, axes = plots.figure(columns=3, width=3.0)
-    for ax, which in zip(axes, INK, strict=False): panel(ax, picture, which, starts[state[which]].title)
-    for which, colour in INK.items(): losses(axes[2], picture[which], colour, starts[state[which]].label)
+    for ax, which in zip(axes, INK, strict=False):
+        panel(ax, picture, which, starts[state[which]].title)
+    for which, colour in INK.items():
+        losses(axes[2], picture[which], colour, starts[state[which]].label)
     axes[2].set(yscale="log", xlabel="inner step", title="Loss (dotted: on the points)")
     axes[2].xaxis.get_major_locator().set_params(integer=True)
     axes[2].minorticks_off()
@@ -156,7 +176,8 @@ def panel(ax: Axes, picture: Picture, which: str, title: str) -> None:
     side, last = picture[which], len(picture[which]["curves"]) - 1
     ax.plot(picture["x"], picture["truth"], color=plots.COLOURS["grey"], lw=4, alpha=0.4)
     for k, curve in enumerate(side["curves"]):
-        look = {"ls": (0, (4, 4)), "lw": 1.2} if k == 0 else {"lw": 2} if k == last else {"lw": 0.8, "alpha": 0.4}
+        look = ({"ls": (0, (4, 4)), "lw": 1.2} if k == 0 else {"lw": 2} if k == last
+                else {"lw": 0.8, "alpha": 0.4})
         ax.plot(picture["x"], curve, color=plots.COLOURS[INK[which]], **look)
     ax.plot(*zip(*picture["points"], strict=True), "o", color=plots.COLOURS["red"], ms=5)
     if side["blown"] is not None: title += f"\nblew up at step {side['blown']}"
@@ -169,15 +190,17 @@ def losses(ax: Axes, side: Picture, colour: str, label: str) -> None:
     ax.plot(side["support"], ls=":", color=plots.COLOURS[colour])
 
 # %% ../../nbs/41_sinusoid_figure.ipynb #57950d2a
-def sinusoid(starts: Mapping[str, MetaLoss] | None = None, *, left: str | None = None, right: str | None = None,
-             amplitude: float = 4.0, phase: float = 0.8, points: list[list[float]] | None = None, steps: int = 1,
+def sinusoid(starts: Mapping[str, MetaLoss] | None = None, *, left: str | None = None,
+             right: str | None = None, amplitude: float = 4.0, phase: float = 0.8,
+             points: list[list[float]] | None = None, steps: int = 1,
              lr: float = 0.01) -> LiveFigure:
     """The inner loop on a sine wave, from two starts side by side, to be moved by hand.
 
-    `left` and `right` name the starts: `"random"`, `"joint"`, `"maml"`, `"reptile"`, or one of `starts`, which are
-    meta-losses of your own by name. By default the left one is `"joint"` and the right one `"maml"`; with `starts`,
-    `"maml"` and the first of them. `points` are pairs (x, distance above the wave). Step size `lr` is for starts that
-    learn by plain gradient descent; others keep their own.
+    `left` and `right` name the starts: `"random"`, `"joint"`, `"maml"`, `"reptile"`, or one of
+    `starts`, which are meta-losses of your own by name. By default the left one is `"joint"` and
+    the right one `"maml"`; with `starts`, `"maml"` and the first of them. `points` are pairs (x,
+    distance above the wave). Step size `lr` is for starts that learn by plain gradient descent;
+    others keep their own.
 
     Raises `TypeError` for a start that is no `MetaLoss`, `ValueError` for a name that is not there.
 
@@ -186,25 +209,31 @@ def sinusoid(starts: Mapping[str, MetaLoss] | None = None, *, left: str | None =
     mine = {name: start(name, J) for name, J in (starts or {}).items()}
     every = {name: start(name, MAML(trained(name), F.mse_loss)) for name in LABELS} | mine
     own = next(iter(mine), None)
-    state = {"amplitude": amplitude, "phase": phase, "points": points or POINTS, "steps": steps, "lr": lr,
+    state = {"amplitude": amplitude, "phase": phase, "points": points or POINTS, "steps": steps,
+             "lr": lr,
              "left": left or ("maml" if own else "joint"), "right": right or own or "maml"}
     for which in ("left", "right"):
         if state[which] not in every:
-            raise ValueError(f"{which}={state[which]!r}: no such start; there are {', '.join(every)}")
+            raise ValueError(
+                f"{which}={state[which]!r}: no such start; there are {', '.join(every)}"
+            )
     def compute(state: State) -> Picture:
         support, query = scene(state)
-        return {"x": query.x.flatten(), "truth": query.y.flatten(), "points": torch.cat(support, dim=-1)[0],
-                **{which: follow(every[state[which]], support, query, state) for which in ("left", "right")}}
+        return {"x": query.x.flatten(), "truth": query.y.flatten(),
+                "points": torch.cat(support, dim=-1)[0],
+                **{which: follow(every[state[which]], support, query, state)
+                   for which in ("left", "right")}}
     known = all(every[state[which]].net for which in ("left", "right"))
-    return LiveFigure(
-        "sinusoid", spec=specification(every, state), state=state, compute=compute,
-        draw=lambda state, picture: still(state, picture, every),
-        frames=() if known else [state | {"steps": k} for k in range(MOST_STEPS + 1)],
-        alt=f"A sine wave with {len(state['points'])} support points, the curve of a network before and after a few "
-            f"gradient steps on them, from two starts: {every[state['left']].title} and {every[state['right']].title}. "
-            "Below, the losses along both paths.",
-        caption="Move the inner steps from 0 to 10, then the step size. Drag the points, click to add one, press Delete "
-                "to remove one. Notice which start needs only one step, and what it does where there are no points.")
+    return LiveFigure("sinusoid", spec=specification(every, state), state=state, compute=compute,
+                      draw=lambda state, picture: still(state, picture, every),
+                      frames=() if known else [state | {"steps": k} for k in range(MOST_STEPS + 1)],
+                      alt=f"A sine wave with {len(state['points'])} support points, the curve of a "
+                      "network before and after a few gradient steps on them, from two starts: "
+                      f"{every[state['left']].title} and {every[state['right']].title}. Below, the "
+                      "losses along both paths.",
+                      caption="Move the inner steps from 0 to 10, then the step size. Drag the "
+                      "points, click to add one, press Delete to remove one. Notice which start "
+                      "needs only one step, and what it does where there are no points.")
 
 
 def specification(every: Mapping[str, Start], state: State) -> dict[str, Any]:
@@ -215,5 +244,5 @@ def specification(every: Mapping[str, Start], state: State) -> dict[str, Any]:
                 "own": None if begin.plain else f"{type(inner).__name__}, step size {inner.lr:g}",
                 "lr": None if begin.plain else inner.lr}
     lrs = sorted({*LRS, state["lr"]})
-    return {"starts": {name: one(begin) for name, begin in every.items()}, "grid": [*INPUTS, GRID], "limit": LIMIT,
-            "most": MOST_POINTS, "steps": MOST_STEPS, "lrs": lrs, "initial": state}
+    return {"starts": {name: one(begin) for name, begin in every.items()}, "grid": [*INPUTS, GRID],
+            "limit": LIMIT, "most": MOST_POINTS, "steps": MOST_STEPS, "lrs": lrs, "initial": state}

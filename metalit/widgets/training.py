@@ -30,9 +30,13 @@ __all__ = ['TELL', 'LEAST', 'SHARE', 'MOST', 'COST', 'new_history', 'earlier', '
 
 # %% ../../nbs/45_training_figure.ipynb #867106e2
 def new_history(inner: list[int], own: int) -> dict[str, Any]:
-    "The history of a run that has not begun. `inner`: numbers of inner steps to look at; `own`: how many J takes."
-    return {"status": "waiting", "words": "No training yet: meta_train(J, tasks, steps=…, watch=run) starts it.", "step": 0,
-            "steps": 0, "inner": inner, "own": own, "loss": {"step": [], "value": []},
+    """The history of a run that has not begun.
+
+    `inner`: numbers of inner steps to look at; `own`: how many J takes.
+    """
+    return {"status": "waiting",
+            "words": "No training yet: meta_train(J, tasks, steps=…, watch=run) starts it.",
+            "step": 0, "steps": 0, "inner": inner, "own": own, "loss": {"step": [], "value": []},
             "validation": {"step": [], "value": [], "ci95": []}, "looks": []}
 
 
@@ -44,7 +48,8 @@ def earlier(at: int) -> list[int]:
 def picture_of(history: dict[str, Any], state: State) -> Picture:
     "What a history shows with the slider at look `at`; None is the newest."
     looks, at = history["looks"], state["at"]
-    shown = {key: history[key] for key in ("inner", "loss", "validation", "step", "steps")} | {"count": len(looks)}
+    shown = {key: history[key] for key in ("inner", "loss", "validation", "step",
+                                           "steps")} | {"count": len(looks)}
     if not looks: return shown | {"at": None, "now": None, "before": None, "traces": []}
     if at is None or at >= len(looks): at = len(looks) - 1
     return shown | {"at": at, "now": looks[at], "before": looks[0]["mean"],
@@ -70,13 +75,15 @@ def still(history: dict[str, Any], picture: Picture) -> Figure:
     checked = bool(picture["validation"]["step"])
     fig, axes = plots.figure(columns=2 + checked)
     nan = float("nan")
-    def numbers(values: list[float | None]) -> list[float]: return [nan if v is None else v for v in values]
-    axes[0].plot(picture["loss"]["step"], numbers(picture["loss"]["value"]), color=plots.COLOURS["blue"])
+    def numbers(values: list[float | None]) -> list[float]:
+        return [nan if v is None else v for v in values]
+    axes[0].plot(picture["loss"]["step"], numbers(picture["loss"]["value"]),
+                 color=plots.COLOURS["blue"])
     axes[0].set(xlabel="meta-step", title="Meta-loss while it trains")
     if checked:
         seen = picture["validation"]
-        axes[1].errorbar(seen["step"], numbers(seen["value"]), yerr=numbers(seen["ci95"]), color=plots.COLOURS["green"],
-                         marker="o", ms=3)
+        axes[1].errorbar(seen["step"], numbers(seen["value"]), yerr=numbers(seen["ci95"]),
+                         color=plots.COLOURS["green"], marker="o", ms=3)
         axes[1].set(xlabel="meta-step", title="Validation")
     draw_looks(axes[-1], picture, numbers)
     fig.suptitle(history["words"], color=plots.COLOURS["grey"], fontsize=8)
@@ -88,9 +95,11 @@ def draw_looks(ax: Any, picture: Picture, numbers: Callable) -> None:
     ax.set(xlabel="inner step", ylabel="query loss", title="Learning an unseen task")
     if not picture["now"]: return
     blue, now = plots.COLOURS["blue"], picture["now"]
-    for trace in picture["traces"][1:]: ax.plot(picture["inner"], numbers(trace), color=blue, lw=0.8, alpha=0.3)
-    if picture["at"]: ax.plot(picture["inner"], numbers(picture["before"]), "--", lw=1.2, color=plots.COLOURS["grey"],
-                              label="before training")
+    for trace in picture["traces"][1:]:
+        ax.plot(picture["inner"], numbers(trace), color=blue, lw=0.8, alpha=0.3)
+    if picture["at"]:
+        ax.plot(picture["inner"], numbers(picture["before"]), "--", lw=1.2,
+                color=plots.COLOURS["grey"], label="before training")
     mean, ci95 = numbers(now["mean"]), numbers(now["ci95"])
     ax.fill_between(picture["inner"], [m - c for m, c in zip(mean, ci95, strict=True)],
                     [m + c for m, c in zip(mean, ci95, strict=True)], color=blue, alpha=0.15, lw=0)
@@ -101,9 +110,9 @@ def draw_looks(ax: Any, picture: Picture, numbers: Callable) -> None:
     plots.round_numbers(ax.yaxis)
 
 # %% ../../nbs/45_training_figure.ipynb #42151b09
-TELL = 0.25                                                  # seconds between two news for the browser
-LEAST, SHARE, MOST = 10, 0.1, 1 / 40                         # between looks: steps, share of those done, of all
-COST = 0.1                                                   # the share of time that looks may take
+TELL = 0.25                           # seconds between two news for the browser
+LEAST, SHARE, MOST = 10, 0.1, 1 / 40  # between looks: steps, share of those done, of all
+COST = 0.1                            # the share of time that looks may take
 
 
 def next_look(step: int, steps: int, every: int | None) -> int:
@@ -115,30 +124,36 @@ def next_look(step: int, steps: int, every: int | None) -> int:
 class TrainingRun(LiveFigure):
     "A live figure of a run: give it to `meta_train` as `watch`. Made by `training_run`."
 
-    def __init__(self, J: MetaLoss, tasks: Family, inner: list[int], every: int | None, n_tasks: int, seed: int):
+    def __init__(self, J: MetaLoss, tasks: Family, inner: list[int], every: int | None,
+                 n_tasks: int, seed: int):
         self.J, self.tasks, self.every, self.n_tasks, self.seed = J, tasks, every, n_tasks, seed
         self.history = new_history(inner, J.inner.steps)
         self.told = self.looking = 0.0
-        super().__init__(
-            "training_run", spec={"history": copy.deepcopy(self.history)}, state={"at": None},
-            compute=lambda state: picture_of(self.history, state),
-            draw=lambda state, picture: still(self.history, picture),
-            alt="A meta-training run: its meta-loss over meta-steps, and the query loss of unseen tasks over inner steps, "
-                "before and during training.",
-            caption="Move the slider back to see how the model adapted earlier in the run; at its right end it follows "
-                    "the newest look. Notice whether the curve sinks as a whole, or falls more steeply.")
+        super().__init__("training_run", spec={"history": copy.deepcopy(self.history)},
+                         state={"at": None}, compute=lambda state: picture_of(self.history, state),
+                         draw=lambda state, picture: still(self.history, picture),
+                         alt="A meta-training run: its meta-loss over meta-steps, and the query "
+                         "loss of unseen tasks over inner steps, before and during training.",
+                         caption="Move the slider back to see how the model adapted earlier in the "
+                         "run; at its right end it follows the newest look. Notice whether the "
+                         "curve sinks as a whole, or falls more steeply.")
         self._look(0)
         self._tell()
-        self._esm = f"{bundle(self.name)}\nexport default {{ render: ({{ model, el }}) => listen(model, el) }};"
+        self._esm = (f"{bundle(self.name)}\n"
+                     f"export default {{ render: ({{ model, el }}) => listen(model, el) }};")
 
     @contextlib.contextmanager
-    def __call__(self, progress: Progress, steps: int, batch_size: int) -> Iterator[Callable[[float], None]]:
+    def __call__(self, progress: Progress, steps: int,
+                 batch_size: int) -> Iterator[Callable[[float], None]]:
         "The context of one run, see `metalit.training.Watcher`."
         if progress.step == 0 or progress.step != self.history["step"]: self._begin(progress)
-        begin, losses, due = (progress.step, progress.seconds), [], next_look(progress.step, steps, self.every)
+        begin, losses, due = ((progress.step, progress.seconds), [],
+                              next_look(progress.step, steps, self.every))
         def tell(status: str, words: str) -> None:
-            self.history |= {"status": status, "words": words, "step": progress.step, "steps": steps}
-            self.history["validation"] = columns(progress.validation, step="step", value="validation", ci95="ci95")
+            self.history |= {"status": status, "words": words, "step": progress.step,
+                             "steps": steps}
+            self.history["validation"] = columns(progress.validation, step="step",
+                                                 value="validation", ci95="ci95")
             self._tell()
         def speed(to_come: int) -> str:
             return pace(progress.step - begin[0], to_come, batch_size, progress.seconds - begin[1])
@@ -148,9 +163,11 @@ class TrainingRun(LiveFigure):
             if progress.step >= due:
                 due = next_look(progress.step, steps, self.every)
                 self._row(progress.step, losses)
-                if self.every or self.looking <= COST * (progress.seconds - begin[1]): self._look(progress.step)
+                if self.every or self.looking <= COST * (progress.seconds - begin[1]):
+                    self._look(progress.step)
             if time.monotonic() - self.told >= TELL:
-                tell("training", f"Training: meta-step {progress.step} of {steps}{speed(steps - progress.step)}.")
+                tell("training", f"Training: meta-step {progress.step} of "
+                     f"{steps}{speed(steps - progress.step)}.")
         if not self.history["looks"]: self._look(progress.step)
         self.looking = 0.0
         tell("training", f"Training: meta-step {progress.step} of {steps}.")
@@ -166,13 +183,14 @@ class TrainingRun(LiveFigure):
             raise
         self._row(progress.step, losses)
         if self.history["looks"][-1]["step"] != progress.step: self._look(progress.step)
-        done = "Finished" if progress.step >= steps else f"Ended early, at its patience or its budget: {steps} were asked for"
+        done = ("Finished" if progress.step >= steps
+                else f"Ended early, at its patience or its budget: {steps} were asked for")
         tell("finished" if progress.step >= steps else "ended",
-             f"{done}. {progress.step} meta-steps in {duration(progress.seconds)}{speed(0)}, by torch {torch.__version__} on "
-             f"{next(self.J.parameters()).device}.")
+             f"{done}. {progress.step} meta-steps in {duration(progress.seconds)}{speed(0)}, by "
+             f"torch {torch.__version__} on {next(self.J.parameters()).device}.")
 
     def _begin(self, progress: Progress) -> None:
-        "A new run, or one that goes on where another figure watched: then its log is what is known of it."
+        "A new run, or one that another figure watched: its log then tells of its past."
         self.history = new_history(self.history["inner"], self.J.inner.steps)
         self.history["loss"] = columns(progress.log, step="step", value="meta_loss")
 
@@ -184,10 +202,14 @@ class TrainingRun(LiveFigure):
         losses.clear()
 
     def _look(self, step: int) -> None:
-        "Measure the adaptation curve on the held-out tasks. Training's random numbers stay as they are."
+        """Measure the adaptation curve on the held-out tasks.
+
+        Training's random numbers stay as they are.
+        """
         begin = time.monotonic()
         with own_random_numbers(self.seed, next(self.J.parameters()).device):
-            found = evaluate(self.J, self.tasks, n_tasks=self.n_tasks, steps=self.history["inner"], seed=self.seed)
+            found = evaluate(self.J, self.tasks, n_tasks=self.n_tasks, steps=self.history["inner"],
+                             seed=self.seed)
         self.history["looks"].append(finite({"step": step, "mean": found.mean, "ci95": found.ci95}))
         self.looking += time.monotonic() - begin
 
@@ -203,22 +225,26 @@ def columns(rows: list[dict[str, float]], **names: str) -> dict[str, list[float 
     return {name: finite([row[key] for row in rows]) for name, key in names.items()}
 
 
-def training_run(J: MetaLoss, tasks: Family, *, inner_steps: int | None = None, every: int | None = None,
-                 n_tasks: int = 50, seed: int = 1) -> TrainingRun:
+def training_run(J: MetaLoss, tasks: Family, *, inner_steps: int | None = None,
+                 every: int | None = None, n_tasks: int = 50, seed: int = 1) -> TrainingRun:
     """A live figure of a training run. Show it, then train with `watch`:
 
         run = training_run(J, tasks)
         display(run)
         ml.meta_train(J, tasks, steps=1500, watch=run)
 
-    It looks at `n_tasks` held-out tasks of `tasks`, the same each time, after 0 … `inner_steps` inner steps, by default
-    5 or as many as J takes. `every` is the number of meta-steps between two looks; by default they are denser early in
-    a run, and fewer where they would take more than a tenth of the time. Watching changes no number of the run.
+    It looks at `n_tasks` held-out tasks of `tasks`, the same each time, after 0 … `inner_steps`
+    inner steps, by default 5 or as many as J takes. `every` is the number of meta-steps between two
+    looks; by default they are denser early in a run, and fewer where they would take more than a
+    tenth of the time. Watching changes no number of the run.
 
     Raises `TypeError` where J is no meta-loss, `ValueError` for counts that are too small.
     """
-    if not isinstance(J, MetaLoss): raise TypeError(f"a MetaLoss is needed to be trained, not a {type(J).__name__}")
+    if not isinstance(J, MetaLoss):
+        raise TypeError(f"a MetaLoss is needed to be trained, not a {type(J).__name__}")
     most = max(5, J.inner.steps) if inner_steps is None else inner_steps
-    for name, value, least in (("inner_steps", most, 1), ("every", every, 1), ("n_tasks", n_tasks, 2)):
-        if value is not None and value < least: raise ValueError(f"{name}={value}: at least {least} is needed")
+    for name, value, least in (("inner_steps", most, 1), ("every", every, 1),
+                               ("n_tasks", n_tasks, 2)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value}: at least {least} is needed")
     return TrainingRun(J, tasks, list(range(most + 1)), every, n_tasks, seed)
