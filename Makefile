@@ -6,8 +6,8 @@
 .DEFAULT_GOAL := help
 SCRIPT_TESTS := $(wildcard tests/js/*.test.mjs)
 
-.PHONY: help lab test sync lint notebooks js pytest site-test export site site-serve reproduce bench lock clean setup \
-  check-python
+.PHONY: help lab test test-versions sync lint notebooks js pytest site-test export site site-serve \
+  reproduce bench lock clean setup check-python
 
 # The Python that .venv is made with; an explicit PYTHON=... also replaces a .venv made by another.
 ifneq ($(PYTHON),)
@@ -22,13 +22,15 @@ VENV_PYTHON := .venv/bin/python
 TORCH := 2.13.0
 PORT ?= 8000
 UV ?= uv
+# So that `make test` can end with the slowest, the seconds of each test are kept.
+TIMED = --durations=10 --durations-min=1 --junitxml=.cache/times/$(1).xml
 
 # A PYTHONPATH of the user's would let packages from elsewhere into .venv.
 unexport PYTHONPATH PYTHONHOME
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 17
 	@echo "PYTHON=python3.12 chooses the Python; LAB_ARGS=, PYTEST_ARGS=, NOTEBOOK_ARGS= pass arguments on"
 
 lab: setup ## open the book in JupyterLab, on this machine only
@@ -37,14 +39,18 @@ lab: setup ## open the book in JupyterLab, on this machine only
 	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 $$root nbs $(LAB_ARGS)
 
 test: setup ## prove that everything holds: the six commands below, in turn
-	@failed=; \
+	@rm -rf .cache/times; failed=; \
 	for part in sync lint notebooks js pytest site-test; do \
 	  echo; echo "== $$part"; \
 	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
-	echo; \
+	echo; $(VENV_PYTHON) tools/slowest.py .cache/times; echo; \
 	if test -n "$$failed"; then echo "FAILED:$$failed"; exit 1; fi; \
 	echo "All tests passed."
+
+# VERSIONS="3.11:2.13.0 3.13:" chooses others, PYTHONS="/a/python3.11 /b/python3.13" where they are.
+test-versions: setup ## run the tests on the oldest and the newest Python and torch (installs them)
+	@$(VENV_PYTHON) tools/versions.py --pythons="$(PYTHONS)" --pytest-args="$(PYTEST_ARGS)" $(VERSIONS)
 
 sync: setup ## check that notebooks are clean and the library is what they export
 	@$(VENV_PYTHON) tools/check_sync.py
@@ -53,7 +59,8 @@ lint: setup ## check the style of library, notebooks, tests and tools
 	@$(VENV_PYTHON) -m ruff check .
 
 notebooks: setup ## execute every notebook in a fresh kernel
-	@$(VENV_PYTHON) tools/run_notebooks.py --keep .cache/executed $(NOTEBOOK_ARGS)
+	@$(VENV_PYTHON) tools/run_notebooks.py --keep .cache/executed --times .cache/times/notebooks.txt \
+	  $(NOTEBOOK_ARGS)
 
 js: ## test the scripts of the live figures (needs node)
 	@if command -v node >/dev/null; then node --test $(SCRIPT_TESTS); \
@@ -61,11 +68,13 @@ js: ## test the scripts of the live figures (needs node)
 	else echo "skipped: node is not installed (nodejs.org, or apt-get install nodejs)"; fi
 
 pytest: setup ## run the tests in tests/, two at a time
-	@$(VENV_PYTHON) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	@$(VENV_PYTHON) -m pytest -n 2 --dist worksteal $(call TIMED,pytest) $(PYTEST_ARGS)
 
 site-test: setup ## build the site, then move and read it in a real browser (needs Chromium)
 	@if $(VENV_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
-	  $(MAKE) --no-print-directory site && $(VENV_PYTHON) -m pytest -n 2 --dist loadfile tests/browser $(PYTEST_ARGS); \
+	  $(MAKE) --no-print-directory site && \
+	  $(VENV_PYTHON) -m pytest -n 2 --dist loadfile tests/browser \
+	    $(call TIMED,browser) $(PYTEST_ARGS); \
 	else echo "skipped: the site is built on Python 3.11 or newer"; fi
 
 export: setup ## clean the notebooks, then write the library from them

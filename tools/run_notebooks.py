@@ -7,6 +7,7 @@ Cells that start with one of the directives named by `tst_flags` in settings.ini
 
 With --keep the executed copies are kept in a folder, each with a key of all that it was made from.
 With --reuse, too, a notebook whose copy has the key of today is not executed again.
+With --times their seconds are kept in a file, for tools/slowest.py.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+import slowest
 from check_sync import notebooks_in, settings
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -106,6 +108,7 @@ class Runner:
     def __init__(self, root, limit, flags, kept=None):
         self.root, self.limit, self.flags, self.kept = root, limit, flags, kept
         self.clients = set()
+        self.times = {}
         self.stopping = False
 
     def run(self, path):
@@ -142,6 +145,7 @@ class Runner:
         if self.kept and not message and not self.stopping:
             self.kept.save(path, key, notebook)
         name, seconds = path.relative_to(self.root), time.monotonic() - start
+        self.times[name] = seconds
         note = f"  ({skipped} cells skipped)" if skipped else ""
         # One write, line end included: another thread may be writing too.
         sys.stdout.write(f"{'FAILED' if message else 'ok':6} {seconds:6.1f} s  {name}{note}\n")
@@ -158,12 +162,12 @@ class Runner:
 
 
 def run_all(root, paths, limit, jobs, kept=None):
-    """Execute the notebooks, `jobs` at a time: the messages of those that failed."""
+    """Execute the notebooks, `jobs` at a time: the messages of failures, and everyone's seconds."""
     flags = set(settings(root)["tst_flags"].split()) | {"eval: false"}
     runner = Runner(root, limit, flags, kept)
     pool = ThreadPoolExecutor(jobs)
     try:
-        return [message for message in pool.map(runner.run, paths) if message]
+        return [message for message in pool.map(runner.run, paths) if message], runner.times
     except KeyboardInterrupt:
         runner.kill()
         raise
@@ -179,6 +183,7 @@ def main(arguments=None):
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--keep", type=Path, help="a folder for the executed copies")
     parser.add_argument("--reuse", action="store_true", help="execute only what has no good copy there")
+    parser.add_argument("--times", type=Path, help="a file for the seconds of each notebook")
     args = parser.parse_args(arguments)
     root = args.root.resolve()
     paths = [p.resolve() for p in args.notebooks] or notebooks_in(root / settings(root)["nbs_path"])
@@ -200,7 +205,7 @@ def main(arguments=None):
             kept = Kept(root, args.keep.resolve(), args.reuse) if args.keep else None
             todo = [path for path in paths if not (kept and kept.has(path))]
             with Nursery() if sys.platform == "linux" and len(todo) > 1 else contextlib.nullcontext():
-                failures = run_all(root, todo, args.limit, args.jobs, kept)
+                failures, times = run_all(root, todo, args.limit, args.jobs, kept)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -208,6 +213,10 @@ def main(arguments=None):
         print(f"\nerror: {message}", file=sys.stderr)
     if len(todo) < len(paths):
         print(f"{len(paths) - len(todo)} of {len(paths)} notebooks were executed before, and nothing changed since")
+    if len(times) > 10:
+        print(f"slowest:\n{slowest.listed(times)}")
+    if args.times:
+        slowest.write_times(args.times, times)
     if failures:
         print(f"\n{len(failures)} of {len(paths)} notebooks failed", file=sys.stderr)
     return 1 if failures else 0
