@@ -57,6 +57,7 @@ sync: setup ## check that notebooks are clean and the library is what they expor
 
 lint: setup ## check the style of library, notebooks, tests and tools
 	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) tools/check_style.py
 
 notebooks: setup ## execute every notebook in a fresh kernel
 	@$(VENV_PYTHON) tools/run_notebooks.py --keep .cache/executed --times .cache/times/notebooks.txt \

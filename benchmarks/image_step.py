@@ -1,8 +1,10 @@
-"""One MAML step on images: metalit and three other ways, in turns, with and without `keep_freed_memory`.
+"""One MAML step on images: metalit and three other ways, in turns.
 
-First every implementation's value and meta-gradient are compared with a float64 reference; nothing is timed that does
-not agree. A step is value and gradient, without the outer optimizer. What the allocator is told holds for a process,
-so every setting and number of tasks runs in one of its own.
+With and without `keep_freed_memory`.
+
+First every implementation's value and meta-gradient are compared with a float64 reference; nothing
+is timed that does not agree. A step is value and gradient, without the outer optimizer. What the
+allocator is told holds for a process, so every setting and number of tasks runs in one of its own.
 """
 from __future__ import annotations
 
@@ -16,7 +18,18 @@ import metalit as ml
 from metalit.memory import keep_freed_memory
 
 from . import measure
-from .images import CONTENDERS, FILTERS, LR, QUERIES, SHOTS, SIZE, WAYS, build_autograd, episodes, network
+from .images import (
+    CONTENDERS,
+    FILTERS,
+    LR,
+    QUERIES,
+    SHOTS,
+    SIZE,
+    WAYS,
+    build_autograd,
+    episodes,
+    network,
+)
 from .peers import LABELS, Step, require_peers
 
 TOLERANCE = 1e-9
@@ -37,16 +50,21 @@ def reference(task: ml.Task, filters: int) -> tuple[float, torch.Tensor]:
 
 
 def error(step: Step, task: ml.Task, expected: tuple[float, torch.Tensor]) -> float:
-    """How far a step is from the reference: the larger relative error of value and gradient (in its norm)."""
+    """How far a step is from the reference: the larger relative error of value and gradient.
+
+    That of the gradient is in its norm.
+    """
     value, gradients = step(task)
     off = ((flat(gradients) - expected[1]).norm() / expected[1].norm()).item()
     return max(off, abs(value.item() - expected[0]) / abs(expected[0]))
 
 
-def checked_steps(names: list[str], task: ml.Task, filters: int) -> tuple[dict[str, Any], dict[str, float]]:
+def checked_steps(names: list[str], task: ml.Task, filters: int) -> tuple[dict[str, Any],
+                                                                          dict[str, float]]:
     """A call without arguments for every contender, and its error.
 
-    The error is that in float64; what is timed is float32, where a unit that is nearly zero may fall on either side.
+    The error is that in float64; what is timed is float32, where a unit that is nearly zero may
+    fall on either side.
 
     Raises:
         SystemExit: one does not give the meta-gradient.
@@ -55,7 +73,8 @@ def checked_steps(names: list[str], task: ml.Task, filters: int) -> tuple[dict[s
     calls, errors = {}, {}
     for name in names:
         build = CONTENDERS[name]
-        errors[name] = error(build(network(filters).double(), 1), task.to(dtype=torch.float64), expected)
+        errors[name] = error(build(network(filters).double(), 1), task.to(dtype=torch.float64),
+                             expected)
         if not errors[name] <= TOLERANCE:  # also catches NaN
             raise SystemExit(f"{LABELS[name]}: off by {errors[name]:.1e}, allowed {TOLERANCE:.0e}")
         step = build(network(filters), 1)
@@ -82,7 +101,8 @@ def matmul_peak(rounds: int) -> float:
     return 2 * SIDE**3 / best
 
 
-def measure_here(names: list[str], tasks: int, keep: bool, filters: int, rounds: int, budget: float):
+def measure_here(names: list[str], tasks: int, keep: bool, filters: int, rounds: int,
+                 budget: float):
     """Check, then time, all contenders on this many tasks, in this process."""
     kept = keep_freed_memory() if keep else False
     calls, errors = checked_steps(names, episodes(tasks), filters)
@@ -91,22 +111,17 @@ def measure_here(names: list[str], tasks: int, keep: bool, filters: int, rounds:
     peak = max(peak, matmul_peak(rounds))  # before and after: the machine may have been disturbed
     ms = {name: measure.spread(t) for name, t in times.items()}
     flops = tasks * step_flops(filters)
-    return {
-        "kept_freed_memory": kept,
-        "error": errors,
-        "ms": ms,
-        "rounds_ms": times,
-        "times_as_fast_as_loop": {name: ms["autograd"]["median"] / m["median"] for name, m in ms.items()},
-        "flops_per_step": flops,
-        "matmul_flops_per_second": peak,
-        "share_of_peak": {name: flops / (m["median"] / 1e3) / peak for name, m in ms.items()},
-    }
+    return {"kept_freed_memory": kept, "error": errors, "ms": ms, "rounds_ms": times,
+            "times_as_fast_as_loop": {name: ms["autograd"]["median"] / m["median"]
+                                      for name, m in ms.items()},
+            "flops_per_step": flops, "matmul_flops_per_second": peak,
+            "share_of_peak": {name: flops / (m["median"] / 1e3) / peak for name, m in ms.items()}}
 
 
 def show(tasks: int, setting: str, result: dict[str, Any]) -> None:
     """Print one table."""
-    print(f"\n{tasks} tasks, {setting}; ms per meta-step, times as fast as the loop, share of the machine's "
-          f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s")
+    print(f"\n{tasks} tasks, {setting}; ms per meta-step, times as fast as the loop, share of the "
+          f"machine's {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s")
     print(f"  {'':22}{'median':>9}{'min':>9}{'max':>9}{'ratio':>8}{'share':>8}")
     for name, ms in result["ms"].items():
         print(f"  {LABELS[name]:22}{ms['median']:9.1f}{ms['min']:9.1f}{ms['max']:9.1f}"
@@ -114,31 +129,29 @@ def show(tasks: int, setting: str, result: dict[str, Any]) -> None:
     print(flush=True)
 
 
-def run(rounds: int = 11, budget: float = 1.0, tasks: tuple[int, ...] = TASKS, filters: int = FILTERS,
-        compiled: bool = True) -> None:
-    """Compare for each number of tasks and setting; print the tables; write `results/image_step.json`."""
+def run(rounds: int = 11, budget: float = 1.0, tasks: tuple[int, ...] = TASKS,
+        filters: int = FILTERS, compiled: bool = True) -> None:
+    """Compare for each number of tasks and setting; print, and write `results/image_step.json`."""
     require_peers()
     names = [name for name in CONTENDERS if compiled or name != "metalit_compiled"]
     results: dict[str, Any] = {}
     for count in tasks:
         results[str(count)] = {}
         for setting, keep in SETTINGS.items():
-            result = measure.fresh("benchmarks.image_step", names, count, keep, filters, rounds, budget)
+            result = measure.fresh("benchmarks.image_step", names, count, keep, filters, rounds,
+                                   budget)
             results[str(count)][setting] = result
             show(count, setting, result)
     path = measure.write_json("image_step", {
-        "what": f"one MAML step (value and gradient), one inner step, strided Conv4 with {filters} filters, {WAYS}-way "
-                f"{SHOTS}-shot, {QUERIES} queries per class, {SIZE} × {SIZE} pixels",
-        "command": "python -m benchmarks.image_step",
-        "lr": LR,
-        "tolerance": f"relative error of value and meta-gradient at most {TOLERANCE}, all in float64; timed in float32",
-        "flops": "convolutions and matrix products of the plain loop, by torch.utils.flop_counter; the same number "
-                 "for all",
+        "what": f"one MAML step (value and gradient), one inner step, strided Conv4 with {filters} "
+        f"filters, {WAYS}-way {SHOTS}-shot, {QUERIES} queries per class, {SIZE} × {SIZE} pixels",
+        "command": "python -m benchmarks.image_step", "lr": LR,
+        "tolerance": f"relative error of value and meta-gradient at most {TOLERANCE}, all in "
+        "float64; timed in float32", "flops": "convolutions and matrix products of the plain "
+        "loop, by torch.utils.flop_counter; the same number for all",
         "peak": f"the quickest product of two {SIDE} × {SIDE} float32 matrices in the same process",
-        "budget": {"rounds": rounds, "seconds_per_round": budget},
-        "machine": measure.machine(),
-        "versions": measure.versions("metalit", "torch", "higher", "torchopt"),
-        "tasks": results,
+        "budget": {"rounds": rounds, "seconds_per_round": budget}, "machine": measure.machine(),
+        "versions": measure.versions("metalit", "torch", "higher", "torchopt"), "tasks": results,
     })
     print(f"wrote {path}")
 
@@ -146,7 +159,8 @@ def run(rounds: int = 11, budget: float = 1.0, tasks: tuple[int, ...] = TASKS, f
 def main() -> None:
     """`python -m benchmarks.image_step`; with `--point`, one setting printed as JSON."""
     parser = measure.parser(__doc__, rounds=11, budget=1.0)
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled step out: it takes minutes")
+    parser.add_argument("--no-compile", action="store_true",
+                        help="leave the compiled step out: it takes minutes")
     if arguments := measure.begin(parser, measure_here):
         run(arguments.rounds, arguments.budget, compiled=not arguments.no_compile)
 

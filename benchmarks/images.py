@@ -1,7 +1,10 @@
-"""The image problem that is timed: 5-way 1-shot episodes, and the four convolutions of the few-shot literature.
+"""The image problem that is timed.
 
-A task has 5 support and 25 query images of 28 × 28 pixels, as in Finn et al. (2017, section 5.2) with five queries per
-class; the inner step size is 0.4. Which pixels they are does not matter for time and memory: they are noise.
+5-way 1-shot episodes, and the four convolutions of the few-shot literature.
+
+A task has 5 support and 25 query images of 28 × 28 pixels, as in Finn et al. (2017, section 5.2)
+with five queries per class; the inner step size is 0.4. Which pixels they are does not matter for
+time and memory: they are noise.
 """
 from __future__ import annotations
 
@@ -40,8 +43,9 @@ def network(filters: int = FILTERS) -> Conv4:
 
 def build_autograd(model: nn.Module, steps: int) -> Step:
     """The plain loop, by `functional_call`."""
-    return autograd_step(dict(model.named_parameters()), lambda phi, x: functional_call(model, phi, (x,)),
-                         F.cross_entropy, steps, LR)
+    return autograd_step(dict(model.named_parameters()),
+                         lambda phi, x: functional_call(model, phi, (x,)), F.cross_entropy, steps,
+                         LR)
 
 
 def of_module(name: str) -> Callable[[nn.Module, int], Step]:

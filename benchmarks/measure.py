@@ -75,22 +75,26 @@ def write_json(name: str, record: dict[str, Any]) -> Path:
     return path
 
 
-def parser(description: str, rounds: int | None = None, budget: float | None = None) -> argparse.ArgumentParser:
+def parser(description: str, rounds: int | None = None,
+           budget: float | None = None) -> argparse.ArgumentParser:
     """The options that benchmarks share; those of time where there is something to say for them."""
     options = argparse.ArgumentParser(description=description.splitlines()[0])
     if rounds is not None:
         options.add_argument("--rounds", type=int, default=rounds)
     if budget is not None:
-        options.add_argument("--budget", type=float, default=budget, help="seconds per round for each")
+        options.add_argument("--budget", type=float, default=budget,
+                             help="seconds per round for each")
     options.add_argument("--threads", type=int, help="threads of torch (default: torch's choice)")
     options.add_argument("--point", help=argparse.SUPPRESS)
     return options
 
 
-def begin(options: argparse.ArgumentParser, point: Callable[..., Any] | None = None) -> argparse.Namespace | None:
+def begin(options: argparse.ArgumentParser,
+          point: Callable[..., Any] | None = None) -> argparse.Namespace | None:
     """Read the command line and set the threads.
 
-    With `--point`, which `fresh` gives, `point(…)` is measured and printed, and nothing more is to do: None.
+    With `--point`, which `fresh` gives, `point(…)` is measured and printed, and nothing more is to
+    do: None.
     """
     arguments = options.parse_args()
     if arguments.threads:
@@ -102,12 +106,13 @@ def begin(options: argparse.ArgumentParser, point: Callable[..., Any] | None = N
 
 
 def fresh(module: str, *point: Any) -> dict[str, Any]:
-    """What the module's benchmark finds at a point, in a process of its own, with as many threads as this one.
+    """What the module's benchmark finds at a point, in a process with as many threads as this.
 
     Raises:
         SystemExit: it failed; the message says how.
     """
-    command = [sys.executable, "-m", module, "--threads", str(torch.get_num_threads()), "--point", json.dumps(point)]
+    command = [sys.executable, "-m", module, "--threads", str(torch.get_num_threads()), "--point",
+               json.dumps(point)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{module} failed at {point}:\n{done.stderr}")

@@ -1,7 +1,7 @@
 """Memory of a MAML step on images: predicted, measured, and the resident set of the process.
 
-Predicted and measured count what PyTorch allocates for tensors. The resident set is what the system sees: its peak
-during the step minus its level before, in a fresh process for every point.
+Predicted and measured count what PyTorch allocates for tensors. The resident set is what the system
+sees: its peak during the step minus its level before, in a fresh process for every point.
 """
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from .scaling import peak_mib
 TASKS = (8, 32)
 STEPS = (1, 5)
 CHUNK = 8
-LABELS = {"exact": "exact", "first_order": "first order", "chunked": f"exact, {CHUNK} tasks at a time"}
+LABELS = {"exact": "exact", "first_order": "first order",
+          "chunked": f"exact, {CHUNK} tasks at a time"}
 
 
 def meta_loss(variant: str, steps: int, filters: int) -> ml.MetaLoss:
@@ -30,8 +31,9 @@ def meta_loss(variant: str, steps: int, filters: int) -> ml.MetaLoss:
     return kind(network(filters), F.cross_entropy, lr=LR, steps=steps, **extra)
 
 
-def measure_here(variant: str, tasks: int, steps: int, filters: int, repeats: int) -> dict[str, Any]:
-    """One point, in this process: the resident set first, before anything else has taken memory; then time."""
+def measure_here(variant: str, tasks: int, steps: int, filters: int,
+                 repeats: int) -> dict[str, Any]:
+    """One point, in this process: the resident set before all else takes memory; then time."""
     J, task = meta_loss(variant, steps, filters), episodes(tasks)
 
     def call():
@@ -50,30 +52,31 @@ def measure_here(variant: str, tasks: int, steps: int, filters: int, repeats: in
 def run(tasks: tuple[int, ...] = TASKS, steps: tuple[int, ...] = STEPS, filters: int = FILTERS,
         repeats: int = 5) -> None:
     """Measure every point, print the table, and write `results/memory.json`."""
-    print(f"{'':28}{'tasks':>6}{'steps':>6}{'predicted':>11}{'measured':>10}{'resident':>10}{'ms':>8}   (MiB)")
+    heads = f"{'predicted':>11}{'measured':>10}{'resident':>10}{'ms':>8}"
+    print(f"{'':28}{'tasks':>6}{'steps':>6}{heads}   (MiB)")
     points = []
     for variant, label in LABELS.items():
         for count in tasks:
             for K in steps:
                 point = measure.fresh("benchmarks.memory", variant, count, K, filters, repeats)
-                points.append({"variant": variant, "tasks": count, "steps": K, **point,
-                               "predicted_over_measured": point["predicted_bytes"] / point["measured_bytes"]})
+                points.append(
+                    {"variant": variant, "tasks": count, "steps": K, **point,
+                     "predicted_over_measured": point["predicted_bytes"] / point["measured_bytes"]}
+                )
                 row = "".join(f"{point[name] / 2**20:10.1f}" for name in
                               ("predicted_bytes", "measured_bytes", "resident_peak_bytes"))
                 print(f"  {label:26}{count:6}{K:6} {row}{point['ms']['median']:8.0f}", flush=True)
-    path = measure.write_json("memory", {
-        "what": f"one meta-step (value and gradient), eager, strided Conv4 with {filters} filters, {WAYS}-way "
-                f"{SHOTS}-shot, {QUERIES} queries per class, {SIZE} × {SIZE} pixels",
-        "command": "python -m benchmarks.memory",
-        "predicted": "metalit.memory.predicted_memory: from steps with at most 3 tasks and 3 inner steps",
-        "measured": "peak of what PyTorch allocates during the step, by its profiler",
-        "resident": "peak resident set minus its level before the step, a fresh process per point, malloc as it is",
-        "chunk": CHUNK,
-        "labels": LABELS,
-        "machine": measure.machine(),
-        "versions": measure.versions("metalit", "torch"),
-        "points": points,
-    })
+    path = measure.write_json(
+        "memory",
+        {"what": f"one meta-step (value and gradient), eager, strided Conv4 with {filters} "
+         f"filters, {WAYS}-way {SHOTS}-shot, {QUERIES} queries per class, {SIZE} × {SIZE} pixels",
+         "command": "python -m benchmarks.memory", "predicted": "metalit.memory.predicted_memory: "
+         "from steps with at most 3 tasks and 3 inner steps",
+         "measured": "peak of what PyTorch allocates during the step, by its profiler",
+         "resident": "peak resident set minus its level before the step, a fresh process per "
+         "point, malloc as it is", "chunk": CHUNK, "labels": LABELS, "machine": measure.machine(),
+         "versions": measure.versions("metalit", "torch"), "points": points}
+    )
     print(f"wrote {path}")
 
 

@@ -1,8 +1,8 @@
 """The same meta-step, written as the users of each library would write it.
 
-Every `…_step(model, loss, steps, lr)` returns `step(task)`, which gives the mean query loss after `steps` inner steps
-and its gradient by the name of the parameter, second order included. The gradients of one call may be overwritten by
-the next.
+Every `…_step(model, loss, steps, lr)` returns `step(task)`, which gives the mean query loss after
+`steps` inner steps and its gradient by the name of the parameter, second order included. The
+gradients of one call may be overwritten by the next.
 """
 from __future__ import annotations
 
@@ -29,18 +29,22 @@ LABELS = {
 
 
 def loop_over_tasks(theta: dict[str, Tensor], query_loss: Callable[..., Tensor]) -> Step:
-    """A Python loop over tasks around the loss of one: of its support x, support y, query x, query y."""
+    """A loop over tasks around the loss of one: of its support x and y, its query x and y."""
     def step(task: ml.Task):
-        value = torch.stack([query_loss(*one) for one in zip(*task.support, *task.query, strict=True)]).mean()
+        value = torch.stack([query_loss(*one)
+                             for one in zip(*task.support, *task.query, strict=True)]).mean()
         grads = torch.autograd.grad(value, list(theta.values()))
         return value.detach(), dict(zip(theta, grads, strict=True))
 
     return step
 
 
-def autograd_step(theta: dict[str, Tensor], predict: Callable[[dict[str, Tensor], Tensor], Tensor], loss: Loss,
-                  steps: int, lr: float) -> Step:
-    """Plain PyTorch: a network `predict(phi, x)`, and `torch.autograd.grad(create_graph=True)`; no `vmap`."""
+def autograd_step(theta: dict[str, Tensor], predict: Callable[[dict[str, Tensor], Tensor], Tensor],
+                  loss: Loss, steps: int, lr: float) -> Step:
+    """Plain PyTorch: a network `predict(phi, x)`, `torch.autograd.grad(create_graph=True)`.
+
+    No `vmap`.
+    """
     def query_loss(support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor):
         phi = theta
         for _ in range(steps):
@@ -87,8 +91,9 @@ def torchopt_step(model: nn.Module, loss: Loss, steps: int, lr: float) -> Step:
     return loop_over_tasks(theta, query_loss)
 
 
-def metalit_step(model: nn.Module, loss: Loss, steps: int, lr: float, compiled: bool = False) -> Step:
-    """metalit's public interface: `J(task).backward()`; with `J.compile()` both are one compiled graph."""
+def metalit_step(model: nn.Module, loss: Loss, steps: int, lr: float,
+                 compiled: bool = False) -> Step:
+    """metalit's public interface: `J(task).backward()`; with `J.compile()` one compiled graph."""
     J = ml.MAML(model, loss, lr=lr, steps=steps)
     if compiled:
         J.compile()
@@ -108,7 +113,8 @@ def compiled_step(model: nn.Module, loss: Loss, steps: int, lr: float) -> Step:
 
 
 # Those that are given a module. What is missing needs a network of its own.
-STEPS = {"higher": higher_step, "torchopt": torchopt_step, "metalit": metalit_step, "metalit_compiled": compiled_step}
+STEPS = {"higher": higher_step, "torchopt": torchopt_step, "metalit": metalit_step,
+         "metalit_compiled": compiled_step}
 
 
 def require_peers() -> None:

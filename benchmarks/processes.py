@@ -1,8 +1,8 @@
-"""Tasks per second when a meta-batch is divided over one and two processes, and what their talking costs.
+"""Tasks per second of one process and of two that divide a meta-batch, and what talk costs.
 
-Each process has one thread. The meta-step is that of `metalit train` under `torchrun`: DistributedDataParallel over
-gloo, which averages the gradients; with the outer optimizer. The time of an all-reduce is modelled as
-latency + bytes / bandwidth, from a very small and a large message.
+Each process has one thread. The meta-step is that of `metalit train` under `torchrun`:
+DistributedDataParallel over gloo, which averages the gradients; with the outer optimizer. The time
+of an all-reduce is modelled as latency + bytes / bandwidth, from a very small and a large message.
 """
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def median_seconds(call: Callable[[], Any], repeats: int) -> float:
 def meta_step(tasks: int, filters: int) -> tuple[Callable[[], None], int]:
     """One step of training on this process's share of the tasks, and the bytes of its gradient."""
     J = ml.MAML(network(filters), F.cross_entropy, lr=LR, steps=1)
-    together, optimizer, task = parallel(J), torch.optim.Adam(J.parameters()), share(episodes(tasks), team())
+    together, optimizer, task = (parallel(J), torch.optim.Adam(J.parameters()),
+                                 share(episodes(tasks), team()))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -75,15 +76,16 @@ def work(tasks: int, filters: int, repeats: int) -> dict[str, Any]:
     step, size = meta_step(tasks, filters)
     median_seconds(step, 3)  # warms up
     seconds = median_seconds(step, repeats)
-    found = {"processes": team().size, "tasks_per_second": tasks / seconds, "seconds_per_step": seconds,
-             "gradient_bytes": size}
+    found = {"processes": team().size, "tasks_per_second": tasks / seconds,
+             "seconds_per_step": seconds, "gradient_bytes": size}
     if team().size > 1:
         all_reduce_seconds(size, 5)
         found |= {name: all_reduce_seconds(message, 5 * repeats) for name, message in
                   {"gradient": size, "small": SMALL, "large": LARGE}.items()}
     if dist.is_initialized():
         dist.barrier()
-        del step  # what averages gradients has threads of its own, which must end before the team does
+        # what averages gradients has threads of its own, which must end before the team does
+        del step
         gc.collect()
         dist.destroy_process_group()
     return found
@@ -92,9 +94,11 @@ def work(tasks: int, filters: int, repeats: int) -> dict[str, Any]:
 def start(count: int, arguments: list[str], folder: str) -> dict[str, Any]:
     """Run a team of so many processes; what its first one measured."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    torchrun = (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+                if count > 1 else [])
     out = Path(folder) / f"{count}.json"
-    command = [sys.executable, *torchrun, "-m", "benchmarks.processes", "--worker", str(out), *arguments]
+    command = [sys.executable, *torchrun, "-m", "benchmarks.processes", "--worker", str(out),
+               *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{count} processes failed:\n{done.stderr}")
@@ -105,7 +109,8 @@ def run(repeats: int = 20, rounds: int = 3, tasks: int = TASKS, filters: int = F
     """Measure teams of one and two in turns, print, and write `results/processes.json`."""
     arguments = ["--repeats", str(repeats), "--tasks", str(tasks), "--filters", str(filters)]
     with tempfile.TemporaryDirectory() as folder:
-        found = [{count: start(count, arguments, folder) for count in COUNTS} for _ in range(rounds)]
+        found = [{count: start(count, arguments, folder) for count in COUNTS}
+                 for _ in range(rounds)]
 
     def middle(count: int, name: str) -> float:
         return statistics.median(turn[count][name] for turn in found)
@@ -113,34 +118,32 @@ def run(repeats: int = 20, rounds: int = 3, tasks: int = TASKS, filters: int = F
     most = max(COUNTS)
     latency = middle(most, "small")
     bandwidth = (LARGE - SMALL) / (middle(most, "large") - latency)
-    record = {
-        "what": f"one training step, {tasks} tasks divided over processes of one thread each, strided Conv4 with "
-                f"{filters} filters, {WAYS}-way {SHOTS}-shot, {QUERIES} queries per class, {SIZE} × {SIZE} pixels",
-        "command": "python -m benchmarks.processes",
-        "measured": [{"processes": count, "tasks_per_second": middle(count, "tasks_per_second"),
-                      "seconds_per_step": middle(count, "seconds_per_step"),
-                      "rounds": [turn[count]["tasks_per_second"] for turn in found]} for count in COUNTS],
-        "tasks": tasks,
-        "gradient_bytes": found[0][most]["gradient_bytes"],
-        "allreduce_seconds": middle(most, "gradient"),
-        "latency_seconds": latency,
-        "bandwidth_bytes_per_second": bandwidth,
-        "messages": f"gloo on one machine, {most} processes; latency from {SMALL} bytes, bandwidth from {LARGE}",
-        "budget": {"rounds": rounds, "steps_per_round": repeats},
-        "machine": measure.machine(),
-        "versions": measure.versions("metalit", "torch"),
-    }
+    record = {"what": f"one training step, {tasks} tasks divided over processes of one thread "
+              f"each, strided Conv4 with {filters} filters, {WAYS}-way {SHOTS}-shot, {QUERIES} "
+              f"queries per class, {SIZE} × {SIZE} pixels",
+              "command": "python -m benchmarks.processes", "measured":
+              [{"processes": count, "tasks_per_second": middle(count, "tasks_per_second"),
+                "seconds_per_step": middle(count, "seconds_per_step"),
+                "rounds": [turn[count]["tasks_per_second"] for turn in found]} for count in COUNTS],
+              "tasks": tasks, "gradient_bytes": found[0][most]["gradient_bytes"],
+              "allreduce_seconds": middle(most, "gradient"), "latency_seconds": latency,
+              "bandwidth_bytes_per_second": bandwidth, "messages": f"gloo on one machine, {most} "
+              f"processes; latency from {SMALL} bytes, bandwidth from {LARGE}",
+              "budget": {"rounds": rounds, "steps_per_round": repeats},
+              "machine": measure.machine(), "versions": measure.versions("metalit", "torch")}
     for row in record["measured"]:
         print(f"{row['processes']} processes: {row['tasks_per_second']:8.1f} tasks per second")
-    print(f"all-reduce of {record['gradient_bytes']} bytes: {1e3 * record['allreduce_seconds']:.2f} ms; latency "
-          f"{1e6 * latency:.0f} µs, {bandwidth / 1e9:.2f} GB/s")
+    print(f"all-reduce of {record['gradient_bytes']} bytes: "
+          f"{1e3 * record['allreduce_seconds']:.2f} ms; latency {1e6 * latency:.0f} µs, "
+          f"{bandwidth / 1e9:.2f} GB/s")
     print(f"wrote {measure.write_json('processes', record)}")
 
 
 def main() -> None:
     """`python -m benchmarks.processes`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=20, help="steps that are timed in each round")
+    parser.add_argument("--repeats", type=int, default=20,
+                        help="steps that are timed in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=TASKS)
     parser.add_argument("--filters", type=int, default=FILTERS)

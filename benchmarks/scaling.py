@@ -119,7 +119,8 @@ def against_steps(counts: tuple[int, ...], rounds: int, budget: float) -> dict[s
     results: dict[str, Any] = {variant: {} for variant in LABELS}
     for steps in counts:
         for variant in LABELS:
-            point = measure.fresh("benchmarks.scaling", variant, TASKS_FOR_STEPS, steps, rounds, budget)
+            point = measure.fresh("benchmarks.scaling", variant, TASKS_FOR_STEPS, steps, rounds,
+                                  budget)
             results[variant][steps] = point
         row = "".join(
             f"{results[v][steps]['ms']['median']:10.1f}{results[v][steps]['peak_mib']:9.1f}"

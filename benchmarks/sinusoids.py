@@ -1,7 +1,9 @@
-"""The contenders of the sinusoid problem: what `peers` has, and JAX, each from the same NumPy arrays.
+"""The contenders of the sinusoid problem: those of `peers`, and JAX, from the same arrays.
 
-Every `build(params, steps, lr)` returns a step as in `peers`, for a task that `prepare` made of NumPy arrays: so no
-conversion is timed.
+Each is made from the same NumPy arrays.
+
+Every `build(params, steps, lr)` returns a step as in `peers`, for a task that `prepare` made of
+NumPy arrays: so no conversion is timed.
 """
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ def network(params: dict[str, Tensor], x: Tensor) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def build_autograd(params: Params, steps: int, lr: float, dtype: torch.dtype = torch.float32) -> Step:
+def build_autograd(params: Params, steps: int, lr: float,
+                   dtype: torch.dtype = torch.float32) -> Step:
     """The plain loop, with the network as a function."""
     theta = {name: torch.tensor(a, dtype=dtype, requires_grad=True) for name, a in params.items()}
     return autograd_step(theta, network, F.mse_loss, steps, lr)
@@ -61,7 +64,8 @@ def build_autograd(params: Params, steps: int, lr: float, dtype: torch.dtype = t
 
 def of_module(name: str) -> Contender:
     """One of those that are given a module."""
-    return Contender(torch_task, lambda params, steps, lr: STEPS[name](torch_model(params), F.mse_loss, steps, lr))
+    return Contender(torch_task, lambda params, steps, lr:
+                     STEPS[name](torch_model(params), F.mse_loss, steps, lr))
 
 
 def jax_task(task: Arrays) -> tuple[Any, ...]:

@@ -1,9 +1,11 @@
-"""MAML on sinusoids (Finn et al. 2017, section 5.1 and appendix C): train with the paper's budget, three seeds.
+"""MAML on sinusoids, trained with the paper's budget, three seeds.
+
+Finn et al. 2017, section 5.1 and appendix C.
 
     python -m reproduce.sinusoids
 
-Every run keeps a checkpoint in runs/reproduce/, so it can be stopped at any moment and goes on. The figures are
-written to results/sinusoids.json after every run.
+Every run keeps a checkpoint in runs/reproduce/, so it can be stopped at any moment and goes on. The
+figures are written to results/sinusoids.json after every run.
 """
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Setting(NamedTuple):
     init: str
 
 
-# The paper says α = 0.01, the default of its released code is 0.001; and that code draws other first weights.
+# The paper says α = 0.01, the default of its released code is 0.001; and that code draws other
+# first weights.
 SETTINGS = {
     "5 shots": Setting(5, 0.01, "uniform"),
     "10 shots": Setting(10, 0.01, "uniform"),
@@ -39,14 +42,16 @@ SETTINGS = {
 }
 
 
-def run(name: str, setting: Setting, seed: int, steps: int, compile: bool) -> tuple[Evaluation, float]:
+def run(name: str, setting: Setting, seed: int, steps: int,
+        compile: bool) -> tuple[Evaluation, float]:
     """Train one model, or go on with it; returns its evaluation and the seconds of training."""
     tasks = ml.tasks.Sinusoids(shots=setting.shots)
     model = ml.models.mlp(1, 40, 40, 1, init=setting.init, seed=seed)
     J = ml.MAML(model, F.mse_loss, lr=setting.lr, steps=1)
     folder = f"runs/reproduce/{setting.shots}shot-lr{setting.lr}-{setting.init}-seed{seed}"
     print(f"\n{name}, seed {seed}", flush=True)
-    log = ml.meta_train(J, tasks, steps=steps, batch_size=25, seed=seed, checkpoint=folder, compile=compile)
+    log = ml.meta_train(J, tasks, steps=steps, batch_size=25, seed=seed, checkpoint=folder,
+                        compile=compile)
     return ml.evaluate(J, tasks, n_tasks=600, steps=STEPS, seed=0), log[-1]["seconds"]
 
 
@@ -57,7 +62,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     """
     def of(losses: tuple[float | None, ...]) -> dict[str, float | None]:
         if None in losses: return {"mean": None, "sd_of_seeds": None}
-        return {"mean": statistics.mean(losses), "sd_of_seeds": statistics.stdev(losses) if len(losses) > 1 else None}
+        return {"mean": statistics.mean(losses),
+                "sd_of_seeds": statistics.stdev(losses) if len(losses) > 1 else None}
     columns = zip(*([row["loss"] for row in run["evaluation"]] for run in runs), strict=True)
     return {str(k): of(column) for k, column in zip(STEPS, columns, strict=True)}
 
@@ -65,10 +71,11 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
 def reproduce(seeds: list[int], steps: int, names: list[str], compile: bool, file: str) -> None:
     """Run everything that is asked for, and write the figures after each run."""
     record: dict[str, Any] = {
-        "what": "MAML, 1-40-40-1 ReLU, one inner step, batch 25, Adam 1e-3; query loss (MSE) on 600 unseen tasks, "
-                "query: grid of 100 points",
+        "what": "MAML, 1-40-40-1 ReLU, one inner step, batch 25, Adam 1e-3; query loss (MSE) on "
+        "600 unseen tasks, query: grid of 100 points",
         "command": "python -m reproduce.sinusoids", "meta_steps": steps, "compiled": compile,
-        "machine": machine(), "versions": versions("metalit", "torch"), "settings": {}}
+        "machine": machine(), "versions": versions("metalit", "torch"), "settings": {}
+    }
     for name in names:
         runs: list[dict[str, Any]] = []
         for seed in seeds:
@@ -76,17 +83,21 @@ def reproduce(seeds: list[int], steps: int, names: list[str], compile: bool, fil
             print(evaluation, flush=True)
             rows = [{key: number(value) for key, value in row.items()} for row in evaluation.rows()]
             runs.append({"seed": seed, "seconds": seconds, "evaluation": rows})
-            record["settings"][name] = {**SETTINGS[name]._asdict(), "runs": runs, "summary": summary(runs)}
+            record["settings"][name] = {**SETTINGS[name]._asdict(), "runs": runs,
+                                        "summary": summary(runs)}
             write_json(file, record)
 
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=70_000, help="meta-steps (the paper's 70000)")
-    parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="SETTING")
-    parser.add_argument("--eager", action="store_true", help="do not compile, even where a C++ compiler is found")
+    parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS),
+                        metavar="SETTING")
+    parser.add_argument("--eager", action="store_true",
+                        help="do not compile, even where a C++ compiler is found")
     parser.add_argument("--file", default="sinusoids", help="name of the file in results/")
     options = parser.parse_args()
     compile = not options.eager and shutil.which("c++") is not None

@@ -1,4 +1,7 @@
-"""Settings of Sphinx for the documentation site. `make site` (tools/build_site.py) gathers the pages that it reads."""
+"""Settings of Sphinx for the documentation site.
+
+`make site` (tools/build_site.py) gathers the pages that it reads.
+"""
 
 import hashlib
 import json
@@ -26,10 +29,9 @@ author = copyright = cfg["author"]
 release = cfg["version"]
 language = "en"
 
-extensions = [
-    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode",
-    "sphinx.ext.mathjax", "sphinx_copybutton", "notfound.extension", "sphinx_sitemap", "sphinxext.opengraph",
-]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
+              "sphinx.ext.viewcode", "sphinx.ext.mathjax", "sphinx_copybutton",
+              "notfound.extension", "sphinx_sitemap", "sphinxext.opengraph"]
 exclude_patterns = ["README.md"]
 
 # ---- notebooks: executed before (tools/run_notebooks.py), so that an error is found there -----
@@ -114,7 +116,8 @@ def keep_display_maths(app, doctree):
     """Hand display maths to MathJax as it was written: it has its own `align`, tags and labels."""
     for node in doctree.findall(nodes.math_block):
         text = node.astext().strip()
-        alone = re.fullmatch(r"\\begin\{((?:align|gather|equation|multline)\*?)\}.*\\end\{\1\}", text, re.DOTALL)
+        alone = re.fullmatch(r"\\begin\{((?:align|gather|equation|multline)\*?)\}.*\\end\{\1\}",
+                             text, re.DOTALL)
         node.children = [nodes.Text(text if alone else rf"\[{text}\]")]
         node["no-wrap"] = True
 
@@ -125,7 +128,8 @@ def plain_docstring(app, what, name, thing, options, lines):
 
 
 # Pages that an earlier build has read are read again when what reads them has changed.
-read_by = hashlib.sha256(Path(__file__).read_bytes() + (ROOT / "tools/site_pages.py").read_bytes()).hexdigest()
+read_by = (hashlib.sha256(Path(__file__).read_bytes() + (ROOT / "tools/site_pages.py").read_bytes())
+           .hexdigest())
 
 
 def setup(app):

@@ -9,7 +9,7 @@ torch.set_num_threads(1)  # the tensors are small, and CI has few cores
 
 @pytest.fixture
 def bowls() -> ml.Task:
-    "Five tasks in four dimensions whose curvatures all differ, between tasks and between support and query."
+    "Five tasks in four dimensions; curvatures differ between tasks, support and query."
     return ml.tasks.Quadratics(dim=4, shift=1.0).batch(5, seed=3)
 
 

@@ -1,4 +1,7 @@
-"""The article as printed: each formula is what it says (closed form, gradcheck), and each defect shows."""
+"""The article as printed: each formula is what it says, and each defect shows.
+
+By closed form and gradcheck.
+"""
 import contextlib
 import io
 import types
@@ -38,7 +41,7 @@ def bed(task):
 def pairs(x): return (x[:, None] - x[None])[~torch.eye(len(x), dtype=torch.bool)]
 
 
-# --- each formula, as printed -----------------------------------------------------------------------------------------
+# --- each formula, as printed ---------------------------------------------------------------------
 
 def test_maml_is_maml_with_one_step(bowls, start):
     _, s, C, q, M = bed(bowls)
@@ -46,7 +49,8 @@ def test_maml_is_maml_with_one_step(bowls, start):
     value, gradient = measure(as_written.maml, bowls, start)
     close(value, (0.5 * (end - q) * times(C, end - q)).sum(1).mean())
     close(gradient, times(M, times(C, end - q)).mean(0))
-    one, two = (library(ml.MAML(ml.models.Point(start), half_square, lr=LR, steps=k), bowls) for k in (1, 2))
+    one, two = (library(ml.MAML(ml.models.Point(start), half_square, lr=LR, steps=k), bowls)
+                for k in (1, 2))
     close(value, one[0])
     close(gradient, one[1])
     assert (value - two[0]).abs() > 1e-2
@@ -79,11 +83,12 @@ def test_meta_curvature_is_a_gradient_penalty(bowls, start):
     value, gradient = measure(as_written.meta_curvature, bowls, start, lam=lam)
     close(value, (0.5 * miss * times(C, miss)).sum(1).mean() + 0.5 * lam * (slope**2).sum(1).mean())
     close(gradient, (slope + lam * times(M @ C @ M, slope)).mean(0))
-    for at, same in (("init", True), ("adapted", False)):                  # two readings, and they differ
+    for at, same in (("init", True), ("adapted", False)):  # two readings, and they differ
         J = ml.MetaLoss(ml.models.Point(start), half_square, inner=ml.SGD(LR, 1),
                         terms=ml.QueryLoss() + lam * ml.GradientNorm(at=at))
         assert torch.allclose(library(J, bowls)[1], gradient, rtol=0, atol=1e-10) == same
-    close(measure(as_written.meta_curvature, bowls, start, lam=0.0)[1], measure(as_written.maml, bowls, start)[1])
+    close(measure(as_written.meta_curvature, bowls, start, lam=0.0)[1],
+          measure(as_written.maml, bowls, start)[1])
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -91,13 +96,17 @@ def test_gradcheck_on_a_network(formula, small_net, sines):
     J = as_written.AsWritten(small_net, F.mse_loss, formula, lr=0.1)
     names = list(dict(J.named_parameters()))
 
-    def value(*parameters): return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
+    def value(*parameters):
+        return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
     inputs = tuple(p.detach().clone().requires_grad_() for p in J.parameters())
     assert torch.autograd.gradcheck(value, inputs, atol=1e-7)
 
 
 def test_reptile_and_curvature_on_a_network(small_net, sines):
-    "The seed's identities without a closed form: α²‖∇L_S‖², and the query loss plus the norm of MAML's gradient."
+    """The seed's identities without a closed form.
+
+    α²‖∇L_S‖², and the query loss plus the norm of MAML's gradient.
+    """
     theta = dict(small_net.named_parameters())
     squares, penalised = [], []
     for i in range(sines.batch_size):
@@ -107,12 +116,13 @@ def test_reptile_and_curvature_on_a_network(small_net, sines):
         after = ml.MAML(small_net, F.mse_loss, lr=0.1)(one)
         slopes = torch.autograd.grad(after, list(theta.values()))
         penalised.append(after.detach() + 0.5 * 0.7 * sum((g**2).sum() for g in slopes))
-    close(as_written.reptile(small_net, F.mse_loss, sines, lr=0.1).detach(), 0.1**2 * torch.stack(squares).mean())
+    close(as_written.reptile(small_net, F.mse_loss, sines, lr=0.1).detach(),
+          0.1**2 * torch.stack(squares).mean())
     close(as_written.meta_curvature(small_net, F.mse_loss, sines, lr=0.1, lam=0.7).detach(),
           torch.stack(penalised).mean())
 
 
-# --- each defect ------------------------------------------------------------------------------------------------------
+# --- each defect ----------------------------------------------------------------------------------
 
 def saddle(prediction, y): return 0.5 * (y * prediction**2).sum()
 
@@ -123,15 +133,17 @@ def test_reptile_formula_finds_the_saddle_that_reptile_leaves():
     for name, lr in (("printed", 1.0), ("meant", 0.3)):
         theta = begin.clone()
         for _ in range(200):
-            gradient = (measure(as_written.reptile, task, theta, saddle)[1] if name == "printed"
-                        else library(ml.Reptile(ml.models.Point(theta), saddle, lr=LR, steps=1), task)[1])
+            gradient = (
+                measure(as_written.reptile, task, theta, saddle)[1] if name == "printed"
+                else library(ml.Reptile(ml.models.Point(theta), saddle, lr=LR, steps=1), task)[1]
+            )
             theta = theta - lr * gradient
         ends[name] = theta
     assert ends["printed"].norm() < 1e-6 and ends["meant"][1] > 100
 
 
 def test_reptile_formula_rewards_not_adapting(bowls):
-    "Its best start is the mean with weights A², and it serves adaptation worse than joint training's."
+    "Its best start is the mean with weights A²; for adaptation joint training's is better."
     A, s, *_, M = bed(bowls)
     same = quadratic_task(A, s)
     def best(W): return torch.linalg.solve(W.sum(0), times(W, s).sum(0))
@@ -139,7 +151,7 @@ def test_reptile_formula_rewards_not_adapting(bowls):
     losses = [measure(as_written.maml, same, best(W))[0] for W in (A @ A, A, M @ A @ M)]
     assert losses[0] > losses[1] > losses[2]
     at_the_minimum = measure(as_written.reptile, same.select(0), s[0])
-    close(at_the_minimum[0], 0.0)                                          # no adaptation is a perfect score
+    close(at_the_minimum[0], 0.0)  # no adaptation is a perfect score
 
 
 def test_contrastive_pulls_different_tasks_together(bowls, start):
@@ -162,8 +174,8 @@ def test_contrastive_is_constant_where_curvature_is_shared(start):
 
 def test_contrastive_ignores_the_query_set(bowls, start):
     other = bowls._replace(query=ml.Split(bowls.query.x + 1, bowls.query.y - 5))
-    for a, b in zip(measure(as_written.contrastive, bowls, start), measure(as_written.contrastive, other, start),
-                    strict=True):
+    for a, b in zip(measure(as_written.contrastive, bowls, start),
+                    measure(as_written.contrastive, other, start), strict=True):
         assert torch.equal(a, b)
 
 
@@ -174,17 +186,20 @@ def test_larger_lambda_makes_the_loss_less_sensitive():
     for lam in (0.0, 0.5, 2.0, 10.0):
         zero, basis = torch.zeros(4).double(), torch.eye(4).double()
         at_zero = measure(as_written.meta_curvature, bowls, zero, lam=lam)[1]
-        H = torch.stack([measure(as_written.meta_curvature, bowls, e, lam=lam)[1] - at_zero for e in basis], 1)
+        H = torch.stack(
+            [measure(as_written.meta_curvature, bowls, e, lam=lam)[1] - at_zero for e in basis], 1
+        )
         best = torch.linalg.solve(H, -at_zero)
         close(measure(as_written.meta_curvature, bowls, best, lam=lam)[1], zero)
         miss = s + times(M, best - s) - q
         sizes.append((times(M, times(C, miss)) ** 2).sum(1).mean().item())
         losses.append(measure(as_written.maml, bowls, best)[0].item())
-    assert sizes[0] > sizes[1] > sizes[2] > sizes[3] and losses[0] < losses[1] < losses[2] < losses[3]
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
+    assert losses[0] < losses[1] < losses[2] < losses[3]
     assert sizes[3] < 0.9 * sizes[0]
 
 
-# --- the listing ------------------------------------------------------------------------------------------------------
+# --- the listing ----------------------------------------------------------------------------------
 
 class TaskGenerator:
     "What the listing forgets to define: y = x·w with its own w for each task."
@@ -220,7 +235,7 @@ def test_behind_its_first_fault_the_listing_has_more():
         run(short.replace(subtract, as_vector), TaskGenerator=TaskGenerator)
 
 
-# --- what a user can get wrong ----------------------------------------------------------------------------------------
+# --- what a user can get wrong --------------------------------------------------------------------
 
 def test_contrastive_needs_two_tasks(bowls, start):
     with pytest.raises(ValueError, match="holds 1: use at least 2"):
@@ -229,7 +244,8 @@ def test_contrastive_needs_two_tasks(bowls, start):
 
 @pytest.mark.parametrize("m", [0.0, -1.0, float("nan"), float("inf")])
 def test_bad_margin(m, bowls, start):
-    with pytest.raises(ValueError, match=f"m={m}: the margin"): measure(as_written.contrastive, bowls, start, m=m)
+    with pytest.raises(ValueError, match=f"m={m}: the margin"):
+        measure(as_written.contrastive, bowls, start, m=m)
 
 
 @pytest.mark.parametrize("lam", [-0.1, float("nan"), float("inf")])
@@ -240,7 +256,8 @@ def test_bad_lambda(lam, bowls, start):
 
 def test_equal_tasks_give_no_nan(bowls, start):
     A, s = curvature(bowls.support)
-    value, gradient = measure(as_written.contrastive, quadratic_task(A[[0, 0]], s[[0, 0]]), start, m=2.0)
+    value, gradient = measure(as_written.contrastive, quadratic_task(A[[0, 0]], s[[0, 0]]), start,
+                              m=2.0)
     close(value, 2.0)
     close(gradient, torch.zeros(4, dtype=torch.float64))
 
@@ -250,14 +267,17 @@ def test_models_and_tasks_are_looked_at(formula):
     x = torch.ones(2, 3, 1)
     task = ml.Task(ml.Split(x, x), ml.Split(x, x))
     net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
-    with pytest.raises(ValueError, match=r"layer '1'.*running statistics"): formula(net, F.mse_loss, task)
+    with pytest.raises(ValueError, match=r"layer '1'.*running statistics"):
+        formula(net, F.mse_loss, task)
     with pytest.raises(ValueError, match="no task axis"):
-        formula(ml.models.mlp(1, 1), F.mse_loss, ml.Task(ml.Split(x[0, :, 0], x[0, :, 0]), task.query))
+        formula(ml.models.mlp(1, 1), F.mse_loss,
+                ml.Task(ml.Split(x[0, :, 0], x[0, :, 0]), task.query))
 
 
 def test_as_written_is_a_meta_loss(bowls, start):
     "It can be trained and evaluated like any other, and `on` keeps formula and options."
-    J = as_written.AsWritten(ml.models.Point(start), half_square, as_written.contrastive, lr=LR, m=3.0)
+    J = as_written.AsWritten(ml.models.Point(start), half_square, as_written.contrastive, lr=LR,
+                             m=3.0)
     close(J(bowls).detach(), measure(as_written.contrastive, bowls, start, m=3.0)[0])
     close(J.curve(bowls, (1,)).mean(), measure(as_written.maml, bowls, start)[0])
     twin = J.on(ml.models.Point(-start), half_square)
@@ -283,4 +303,5 @@ def test_every_formula_compiles_into_one_graph(formula, small_net, sines):
     value = J(sines)
     value.backward()
     assert len(graphs) == 1
-    for p, g in zip(J.parameters(), eager, strict=True): torch.testing.assert_close(p.grad, g, rtol=0, atol=1e-10)
+    for p, g in zip(J.parameters(), eager, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=0, atol=1e-10)

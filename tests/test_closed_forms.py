@@ -1,4 +1,4 @@
-"""The quadratic bed: value and gradient of every meta-loss against its closed form, to 1e-10 in float64."""
+"""The quadratic bed: each meta-loss and its gradient in closed form, to 1e-10 in float64."""
 import pytest
 import torch
 from helpers import close
@@ -10,7 +10,10 @@ LR = 0.2
 
 
 def closed_form(task: ml.Task, theta: torch.Tensor, steps: int, first_order: bool):
-    "Value and gradient of the mean query loss: φ = s + Mᴷ(θ − s), ∇ = Mᴷ C(φ − q), with M = I − αA."
+    """Value and gradient of the mean query loss.
+
+    φ = s + Mᴷ(θ − s), ∇ = Mᴷ C(φ − q), with M = I − αA.
+    """
     (A, s), (C, q) = curvature(task.support), curvature(task.query)
     M = torch.linalg.matrix_power(torch.eye(A.shape[-1], dtype=A.dtype) - LR * A, steps)
     phi = s + torch.einsum("bij,bj->bi", M, theta - s)
@@ -67,7 +70,7 @@ def test_first_order_equals_exact_where_the_inner_hessian_is_zero(bowls, start):
 
 
 def test_unequal_curvatures_move_the_optimum_away_from_the_mean(start):
-    "θ* = (ΣW)⁻¹ΣWc with W = Mᴷ A Mᴷ; descent on J ends there, and the mean of the optima is elsewhere."
+    "θ* = (ΣW)⁻¹ΣWc with W = Mᴷ A Mᴷ; descent on J ends there, not at the mean of the optima."
     tasks = ml.tasks.Quadratics(dim=3).batch(6, seed=0)
     A, c = curvature(tasks.support)
     task = quadratic_task(A, c)
@@ -81,14 +84,16 @@ def test_unequal_curvatures_move_the_optimum_away_from_the_mean(start):
 
 
 def test_first_order_diverges_where_exact_converges():
-    "One dimension, a = 1.5, α = 1, K = 1: slopes −0.75 and 0.375 for a unit distance from the optimum."
+    "One dimension, a = 1.5, α = 1, K = 1: slopes −0.75 and 0.375 per distance from the optimum."
     task = quadratic_task(torch.tensor([[[1.5]]]).double(), torch.zeros(1, 1).double())
     slopes = {}
     for method in (ml.MAML, ml.FOMAML):
-        J = method(ml.models.Point(torch.ones(1, dtype=torch.float64)), half_square, lr=1.0, steps=1)
+        J = method(ml.models.Point(torch.ones(1, dtype=torch.float64)), half_square, lr=1.0,
+                   steps=1)
         J(task).backward()
         slopes[method] = J.model.theta.grad.item()
-    assert slopes == {ml.MAML: pytest.approx(0.375, abs=1e-12), ml.FOMAML: pytest.approx(-0.75, abs=1e-12)}
+    assert slopes == {ml.MAML: pytest.approx(0.375, abs=1e-12),
+                      ml.FOMAML: pytest.approx(-0.75, abs=1e-12)}
 
 
 def test_adapt_predict_curve_and_report_agree_with_the_closed_form(bowls, start):
@@ -102,6 +107,8 @@ def test_adapt_predict_curve_and_report_agree_with_the_closed_form(bowls, start)
     values = [closed_form(bowls, start, k, False)[0] for k in (0, 2, 3)]
     close(J.curve(bowls, steps=(0, 2, 3)).mean(0), torch.stack(values))
     report = J.report(bowls)
-    assert report == pytest.approx({"meta_loss": values[2].item(), "QueryLoss": values[2].item(),
-                                    "loss_before": values[0].item(), "loss_after": values[2].item()}, abs=1e-10)
+    assert report == pytest.approx(
+        {"meta_loss": values[2].item(), "QueryLoss": values[2].item(),
+         "loss_before": values[0].item(), "loss_after": values[2].item()}, abs=1e-10
+    )
     close(J.adapt(bowls.support, steps=0)["theta"], start.expand(5, -1))

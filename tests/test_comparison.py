@@ -1,4 +1,4 @@
-"""The comparison of methods: arithmetic, stopping and going on, divergence, files, and the command."""
+"""The comparison of methods: arithmetic, stopping, going on, divergence, files, the command."""
 import csv
 import json
 import math
@@ -11,7 +11,17 @@ from helpers import metalit
 
 import metalit as ml
 from metalit import comparison
-from metalit.comparison import Difference, Line, Run, against, compare, diverged, interval, summarise, table
+from metalit.comparison import (
+    Difference,
+    Line,
+    Run,
+    against,
+    compare,
+    diverged,
+    interval,
+    summarise,
+    table,
+)
 from metalit.experiment import RECIPES, Recipe, build, complete, named, sine_network
 
 
@@ -38,7 +48,9 @@ def test_the_summary_is_what_one_computes_by_hand():
 
 
 def test_one_seed_has_no_spread_and_without_maml_there_is_no_relative_time():
-    assert summarise([made_up("conml", 0, {1: 2.0})]) == [Line("conml", 1, 2.0, 0.1, None, 2.0, None, 1)]
+    assert summarise([made_up("conml", 0, {1: 2.0})]) == [
+        Line("conml", 1, 2.0, 0.1, None, 2.0, None, 1)
+    ]
 
 
 def test_the_table_shows_every_method_and_what_blows_up():
@@ -51,14 +63,16 @@ def test_the_table_shows_every_method_and_what_blows_up():
 
 
 def test_differences_are_paired_by_seed():
-    assert against(RUNS, 1) == [Difference("conml", -1.0, 0.0, "helped"), Difference("reptile", None, None, "blows up"),
+    assert against(RUNS, 1) == [Difference("conml", -1.0, 0.0, "helped"),
+                                Difference("reptile", None, None, "blows up"),
                                 Difference("fomaml", None, None, "diverged")]
     unpaired = [made_up("conml", 7, {1: 1.0}), made_up("maml", 8, {1: 1.0})]
     assert against(unpaired, 1) == [Difference("conml", None, None, "cannot tell")]
 
 
 def test_the_interval_is_students():
-    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.30 / math.sqrt(3)), "no difference shown")
+    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.30 / math.sqrt(3)),
+                                         "no difference shown")
     assert interval([-2.0, -2.1, -1.9])[2] == "helped"
     assert interval([2.0, 2.1, 1.9])[2] == "hurt"
     assert interval([1.0]) == (1.0, None, "cannot tell")
@@ -69,8 +83,8 @@ def net(seed: int):
 
 
 def small(folder, **changes):
-    options = {"methods": ["maml", "reptile"], "steps": 6, "seeds": [0, 1], "batch_size": 4, "inner_steps": (0, 1),
-               "folder": folder, "progress": False}
+    options = {"methods": ["maml", "reptile"], "steps": 6, "seeds": [0, 1], "batch_size": 4,
+               "inner_steps": (0, 1), "folder": folder, "progress": False}
     return compare(ml.tasks.Sinusoids(3), net, F.mse_loss, **(options | changes))
 
 
@@ -79,22 +93,25 @@ def results(runs):
 
 
 def test_every_method_of_the_list_trains(tmp_path):
-    runs = compare(ml.tasks.Sinusoids(4), net, F.mse_loss, steps=2, seeds=[0], batch_size=3, inner_steps=(1,),
-                   folder=tmp_path, progress=False)
+    runs = compare(ml.tasks.Sinusoids(4), net, F.mse_loss, steps=2, seeds=[0], batch_size=3,
+                   inner_steps=(1,), folder=tmp_path, progress=False)
     assert [run.method for run in runs] == list(comparison.METHODS)
-    assert all(run.status == "2 steps" and run.rows[0]["loss"] > 0 and run.seconds > 0 for run in runs)
+    assert all(run.status == "2 steps" and run.rows[0]["loss"] > 0 and run.seconds > 0
+               for run in runs)
 
 
 def test_every_other_method_can_be_asked_for(tmp_path):
-    others = [name for name, recipe in RECIPES.items() if name not in comparison.METHODS and not recipe.classes]
+    others = [name for name, recipe in RECIPES.items() if name not in comparison.METHODS
+              and not recipe.classes]
     assert "anil" in others
-    runs = compare(ml.tasks.Sinusoids(4), sine_network, F.mse_loss, steps=2, seeds=[0], batch_size=3, inner_steps=(1,),
-                   folder=tmp_path, methods=others, progress=False)
+    runs = compare(ml.tasks.Sinusoids(4), sine_network, F.mse_loss, steps=2, seeds=[0],
+                   batch_size=3, inner_steps=(1,), folder=tmp_path, methods=others, progress=False)
     assert [(run.method, run.status) for run in runs] == [(name, "2 steps") for name in others]
 
 
-@pytest.mark.parametrize(("method", "lr", "steps", "context"), [
-    ("maml", 0.03, 1, False), ("anil", 0.03, 1, False), ("reptile", 0.005, 10, False), ("cavia", 1.0, 1, True)])
+@pytest.mark.parametrize(("method", "lr", "steps", "context"),
+                         [("maml", 0.03, 1, False), ("anil", 0.03, 1, False),
+                          ("reptile", 0.005, 10, False), ("cavia", 1.0, 1, True)])
 def test_a_comparison_has_one_step_size_but_for_methods_with_their_own(method, lr, steps, context):
     J = comparison.made(method, sine_network, 1, F.mse_loss, 0.03, classes=False)
     assert (J.inner.lr, J.inner.steps) == (lr, steps)
@@ -102,24 +119,32 @@ def test_a_comparison_has_one_step_size_but_for_methods_with_their_own(method, l
 
 
 def test_one_table_serves_training_and_comparison(tmp_path, monkeypatch):
-    "MAML as `metalit train` builds it is MAML as it is compared, to the last bit; so is a recipe that is new."
-    monkeypatch.setitem(RECIPES, "mine", Recipe(named(ml.MAML, terms=ml.QueryLoss() + 0.1 * ml.GradientNorm())))
+    "MAML as `metalit train` builds it is MAML as compared, to the last bit; so is a new recipe."
+    monkeypatch.setitem(RECIPES, "mine",
+                        Recipe(named(ml.MAML, terms=ml.QueryLoss() + 0.1 * ml.GradientNorm())))
     for method in ("maml", "conml", "mine"):
-        J, tasks, *_, optimizer, scheduler, _, _ = build(complete({"family": "sinusoids", "method": method, "seed": 3}))
-        ml.meta_train(J, tasks, steps=3, batch_size=4, seed=3, optimizer=optimizer, scheduler=scheduler, progress=False)
+        J, tasks, *_, optimizer, scheduler, _, _ = build(
+            complete({"family": "sinusoids", "method": method, "seed": 3})
+        )
+        ml.meta_train(J, tasks, steps=3, batch_size=4, seed=3, optimizer=optimizer,
+                      scheduler=scheduler, progress=False)
         compare(tasks, sine_network, F.mse_loss, methods=[method], steps=3, seeds=[3], batch_size=4,
                 folder=tmp_path / method, progress=False)
-        saved = torch.load(tmp_path / method / f"{method}-seed3" / "checkpoint.pt", weights_only=True)["J"]
+        saved = torch.load(tmp_path / method / f"{method}-seed3" / "checkpoint.pt",
+                           weights_only=True)["J"]
         assert all(torch.equal(value, saved[name]) for name, value in J.state_dict().items())
 
 
 def test_images_take_what_recipes_say_for_images(tmp_path):
     images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    tasks = ml.tasks.Episodes(images, torch.arange(6).repeat_interleave(5), ways=3, shots=1, queries=2)
-    def conv(seed, context=0): return ml.models.Conv4(3, size=8, filters=4, context=context, seed=seed)
-    assert comparison.made("cavia", conv, 0, F.cross_entropy, 0.4, classes=True).model.context.shape == (100,)
-    runs = compare(tasks, conv, F.cross_entropy, methods=["protonet", "cavia"], steps=1, seeds=[0], batch_size=2,
-                   inner_steps=(1,), folder=tmp_path, progress=False)
+    tasks = ml.tasks.Episodes(images, torch.arange(6).repeat_interleave(5), ways=3, shots=1,
+                              queries=2)
+    def conv(seed, context=0):
+        return ml.models.Conv4(3, size=8, filters=4, context=context, seed=seed)
+    assert comparison.made("cavia", conv, 0, F.cross_entropy, 0.4,
+                           classes=True).model.context.shape == (100,)
+    runs = compare(tasks, conv, F.cross_entropy, methods=["protonet", "cavia"], steps=1, seeds=[0],
+                   batch_size=2, inner_steps=(1,), folder=tmp_path, progress=False)
     assert [run.status for run in runs] == ["1 steps", "1 steps"]
 
 
@@ -132,7 +157,7 @@ def test_runs_agree_with_training_by_hand(tmp_path):
 
 class Interrupting(ml.tasks.Sinusoids):
     "Presses Ctrl-C before the n-th batch."
-    left = 10                                                # the first looks whether the tasks have classes
+    left = 10  # the first looks whether the tasks have classes
 
     def sample(self, batch_size, generator):
         type(self).left -= 1
@@ -142,8 +167,8 @@ class Interrupting(ml.tasks.Sinusoids):
 
 def test_stopped_and_resumed_gives_the_same(tmp_path):
     "The interruption comes in the third step of the second run."
-    options = {"methods": ["maml", "reptile"], "steps": 6, "seeds": [0, 1], "batch_size": 4, "inner_steps": (0, 1),
-               "folder": tmp_path / "stopped", "progress": False}
+    options = {"methods": ["maml", "reptile"], "steps": 6, "seeds": [0, 1], "batch_size": 4,
+               "inner_steps": (0, 1), "folder": tmp_path / "stopped", "progress": False}
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):
         compare(Interrupting(3), net, F.mse_loss, **options)
     assert not (tmp_path / "stopped" / "reptile-seed0" / "run.json").exists()
@@ -182,26 +207,31 @@ def test_what_is_refused_is_refused_before_training(changes, message, tmp_path):
 def test_the_environment_names_what_was_used():
     found = comparison.environment()
     assert found["metalit"] == ml.__version__
-    assert all(found[name] for name in ("torch", "python", "system", "cpu", "cores", "torch_threads"))
+    assert all(found[name]
+               for name in ("torch", "python", "system", "cpu", "cores", "torch_threads"))
 
 
-COMMAND = ("compare", "--methods", "maml,reptile", "--steps", 6, "--seeds", "0,1", "--batch-size", 4, "--quiet")
+COMMAND = ("compare", "--methods", "maml,reptile", "--steps", 6, "--seeds", "0,1", "--batch-size",
+           4, "--quiet")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "both"
-    output = metalit(*COMMAND, "--out", folder, "--results", folder.parent / "results" / "comparison.json")
+    output = metalit(*COMMAND, "--out", folder, "--results",
+                     folder.parent / "results" / "comparison.json")
     return folder, output
 
 
 def test_the_command_writes_table_record_and_picture(run):
     folder, output = run
     record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    assert set(record) == {"what", "command", "budget", "environment", "runs", "summary", "diverged"}
-    assert record["command"] == ("metalit compare --methods maml,reptile --shots 5 --steps 6 --seeds 0,1 "
-                                 "--inner-lr 0.01 --batch-size 4")
-    assert (folder.parent / "results" / "comparison.json").read_text() == (folder / "comparison.json").read_text()
+    assert set(record) == {"what", "command", "budget", "environment", "runs", "summary",
+                           "diverged"}
+    assert record["command"] == ("metalit compare --methods maml,reptile --shots 5 --steps 6 "
+                                 "--seeds 0,1 --inner-lr 0.01 --batch-size 4")
+    assert ((folder.parent / "results" / "comparison.json").read_text()
+            == (folder / "comparison.json").read_text())
     runs, _ = comparison.read_record(folder / "comparison.json")
     assert [line._asdict() for line in summarise(runs)] == record["summary"]
     assert table(summarise(runs)) in output
@@ -218,7 +248,8 @@ def test_the_command_stopped_and_resumed_gives_the_same_table(run, tmp_path, mon
     assert "stopped, and saved" in metalit(*COMMAND, "--out", tmp_path, code=1)
     assert not (tmp_path / "comparison.json").exists()
     metalit(*COMMAND, "--out", tmp_path)
-    resumed, whole = (comparison.read_record(folder / "comparison.json")[0] for folder in (tmp_path, run[0]))
+    resumed, whole = (comparison.read_record(folder / "comparison.json")[0]
+                      for folder in (tmp_path, run[0]))
     assert results(resumed) == results(whole)
 
 
@@ -229,15 +260,16 @@ def test_the_command_reports_divergence_in_strict_json(tmp_path):
     record = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=refuse)
     assert len(record["diverged"]) == 2
     assert {line["method"] for line in record["summary"]} == {"reptile"}
-    nothing = metalit("compare", "--methods", "maml", "--steps", 2, "--seeds", 0, "--inner-lr", "1e20", "--quiet",
-                      "--out", tmp_path / "none")
+    nothing = metalit("compare", "--methods", "maml", "--steps", 2, "--seeds", 0, "--inner-lr",
+                      "1e20", "--quiet", "--out", tmp_path / "none")
     assert "Picture" not in nothing
 
 
 def test_losses_that_are_not_finite_become_null(tmp_path):
     comparison.save(comparison.record(RUNS, {}, "by hand"), tmp_path / "c.json")
     assert comparison.read_record(tmp_path / "c.json")[0] == RUNS
-    with pytest.raises(ValueError, match="not JSON compliant"): comparison.save({"loss": math.inf}, tmp_path / "c.json")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        comparison.save({"loss": math.inf}, tmp_path / "c.json")
     assert comparison.read_record(tmp_path / "c.json")[0] == RUNS
     assert comparison.number(math.nan) is comparison.number(math.inf) is None
 

@@ -38,7 +38,8 @@ def value_and_gradients(J: nn.Module, task: ml.Task) -> list[torch.Tensor]:
     return [value.detach(), *torch.autograd.grad(value, list(J.parameters()))]
 
 
-def assert_agrees(J: ml.MetaLoss, task: ml.Task, rtol: float = 1e-5, atol: float = 1e-5, **options) -> None:
+def assert_agrees(J: ml.MetaLoss, task: ml.Task, rtol: float = 1e-5, atol: float = 1e-5,
+                  **options) -> None:
     expected = value_and_gradients(J, task)
     J.compile(**options)
     for found, right in zip(value_and_gradients(J, task), expected, strict=True):
@@ -53,7 +54,7 @@ def waves() -> ml.Task:
 
 @pytest.fixture(scope="module")
 def compiled() -> ml.MetaLoss:
-    "One meta-loss that the C++ compiler has compiled, shared by all tests that change nothing in it."
+    "One meta-loss compiled by the C++ compiler, shared by all tests that change nothing in it."
     J = ml.MAML(ml.models.mlp(1, 16, 16, 1), F.mse_loss, lr=0.1)
     J.compile()
     return J
@@ -61,14 +62,15 @@ def compiled() -> ml.MetaLoss:
 
 @needs_compiler
 def test_maml_agrees(compiled, waves):
-    for found, right in zip(value_and_gradients(compiled, waves), value_and_gradients(copy.deepcopy(compiled), waves),
-                            strict=True):
+    for found, right in zip(value_and_gradients(compiled, waves),
+                            value_and_gradients(copy.deepcopy(compiled), waves), strict=True):
         torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler
 def test_first_order_with_a_learned_step_size_agrees(waves):
-    J = ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, inner=LearnedStep(0.1, 2), gradient=ml.FirstOrder())
+    J = ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, inner=LearnedStep(0.1, 2),
+                    gradient=ml.FirstOrder())
     assert_agrees(J, waves)
     J(waves).backward()
     assert J.inner.step_size.grad.abs() > 1e-3
@@ -94,8 +96,8 @@ def test_conv_net_agrees():
 def test_the_graph_is_right_whatever_compiles_it(method, steps, waves):
     "The graph without the C++ compiler: only value and gradient in one go are at stake."
     model, graphs = ml.models.mlp(1, 8, 1, activation=nn.Tanh).double(), []
-    assert_agrees(method(model, F.mse_loss, lr=0.1, steps=steps), waves.to(dtype=torch.float64), rtol=0, atol=1e-12,
-                  backend=counting(graphs))
+    assert_agrees(method(model, F.mse_loss, lr=0.1, steps=steps), waves.to(dtype=torch.float64),
+                  rtol=0, atol=1e-12, backend=counting(graphs))
     assert len(graphs) == 1
 
 
@@ -103,7 +105,8 @@ def test_tied_and_frozen_parameters(waves):
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.a, self.b, self.last = (nn.Linear(*s) for s in ((1, 4), (4, 4), (4, 4), (4, 1)))
+            self.first, self.a, self.b, self.last = (nn.Linear(*s)
+                                                     for s in ((1, 4), (4, 4), (4, 4), (4, 1)))
             self.b.weight = self.a.weight
         def forward(self, x):
             return self.last(torch.tanh(self.b(torch.tanh(self.a(self.first(x))))))
@@ -111,7 +114,8 @@ def test_tied_and_frozen_parameters(waves):
     assert_agrees(J, waves, backend="aot_eager")
     for p in J.model.parameters(): p.requires_grad_(False)   # now only the step size learns
     plain = copy.deepcopy(J)
-    found, right = (torch.autograd.grad(which(waves), which.inner.step_size) for which in (J, plain))
+    found, right = (torch.autograd.grad(which(waves), which.inner.step_size)
+                    for which in (J, plain))
     torch.testing.assert_close(found, right)
 
 
@@ -120,7 +124,8 @@ def test_terms_and_poolings_belong_to_the_graph(waves):
         def per_task(self, path, task): return sum(p.square().sum() for p in path.final.values())
     class Worst(nn.Module):
         def forward(self, values): return values.max()
-    J = ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, terms=ml.QueryLoss() + 0.1 * Norm(), pooling=Worst())
+    J = ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, terms=ml.QueryLoss() + 0.1 * Norm(),
+                    pooling=Worst())
     assert_agrees(J, waves, backend=counting(graphs := []))
     assert len(graphs) == 1
 
@@ -129,11 +134,14 @@ def test_terms_and_poolings_belong_to_the_graph(waves):
 def test_it_is_an_ordinary_scalar(compiled, waves):
     "Scaled, added to, called twice before backward, kept for a second backward."
     plain = copy.deepcopy(compiled)
-    def loss(J): return 3 * J(waves) + J(waves.select(slice(0, 5))) ** 2 + sum(p.square().sum() for p in J.parameters())
+    def loss(J):
+        return 3 * J(waves) + J(waves.select(slice(0, 5))) ** 2 + sum(p.square().sum()
+                                                                      for p in J.parameters())
     found, right = (torch.autograd.grad(loss(J), list(J.parameters())) for J in (compiled, plain))
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
     value = compiled(waves)
-    first, second = (torch.autograd.grad(value, list(compiled.parameters()), retain_graph=True) for _ in range(2))
+    first, second = (torch.autograd.grad(value, list(compiled.parameters()), retain_graph=True)
+                     for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
@@ -144,7 +152,7 @@ def test_another_number_of_tasks_and_examples(compiled):
 
 
 def test_ten_meta_losses_are_ten_graphs(waves):
-    "PyTorch compiles one code object eight times; left to itself it then runs it uncompiled, with a warning."
+    "PyTorch compiles one code object eight times, then runs it uncompiled, with a warning."
     graphs = []
     for width in range(3, 13):
         J = ml.MAML(ml.models.mlp(1, width, 1), F.mse_loss, steps=0)
@@ -163,15 +171,21 @@ def test_too_many_kinds_of_tasks_are_an_error():
 
 def test_options_go_to_the_compiler(monkeypatch, waves):
     seen = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: seen.append(options) or function)
+    monkeypatch.setattr(torch, "compile",
+                        lambda function, **options: seen.append(options) or function)
     J = ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss)
     mine = {"options": {"cpp_wrapper": False}, "fullgraph": False}
     for options in ({}, {"dynamic": True}, {"mode": "default"}, mine): J.compile(**options)
-    assert [sorted(options) for options in seen] == [["fullgraph", "options"], ["dynamic", "fullgraph", "options"],
-                                                     ["fullgraph", "mode"], ["fullgraph", "options"]]
-    assert seen[0]["options"]["cpp_wrapper"] and not seen[3]["options"]["cpp_wrapper"] and not seen[3]["fullgraph"]
+    assert [sorted(options) for options in seen] == [
+        ["fullgraph", "options"], ["dynamic", "fullgraph", "options"],
+        ["fullgraph", "mode"], ["fullgraph", "options"]
+    ]
+    assert seen[0]["options"]["cpp_wrapper"]
+    assert not seen[3]["options"]["cpp_wrapper"]
+    assert not seen[3]["fullgraph"]
     monkeypatch.undo()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'optoins'"): J.compile(optoins={})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'optoins'"):
+        J.compile(optoins={})
 
 
 def test_without_gradients_and_under_another_compiler_it_is_the_plain_value(waves):
@@ -191,7 +205,8 @@ def test_copies_are_not_compiled_and_state_is_as_before(waves):
     J.compile(backend=counting(graphs := []))
     assert (repr(J), list(J.state_dict()), list(J.modules())) == before
     for other in (copy.deepcopy(J), copy.copy(J), pickle.loads(pickle.dumps(J))):
-        torch.testing.assert_close(value_and_gradients(other, waves), value_and_gradients(copy.deepcopy(J), waves))
+        torch.testing.assert_close(value_and_gradients(other, waves),
+                                   value_and_gradients(copy.deepcopy(J), waves))
     assert not graphs
     J(waves)
     J.load_state_dict(ml.MAML(ml.models.mlp(1, 3, 1, seed=5), F.mse_loss).state_dict())
@@ -217,7 +232,8 @@ def test_what_is_not_possible_is_an_error(waves):
     J.compile(backend="eager")
     with pytest.raises(RuntimeError, match=r"differentiated once only.* copy.deepcopy\(J\)"):
         torch.autograd.grad(J(waves), list(J.parameters()), create_graph=True)
-    with pytest.raises(ValueError, match="requires_grad=True, but a compiled J gives gradients of its parameters"):
+    with pytest.raises(ValueError, match="requires_grad=True, but a compiled J gives gradients of "
+                       "its parameters"):
         J(ml.Task(waves.support, ml.Split(waves.query.x.clone().requires_grad_(), waves.query.y)))
     with pytest.raises(ValueError, match="not finite"):
         J(ml.Task(waves.support, ml.Split(waves.query.x, waves.query.y / 0)))
@@ -238,7 +254,8 @@ def test_wide_products_turn_narrow_ones_only():
     from torch.fx.experimental.proxy_tensor import make_fx
 
     from metalit.compiled import CustomGraphPass, WideProducts
-    def products(a, b, c): return torch.bmm(torch.bmm(a, b), c), torch.bmm(b.mT, b), torch.bmm(a, b[..., :1])
+    def products(a, b, c):
+        return torch.bmm(torch.bmm(a, b), c), torch.bmm(b.mT, b), torch.bmm(a, b[..., :1])
     a, b, c = (torch.randn(3, *shape, dtype=torch.float64) for shape in ((8, 4), (4, 2), (2, 16)))
     traced = make_fx(products, tracing_mode="fake")(a, b, c)
     WideProducts()(traced.graph)

@@ -25,7 +25,8 @@ def end(x, y, theta, steps):
 def embedded(phi, jacobian, theta, embedding, probe):
     "ψ(φ) and ∂ψ/∂θ."
     if embedding == "predictions": return probe @ phi, probe @ jacobian
-    if embedding == "change": return phi - theta, jacobian - torch.eye(len(theta), dtype=theta.dtype)
+    if embedding == "change":
+        return phi - theta, jacobian - torch.eye(len(theta), dtype=theta.dtype)
     return phi, jacobian
 
 
@@ -40,41 +41,50 @@ def triplet(task, theta, steps, margin, embedding):
     "Value and gradient of the mean hinge, by hand, pair by pair."
     B, half = task.batch_size, task.support.x.shape[1] // 2
     def ends(part):
-        return [embedded(*end(task.support.x[i, part], task.support.y[i, part], theta, steps), theta, embedding,
-                         task.query.x[0]) for i in range(B)]
+        return [embedded(*end(task.support.x[i, part], task.support.y[i, part], theta, steps),
+                         theta, embedding, task.query.x[0]) for i in range(B)]
     one, other, whole = ends(slice(half)), ends(slice(half, None)), ends(slice(None))
     value, gradient = 0.0, torch.zeros_like(theta)
     for i in range(B):
         for j in range(B):
             if i == j: continue
             (near, d_near), (far, d_far) = distance(one[i], other[i]), distance(whole[i], whole[j])
-            if margin + near - far > 0: value, gradient = value + margin + near - far, gradient + d_near - d_far
+            if margin + near - far > 0:
+                value, gradient = value + margin + near - far, gradient + d_near - d_far
     return value / (B * (B - 1)), gradient / (B * (B - 1))
 
 
 def cosine(a, b):
-    "1 − cos of two pairs (ψ, ∂ψ/∂θ), with ∂/∂u = −(v̂ − (û·v̂)û)/‖u‖ chained with ∂u/∂θ, for both sides."
+    """1 − cos of two pairs (ψ, ∂ψ/∂θ).
+
+    With ∂/∂u = −(v̂ − (û·v̂)û)/‖u‖ chained with ∂u/∂θ, for both sides.
+    """
     (u, du), (v, dv) = a, b
     u_hat, v_hat = u / u.norm(), v / v.norm()
     cos = u_hat @ v_hat
-    return 1 - cos, -du.mT @ (v_hat - cos * u_hat) / u.norm() - dv.mT @ (u_hat - cos * v_hat) / v.norm()
+    return (1 - cos,
+            -du.mT @ (v_hat - cos * u_hat) / u.norm() - dv.mT @ (u_hat - cos * v_hat) / v.norm())
 
 
 def conml(task, theta, steps, embedding):
     "D_in − D_out and its gradient, by hand."
     B, parts = task.batch_size, {}
-    for name, (x, y) in (("S", task.support), ("SQ", [torch.cat(p, 1) for p in zip(*task, strict=True)])):
-        parts[name] = [embedded(*end(x[i], y[i], theta, steps), theta, embedding, task.query.x[0]) for i in range(B)]
+    for name, (x, y) in (("S", task.support),
+                         ("SQ", [torch.cat(p, 1) for p in zip(*task, strict=True)])):
+        parts[name] = [embedded(*end(x[i], y[i], theta, steps), theta, embedding, task.query.x[0])
+                       for i in range(B)]
     inside = [cosine(parts["S"][i], parts["SQ"][i]) for i in range(B)]
     outside = [cosine(parts["SQ"][i], parts["SQ"][j]) for i in range(B) for j in range(B) if i != j]
-    return tuple(sum(p[k] for p in inside) / len(inside) - sum(p[k] for p in outside) / len(outside) for k in (0, 1))
+    return tuple(sum(p[k] for p in inside) / len(inside) - sum(p[k] for p in outside) / len(outside)
+                 for k in (0, 1))
 
 
 @pytest.mark.parametrize("embedding", ["predictions", "parameters", "change"])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("margin", [0.3, 5.0])
 def test_triplet_closed_form(margin, steps, embedding, bowls, start):
-    J = ml.MetaLoss(Point(start), half_square, inner=ml.SGD(LR, steps), terms=ml.Triplet(margin, embedding))
+    J = ml.MetaLoss(Point(start), half_square, inner=ml.SGD(LR, steps),
+                    terms=ml.Triplet(margin, embedding))
     value, gradient = value_and_gradient(J, bowls)
     expected, slope = triplet(bowls, start, steps, margin, embedding)
     close(value, expected)
@@ -92,7 +102,8 @@ def test_some_hinges_are_open_and_some_closed(bowls, start):
 @pytest.mark.parametrize("embedding", ["predictions", "parameters", "change"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_conml_closed_form(steps, embedding, bowls, start):
-    J = ml.MetaLoss(Point(start), half_square, inner=ml.SGD(LR, steps), terms=ml.Contrast(embedding))
+    J = ml.MetaLoss(Point(start), half_square, inner=ml.SGD(LR, steps),
+                    terms=ml.Contrast(embedding))
     value, gradient = value_and_gradient(J, bowls)
     expected, slope = conml(bowls, start, steps, embedding)
     close(value, expected)
@@ -103,10 +114,12 @@ def test_conml_closed_form(steps, embedding, bowls, start):
 @pytest.mark.parametrize("embedding", ["predictions", "parameters", "change"])
 @pytest.mark.parametrize("term", [ml.Triplet, ml.Contrast])
 def test_gradcheck_on_a_network(term, embedding, small_net, sines):
-    J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1, 2), terms=ml.QueryLoss() + 0.5 * term(embedding=embedding))
+    J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1, 2),
+                    terms=ml.QueryLoss() + 0.5 * term(embedding=embedding))
     names = list(dict(J.named_parameters()))
 
-    def value(*parameters): return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
+    def value(*parameters):
+        return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
     inputs = tuple(p.detach().clone().requires_grad_() for p in J.parameters())
     assert torch.autograd.gradcheck(value, inputs, atol=1e-8)
 
@@ -114,9 +127,13 @@ def test_gradcheck_on_a_network(term, embedding, small_net, sines):
 @pytest.mark.parametrize("method", [ml.TripletMAML, ml.ConML])
 def test_weight_zero_is_maml(method, small_net, sines):
     expected = value_and_gradient(ml.MAML(small_net, F.mse_loss, lr=0.1, steps=2), sines)
-    for a, b in zip(value_and_gradient(method(small_net, F.mse_loss, lr=0.1, steps=2, weight=0.0), sines), expected,
-                    strict=True): close(a, b, 1e-14)
-    changed = value_and_gradient(method(small_net, F.mse_loss, lr=0.1, steps=2, weight=0.5), sines)[1]
+    for a, b in zip(value_and_gradient(method(small_net, F.mse_loss, lr=0.1, steps=2, weight=0.0),
+                                       sines),
+                    expected, strict=True):
+        close(a, b, 1e-14)
+    changed = (
+        value_and_gradient(method(small_net, F.mse_loss, lr=0.1, steps=2, weight=0.5), sines)[1]
+    )
     assert (changed - expected[1]).norm() > 1e-3
 
 
@@ -125,8 +142,9 @@ def test_weight_zero_is_maml(method, small_net, sines):
 def test_chunks_agree_with_all_at_once(method, chunk_size, small_net, sines):
     "Pairs reach across chunks, and the probe is that of the whole batch."
     for embedding in ("predictions", "parameters"):
-        whole, parts = (value_and_gradient(method(small_net, F.mse_loss, lr=0.1, embedding=embedding, chunk_size=size),
-                                           sines) for size in (None, chunk_size))
+        whole, parts = (value_and_gradient(method(small_net, F.mse_loss, lr=0.1,
+                                                  embedding=embedding, chunk_size=size), sines)
+                        for size in (None, chunk_size))
         for a, b in zip(whole, parts, strict=True): close(a, b, 1e-12)
 
 
@@ -141,11 +159,15 @@ def same_inputs_in_both_halves(tasks=4, dim=3):
 
 @pytest.mark.parametrize("embedding", ["parameters", "predictions"])
 def test_blind_on_shared_curvature(embedding):
-    "φ^κ − φ^κ′ and φ_τ − φ_τ′ do not depend on θ; the hinge is open, its value not zero, its gradient is."
+    """φ^κ − φ^κ′ and φ_τ − φ_τ′ do not depend on θ.
+
+    The hinge is open, its value not zero, its gradient is.
+    """
     task = same_inputs_in_both_halves()
     values = []
     for theta in (torch.zeros(3), torch.tensor([3.0, -4.0, 9.0])):
-        J = ml.MetaLoss(Point(theta.double()), half_square, inner=ml.SGD(LR, 3), terms=ml.Triplet(2.0, embedding))
+        J = ml.MetaLoss(Point(theta.double()), half_square, inner=ml.SGD(LR, 3),
+                        terms=ml.Triplet(2.0, embedding))
         value, gradient = value_and_gradient(J, task)
         close(gradient, torch.zeros(3, dtype=torch.float64), 1e-12)
         values.append(value)
@@ -167,9 +189,11 @@ def test_cosine_of_raw_parameters_depends_on_the_origin_and_of_changes_does_not(
     moved = Task(*(Split(x, y + x @ shift) for x, y in bowls))
 
     def value(task, theta, embedding):
-        return ml.MetaLoss(Point(theta), half_square, inner=ml.SGD(LR), terms=ml.Contrast(embedding))(task)
+        return ml.MetaLoss(Point(theta), half_square, inner=ml.SGD(LR),
+                           terms=ml.Contrast(embedding))(task)
     close(value(bowls, start, "change"), value(moved, start + shift, "change"))
-    assert (value(bowls, start, "parameters") - value(moved, start + shift, "parameters")).abs() > 0.01
+    assert (value(bowls, start, "parameters") - value(moved, start + shift,
+                                                      "parameters")).abs() > 0.01
 
 
 def test_one_descent_step_pulls_halves_together_and_pushes_tasks_apart(small_net, sines):
@@ -193,7 +217,8 @@ def test_one_descent_step_pulls_halves_together_and_pushes_tasks_apart(small_net
 def test_zero_distance_has_a_finite_gradient(steps, term, embedding, small_net, sines):
     "All tasks are one task, and with K = 0 nothing has moved."
     same = sines.select(torch.zeros(3, dtype=torch.long))
-    J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1, steps), terms=term(embedding=embedding))
+    J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1, steps),
+                    terms=term(embedding=embedding))
     value, gradient = value_and_gradient(J, same)
     assert torch.isfinite(value) and torch.isfinite(gradient).all()
 
@@ -207,7 +232,8 @@ def test_distances_at_zero():
     close(cosine_distance(zeros, torch.ones(3)), torch.tensor(1.0))
     gradient, = torch.autograd.grad(cosine_distance(zeros, torch.ones(3)), zeros)
     assert torch.isfinite(gradient).all()
-    close(rms_distance(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0])), torch.tensor(5.0 / math.sqrt(2)))
+    close(rms_distance(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0])),
+          torch.tensor(5.0 / math.sqrt(2)))
 
 
 @pytest.mark.parametrize("margin", [0, -1.0, math.nan, math.inf])
@@ -222,9 +248,12 @@ def test_bad_weight(method, weight, small_net):
         method(small_net, F.mse_loss, weight=weight)
 
 
-@pytest.mark.parametrize("make", [lambda name: ml.Triplet(embedding=name), lambda name: ml.Contrast(name)])
+@pytest.mark.parametrize("make",
+                         [lambda name: ml.Triplet(embedding=name), lambda name: ml.Contrast(name)])
 def test_bad_embedding(make):
-    with pytest.raises(ValueError, match=r"embedding='outputs': choose one of .*predictions.*parameters.*change"):
+    with pytest.raises(
+        ValueError, match=r"embedding='outputs': choose one of .*predictions.*parameters.*change"
+    ):
         make("outputs")
 
 
@@ -232,7 +261,8 @@ def test_bad_embedding(make):
 @pytest.mark.parametrize("chunk_size", [None, 1])
 def test_one_task_is_too_few(method, name, chunk_size, small_net, sines):
     J = method(small_net, F.mse_loss, chunk_size=chunk_size)
-    with pytest.raises(ValueError, match=f"{name} compares tasks with each other, and this batch holds 1"):
+    with pytest.raises(ValueError,
+                       match=f"{name} compares tasks with each other, and this batch holds 1"):
         J(sines.select(0))
 
 

@@ -1,4 +1,7 @@
-"""The convolutional network of the few-shot literature: its shapes, its gradient, and who may change an answer."""
+"""The convolutional network of the few-shot literature.
+
+Its shapes, its gradient, and who may change an answer.
+"""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +23,8 @@ def episode(tasks: int = 3, ways: int = 3, queries: int = 2, size: int = 16, see
     "Random images in turn: (tasks, ways · n, 1, size, size)."
     x = images(tasks, ways * (2 + queries), 1, size, size, seed=seed, dtype=dtype)
     y = torch.arange(ways).repeat(tasks, 2 + queries)
-    return ml.Task(*(ml.Split(x[:, part], y[:, part]) for part in (slice(2 * ways), slice(2 * ways, None))))
+    return ml.Task(*(ml.Split(x[:, part], y[:, part])
+                     for part in (slice(2 * ways), slice(2 * ways, None))))
 
 
 def generic(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -37,8 +41,11 @@ def error_of_gradient(J: ml.MetaLoss, task: ml.Task, seed: int, h: float = 1e-7)
     J(task).backward()
     theta = {name: p.detach() for name, p in J.named_parameters()}
     g = torch.Generator().manual_seed(seed)
-    direction = {name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in theta.items()}
-    def at(t): return functional_call(J, {name: p + t * direction[name] for name, p in theta.items()}, (task,)).item()
+    direction = {name: torch.randn(p.shape, generator=g, dtype=p.dtype)
+                 for name, p in theta.items()}
+    def at(t):
+        return functional_call(J, {name: p + t * direction[name] for name, p in theta.items()},
+                               (task,)).item()
     slope = sum((p.grad * direction[name]).sum() for name, p in J.named_parameters()).item()
     return abs((at(h) - at(-h)) / (2 * h) - slope) / abs(slope)
 
@@ -50,7 +57,8 @@ def first_loss(prediction: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 # Shapes and weights
 
 @pytest.mark.parametrize(("pool", "size", "channels", "features"),
-                         [("stride", 28, 1, 8), ("stride", 84, 3, 8), ("stride", 5, 1, 8), ("max", 28, 1, 8),
+                         [("stride", 28, 1, 8), ("stride", 84, 3, 8), ("stride", 5, 1, 8),
+                          ("max", 28, 1, 8),
                           ("max", 84, 3, 8 * 25), ("max", 16, 2, 8), ("max", 47, 1, 8 * 4)])
 def test_shapes(pool, size, channels, features):
     net = Conv4(7, channels=channels, size=size, filters=8, pool=pool)
@@ -62,7 +70,8 @@ def test_shapes(pool, size, channels, features):
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_parameters_of_the_full_network(pool):
-    assert sum(p.numel() for p in Conv4(5, pool=pool).parameters()) == 576 + 3 * 36864 + 4 * 128 + 5 * 65
+    assert (sum(p.numel() for p in Conv4(5, pool=pool).parameters()) == 576 + 3 * 36864 + 4 * 128
+            + 5 * 65)
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -70,21 +79,25 @@ def test_it_is_a_plain_sequential_with_the_same_weights(pool):
     net = generic(Conv4(5, channels=2, size=32, filters=6, pool=pool))
     layers = []
     for fan_in in (2, 6, 6, 6):
-        layers += [nn.Conv2d(fan_in, 6, 3, stride=2 if pool == "stride" else 1, padding=1, bias=False),
+        layers += [nn.Conv2d(fan_in, 6, 3, stride=2 if pool == "stride" else 1, padding=1,
+                             bias=False),
                    nn.BatchNorm2d(6, track_running_stats=False), nn.ReLU()]
         if pool == "max": layers.append(nn.MaxPool2d(2))
     if pool == "stride": layers.append(nn.AdaptiveAvgPool2d(1))
     plain = nn.Sequential(*layers, nn.Flatten(), nn.Linear(net.head.in_features, 5)).double()
-    ours = [p for pair in zip(net.convolutions, net.norms, strict=True) for layer in pair for p in layer.parameters()]
+    ours = [p for pair in zip(net.convolutions, net.norms, strict=True) for layer in pair
+            for p in layer.parameters()]
     with torch.no_grad():
-        for to, p in zip(plain.parameters(), [*ours, *net.head.parameters()], strict=True): to.copy_(p)
+        for to, p in zip(plain.parameters(), [*ours, *net.head.parameters()], strict=True):
+            to.copy_(p)
     x = images(9, 2, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(net(x), plain(x), rtol=0, atol=1e-12)
 
 
 def test_weights_depend_on_the_seed_alone_and_no_global_random_state_is_touched():
     before = torch.get_rng_state()
-    a, b, other = Conv4(5, filters=8, seed=3), Conv4(5, filters=8, seed=3), Conv4(5, filters=8, seed=4)
+    a, b, other = (Conv4(5, filters=8, seed=3), Conv4(5, filters=8, seed=3),
+                   Conv4(5, filters=8, seed=4))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     for name in ("convolutions.0.weight", "convolutions.3.weight", "head.weight", "head.bias"):
@@ -93,9 +106,11 @@ def test_weights_depend_on_the_seed_alone_and_no_global_random_state_is_touched(
 
 def test_weights_fill_the_range_that_pytorch_draws_from():
     net = Conv4(20, context=50)
-    for layer, fan_in in ((net.convolutions[0], 9), (net.convolutions[2], 576), (net.head, 64), (net.film, 50)):
+    for layer, fan_in in ((net.convolutions[0], 9), (net.convolutions[2], 576), (net.head, 64),
+                          (net.film, 50)):
         assert 0.97 < layer.weight.abs().max().item() * fan_in ** 0.5 <= 1
-    for norm in net.norms: assert torch.equal(norm.weight, torch.ones(64)) and torch.equal(norm.bias, torch.zeros(64))
+    for norm in net.norms:
+        assert torch.equal(norm.weight, torch.ones(64)) and torch.equal(norm.bias, torch.zeros(64))
 
 
 # Batch normalisation
@@ -125,7 +140,8 @@ def test_no_running_statistics_so_evaluation_is_as_training_and_a_call_leaves_no
 def test_another_task_never_changes_an_answer(pool, transductive):
     J = ml.MAML(generic(Conv4(3, size=16, filters=4, pool=pool)), F.cross_entropy, lr=0.3, steps=2)
     task, other = episode(3, seed=0), episode(3, seed=1)
-    mixed = ml.Task(*(ml.Split(torch.cat([a.x[:1], b.x[1:]]), a.y) for a, b in zip(task, other, strict=True)))
+    mixed = ml.Task(*(ml.Split(torch.cat([a.x[:1], b.x[1:]]), a.y)
+                      for a, b in zip(task, other, strict=True)))
     answers = [J.curve(t, (0, 2), transductive=transductive) for t in (task, mixed)]
     assert torch.equal(answers[0][0], answers[1][0])
     assert not torch.isclose(answers[0][1:], answers[1][1:]).any()
@@ -152,7 +168,8 @@ def test_a_query_alone_is_answered_beside_the_support_set():
     for b in range(2):
         of_task = {name: p[b] for name, p in phi.items()}
         support = task.support.x[b]
-        logits = [functional_call(net, of_task, (torch.cat([support, x[None]]),))[-1] for x in task.query.x[b]]
+        logits = [functional_call(net, of_task, (torch.cat([support, x[None]]),))[-1]
+                  for x in task.query.x[b]]
         expected.append(F.cross_entropy(torch.stack(logits), task.query.y[b]))
     found = J.curve(task, (1,), transductive=False)[:, 0]
     torch.testing.assert_close(found, torch.stack(expected).detach(), rtol=0, atol=1e-10)
@@ -176,7 +193,8 @@ def test_evaluate_takes_queries_alone_too():
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_meta_gradient_agrees_with_finite_differences(pool, steps):
-    J = ml.MAML(generic(Conv4(3, size=16, filters=4, pool=pool)), F.cross_entropy, lr=0.1, steps=steps)
+    J = ml.MAML(generic(Conv4(3, size=16, filters=4, pool=pool)), F.cross_entropy, lr=0.1,
+                steps=steps)
     for seed in range(3): assert error_of_gradient(J, episode(2), seed) < 1e-5
 
 
@@ -188,10 +206,12 @@ def test_the_meta_gradient_is_that_of_a_loop_over_tasks():
     for b in range(3):
         phi = theta
         for _ in range(2):
-            loss = F.cross_entropy(functional_call(net, phi, (task.support.x[b],)), task.support.y[b])
+            loss = F.cross_entropy(functional_call(net, phi, (task.support.x[b],)),
+                                   task.support.y[b])
             slope = torch.autograd.grad(loss, list(phi.values()), create_graph=True)
             phi = {name: p - 0.3 * g for (name, p), g in zip(phi.items(), slope, strict=True)}
-        total = total + F.cross_entropy(functional_call(net, phi, (task.query.x[b],)), task.query.y[b]) / 3
+        total = total + F.cross_entropy(functional_call(net, phi, (task.query.x[b],)),
+                                        task.query.y[b]) / 3
     for p, g in zip(theta.values(), torch.autograd.grad(total, list(theta.values())), strict=True):
         torch.testing.assert_close(p.grad, g, rtol=0, atol=1e-10)
 
@@ -200,11 +220,13 @@ def test_the_meta_gradient_is_that_of_a_loop_over_tasks():
 def test_in_chunks_value_and_gradient_are_the_same(pool):
     found = []
     for chunk_size in (None, 2):
-        J = ml.MAML(generic(Conv4(3, size=16, filters=4, pool=pool)), F.cross_entropy, lr=0.3, chunk_size=chunk_size)
+        J = ml.MAML(generic(Conv4(3, size=16, filters=4, pool=pool)), F.cross_entropy, lr=0.3,
+                    chunk_size=chunk_size)
         value = J(episode(3))
         value.backward()
         found.append([value.detach(), *(p.grad for p in J.parameters())])
-    for plain, chunked in zip(*found, strict=True): torch.testing.assert_close(plain, chunked, rtol=0, atol=1e-12)
+    for plain, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(plain, chunked, rtol=0, atol=1e-12)
 
 
 # A context
@@ -249,7 +271,8 @@ def test_contextual_appends_the_context_to_every_input():
     assert not [name for name, _ in net.named_parameters() if "context" in name]
     torch.testing.assert_close(net(x), inner(torch.cat([x, torch.zeros(4, 3)], 1)), rtol=0, atol=0)
     net.context = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-    torch.testing.assert_close(net(x), inner(torch.cat([x, net.context.expand(4, 3)], 1)), rtol=0, atol=0)
+    torch.testing.assert_close(net(x), inner(torch.cat([x, net.context.expand(4, 3)], 1)), rtol=0,
+                               atol=0)
     assert net(x[None]).shape == (1, 4, 1)
 
 
@@ -275,13 +298,18 @@ def test_mistakes_are_named(name):
 
 def test_images_of_other_channels_or_size_are_refused_in_a_meta_loss():
     with pytest.raises(ValueError, match=r"cannot read x of shape \(6, 1, 16, 16\)"):
-        ml.MAML(Conv4(3, channels=3, size=16, filters=4), F.cross_entropy)(episode(2, dtype=torch.float32))
+        ml.MAML(Conv4(3, channels=3, size=16, filters=4), F.cross_entropy)(
+            episode(2, dtype=torch.float32)
+        )
     with pytest.raises(ValueError, match=r"cannot read x of shape \(6, 1, 48, 48\)"):
-        ml.MAML(Conv4(3, size=16, filters=4, pool="max"), F.cross_entropy)(episode(2, size=48, dtype=torch.float32))
+        ml.MAML(Conv4(3, size=16, filters=4, pool="max"), F.cross_entropy)(
+            episode(2, size=48, dtype=torch.float32)
+        )
 
 
 def test_running_statistics_are_refused():
     net = Conv4(3, filters=4)
     net.norms[1] = nn.BatchNorm2d(4)
-    with pytest.raises(ValueError, match=r"layer 'norms.1' \(BatchNorm2d\) keeps running statistics"):
+    with pytest.raises(ValueError,
+                       match=r"layer 'norms.1' \(BatchNorm2d\) keeps running statistics"):
         ml.MAML(net, F.cross_entropy)

@@ -1,6 +1,9 @@
-"""Many processes give what one gives: the gradient of DistributedDataParallel, and whole runs under torchrun.
+"""Many processes give what one gives.
 
-Started as a program, this file is such a run: `torchrun test_distributed.py FOLDER METHOD EVENT STEPS`.
+The gradient of DistributedDataParallel, and whole runs under torchrun.
+
+Started as a program, this file is such a run: `torchrun test_distributed.py FOLDER METHOD EVENT
+STEPS`.
 """
 import csv
 import os
@@ -65,20 +68,23 @@ def same_for_all(prediction, y): return prediction.sum() * 0
 
 
 def run(folder: str, method: str = "maml", event: str = "none", steps: int = STEPS) -> ml.MetaLoss:
-    watch = Validation(Images(), every=3, n_tasks=4, patience=2, metric=same_for_all) if event == "patience" else None
+    watch = (Validation(Images(), every=3, n_tasks=4, patience=2, metric=same_for_all)
+             if event == "patience" else None)
     with joined("cpu") as device:
-        meta_train(J := meta_loss(method), Images(event), steps=steps, batch_size=4, checkpoint=folder, save_every=5,
-                   log_every=3, progress=False, device=device, validation=watch)
+        meta_train(J := meta_loss(method), Images(event), steps=steps, batch_size=4,
+                   checkpoint=folder, save_every=5, log_every=3, progress=False, device=device,
+                   validation=watch)
     return J
 
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+          __file__]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def torchrun(*words) -> subprocess.CompletedProcess:
-    return subprocess.run([*LAUNCH, *map(str, words)], env=ONE_THREAD, capture_output=True, text=True, check=False,
-                          timeout=120)
+    return subprocess.run([*LAUNCH, *map(str, words)], env=ONE_THREAD, capture_output=True,
+                          text=True, check=False, timeout=120)
 
 
 def stored(folder: Path) -> dict:
@@ -101,21 +107,27 @@ def test_two_processes_end_where_one_ends(tmp_path, method):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     J = run(tmp_path / "one", method, "patience" if method == "protonet" else "none")
     two, one = stored(tmp_path / "two"), stored(tmp_path / "one")
-    assert two["progress"]["step"] == one["progress"]["step"] == (9 if method == "protonet" else STEPS)
+    assert two["progress"]["step"] == one["progress"]["step"] == (
+        9 if method == "protonet" else STEPS
+    )
     assert_close(two["J"], J.state_dict())
     assert two["settings"] == one["settings"]
     for a, b in zip(*(table(tmp_path / name / "log.csv") for name in ("one", "two")), strict=True):
-        assert (a["step"], float(a["meta_loss"])) == (b["step"], pytest.approx(float(b["meta_loss"]), rel=1e-5))
+        assert (a["step"], float(a["meta_loss"])) == (
+            b["step"], pytest.approx(float(b["meta_loss"]), rel=1e-5)
+        )
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == \
         sorted(path.name for path in (tmp_path / "one").iterdir())
 
 
 @pytest.mark.parametrize(("rank", "saved"), [(1, 7), pytest.param(0, 5, marks=pytest.mark.slow)])
-def test_a_process_that_dies_ends_the_run_with_a_message_and_it_goes_on_with_one(tmp_path, rank, saved):
+def test_a_process_that_dies_ends_the_run_with_a_message_and_it_goes_on_with_one(tmp_path, rank,
+                                                                                 saved):
     "Where rank 0 is left, it saves the step that all had done; else the last checkpoint stands."
     done = torchrun(tmp_path / "run", "maml", f"dies-{rank}")
     assert done.returncode == 1
-    message = (r"LostProcessError: another process of this run has ended \(.*\)\. The last checkpoint is whole: "
+    message = (r"LostProcessError: another process of this run has ended \(.*\)\. The last "
+               r"checkpoint is whole: "
                r"the same command goes on from there, with any number of processes")
     assert re.search(message, done.stderr)
     assert stored(tmp_path / "run")["progress"]["step"] == saved
@@ -125,12 +137,15 @@ def test_a_process_that_dies_ends_the_run_with_a_message_and_it_goes_on_with_one
 
 
 def test_sigterm_stops_all_after_the_same_step_and_saves(tmp_path):
-    process = subprocess.Popen([*LAUNCH, str(tmp_path / "run"), "maml", "none", "100000"], stderr=subprocess.PIPE,
-                               text=True, env=ONE_THREAD)
-    while not (tmp_path / "run" / "log.csv").exists() or len(table(tmp_path / "run" / "log.csv")) < 3: time.sleep(0.02)
+    process = subprocess.Popen([*LAUNCH, str(tmp_path / "run"), "maml", "none", "100000"],
+                               stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
+    while (not (tmp_path / "run" / "log.csv").exists()
+           or len(table(tmp_path / "run" / "log.csv")) < 3):
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    stopped = {int(step) for step in re.findall(r"KeyboardInterrupt: stopped after step (\d+)", errors)}
+    stopped = {int(step)
+               for step in re.findall(r"KeyboardInterrupt: stopped after step (\d+)", errors)}
     assert stopped == {stored(tmp_path / "run")["progress"]["step"]}
 
 
@@ -138,8 +153,10 @@ def test_a_loss_that_is_infinite_on_one_process_alone_ends_all(tmp_path):
     done = torchrun(tmp_path, "maml", "overflow")
     assert done.returncode == 1
     assert re.search(r"DivergedError: the meta-loss is (nan|inf) at step 7", done.stderr)
-    assert all(torch.isfinite(value).all() for value in load_checkpoint(tmp_path / "checkpoint.pt",
-                                                                       meta_loss("maml"))["J"].values())
+    assert all(
+        torch.isfinite(value).all()
+        for value in load_checkpoint(tmp_path / "checkpoint.pt", meta_loss("maml"))["J"].values()
+    )
 
 
 GRADIENTS = """
@@ -152,7 +169,8 @@ rank, store, out = int(sys.argv[1]), *sys.argv[2:]
 dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
 shard = ml.tasks.Sinusoids().batch(8, seed=0).select(slice(4 * rank, 4 * rank + 4))
 for kind in ("plain", "chunked", "compiled"):
-    J = ml.MAML(ml.models.mlp(1, 8, 1), F.mse_loss, lr=0.1, steps=2, chunk_size=2 if kind == "chunked" else None)
+    chunk_size = 2 if kind == "chunked" else None
+    J = ml.MAML(ml.models.mlp(1, 8, 1), F.mse_loss, lr=0.1, steps=2, chunk_size=chunk_size)
     if kind == "compiled": J.compile(backend="aot_eager")
     parallel = torch.nn.parallel.DistributedDataParallel(J)
     parallel(shard).backward()
@@ -162,15 +180,20 @@ dist.destroy_process_group()
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path):
-    processes = [subprocess.Popen([sys.executable, "-c", GRADIENTS, str(rank), str(tmp_path / "store"),
-                                   str(tmp_path / "grads")], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", GRADIENTS, str(rank), str(tmp_path / "store"),
+                          str(tmp_path / "grads")], stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     J = ml.MAML(ml.models.mlp(1, 8, 1), F.mse_loss, lr=0.1, steps=2)
     J(ml.tasks.Sinusoids().batch(8, seed=0)).backward()
-    for file in (f"grads.{kind}.{rank}" for kind in ("plain", "chunked", "compiled") for rank in (0, 1)):
-        for found, p in zip(torch.load(tmp_path / file, weights_only=True), J.parameters(), strict=True):
+    for file in (f"grads.{kind}.{rank}" for kind in ("plain", "chunked", "compiled")
+                 for rank in (0, 1)):
+        for found, p in zip(torch.load(tmp_path / file, weights_only=True), J.parameters(),
+                            strict=True):
             torch.testing.assert_close(found, p.grad, rtol=1e-5, atol=1e-6)
 
 
@@ -182,7 +205,8 @@ def test_without_a_team_nothing_happens(monkeypatch):
     assert share(task, team()) is task
     assert summed(2.0, 3) == [2.0, 3]
     with joined("cpu") as device: assert device == "cpu"
-    with pytest.raises(RuntimeError, match="closed by peer"), lost_process(): raise RuntimeError("closed by peer")
+    with pytest.raises(RuntimeError, match="closed by peer"), lost_process():
+        raise RuntimeError("closed by peer")
 
 
 def test_shares_are_the_batch_cut_in_order():
@@ -193,7 +217,8 @@ def test_shares_are_the_batch_cut_in_order():
 
 
 def test_batches_that_cannot_be_divided():
-    with pytest.raises(ValueError, match="batch_size=9 cannot be divided evenly over 2 processes: use a multiple of 2"):
+    with pytest.raises(ValueError, match="batch_size=9 cannot be divided evenly over 2 processes: "
+                       "use a multiple of 2"):
         check_divisible(meta_loss("maml"), 9, 2)
     check_divisible(meta_loss("maml"), 9, 1)
     check_divisible(meta_loss("maml"), 9, 3)
@@ -216,12 +241,15 @@ class Scaled(Spread):
 def test_what_compares_tasks_is_refused_in_a_team():
     net, loss = ml.models.mlp(1, 8, 1), F.mse_loss
     refused = {"Contrast": ml.ConML(net, loss), "Triplet": ml.TripletMAML(net, loss),
-               "SharpMAML": ml.SharpMAML(net, loss), "Worst": ml.MetaLoss(net, loss, pooling=Worst()),
+               "SharpMAML": ml.SharpMAML(net, loss),
+               "Worst": ml.MetaLoss(net, loss, pooling=Worst()),
                "Spread": ml.MetaLoss(net, loss, terms=ml.QueryLoss() + Spread()),
                "AsWritten": AsWritten(net, loss, as_written.contrastive)}
     for name, J in refused.items():
         check_divisible(J, 4, 1)
-        with pytest.raises(ValueError, match=f"{name} needs all tasks of a batch in one place, and 2 processes"):
+        with pytest.raises(
+            ValueError, match=f"{name} needs all tasks of a batch in one place, and 2 processes"
+        ):
             check_divisible(J, 4, 2)
     for J in (ml.MAML(net, loss), ml.Reptile(net, loss), ml.SharpMAML(net, loss, rho_outer=0),
               ml.MetaLoss(net, loss, terms=Scaled()), AsWritten(net, loss, as_written.reptile)):
@@ -234,8 +262,9 @@ def test_more_processes_than_gpus_is_a_clear_error(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"process 1 of this machine finds 1 GPUs, .* use --nproc-per-node 1"), \
-            joined():
+    with (pytest.raises(ValueError,
+                        match=r"process 1 of this machine finds 1 GPUs, .* use --nproc-per-node 1"),
+          joined()):
         pytest.fail("there is no second GPU")
 
 
@@ -243,11 +272,15 @@ def test_a_broken_connection_is_a_lost_process_and_other_errors_are_themselves(m
     monkeypatch.setattr(ml.processes, "team", lambda: Team(0, 2))
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(LostProcessError, match=r"has ended \(Connection closed by peer \[1.2.3.4\]:5\)\. The"), \
-                lost_process(): raise RuntimeError("[pair.cc:5] Connection closed by peer [1.2.3.4]:5. Look.\nMore")
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN    # the launcher's signal must not cut the words off
+        with (pytest.raises(LostProcessError,
+                            match=r"has ended \(Connection closed by peer \[1.2.3.4\]:5\)\. The"),
+              lost_process()):
+            raise RuntimeError("[pair.cc:5] Connection closed by peer [1.2.3.4]:5. Look.\nMore")
+        # the launcher's signal must not cut the words off
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally: signal.signal(signal.SIGTERM, before)
-    with pytest.raises(RuntimeError, match="shapes"), lost_process(): raise RuntimeError("shapes do not fit")
+    with pytest.raises(RuntimeError, match="shapes"), lost_process():
+        raise RuntimeError("shapes do not fit")
 
 
 if __name__ == "__main__":

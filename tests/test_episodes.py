@@ -15,7 +15,7 @@ def numbered(n: int = len(LABELS)) -> torch.Tensor:
 
 
 def marked(classes: int = 4, copies: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    "2 × 2 pixels: the first is the number of the class, from 1, the others 0; so a turned image says how far."
+    "2 × 2 pixels: the first is the class, from 1, the others 0; so a turned image says how far."
     images = torch.zeros(classes * copies, 1, 2, 2)
     images[:, 0, 0, 0] = torch.arange(classes).repeat_interleave(copies) + 1
     return images, torch.arange(classes).repeat_interleave(copies)
@@ -23,7 +23,8 @@ def marked(classes: int = 4, copies: int = 5) -> tuple[torch.Tensor, torch.Tenso
 
 def which(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     "The images and labels of each task, support first: (B, examples)."
-    return torch.cat([split.x.flatten(1) for split in task], 1).long(), torch.cat([split.y for split in task], 1)
+    return (torch.cat([split.x.flatten(1) for split in task], 1).long(),
+            torch.cat([split.y for split in task], 1))
 
 
 def class_and_turn(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,7 +34,8 @@ def class_and_turn(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def same(a: Task, b: Task) -> bool:
-    return all(torch.equal(t, u) for s, r in zip(a, b, strict=True) for t, u in zip(s, r, strict=True))
+    return all(torch.equal(t, u) for s, r in zip(a, b, strict=True)
+               for t, u in zip(s, r, strict=True))
 
 
 def chi_square(counts: torch.Tensor) -> float:
@@ -103,7 +105,8 @@ def test_labels_may_be_any_whole_numbers_in_any_order():
 
 def test_each_class_has_each_label_equally_often(episodes):
     images, _ = which(episodes.batch(6000))
-    counts = torch.stack([torch.bincount(column, minlength=6) for column in LABELS[images[:, :3]].T])
+    counts = torch.stack([torch.bincount(column, minlength=6)
+                          for column in LABELS[images[:, :3]].T])
     assert chi_square(counts) < 60                            # 17 degrees of freedom
 
 
@@ -137,7 +140,8 @@ def test_a_turn_is_that_of_rot90():
         task = Episodes(images, labels, 3, 1, 2, rotations=(angle,)).batch(5)
         kind, turn = class_and_turn(task.support.x)
         assert (turn == quarter).all()
-        torch.testing.assert_close(task.support.x, torch.rot90(images[kind * 5], quarter, (-2, -1)), rtol=0, atol=0)
+        torch.testing.assert_close(task.support.x, torch.rot90(images[kind * 5], quarter, (-2, -1)),
+                                   rtol=0, atol=0)
 
 
 def test_a_class_is_turned_by_one_angle_throughout_an_episode_and_drawn_anew_in_each():
@@ -152,8 +156,10 @@ def test_a_class_is_turned_by_one_angle_throughout_an_episode_and_drawn_anew_in_
     assert torch.equal(turn, query_turn)
     assert torch.equal(kind, query_kind)
     assert (kind.sort(1).values.diff(dim=1) > 0).all()        # never two turns of one character
-    assert chi_square(torch.bincount(4 * turn[:, 0] + turn[:, 1], minlength=16)) < 70      # classes turn independently
-    assert chi_square(torch.bincount((4 * kind + turn).flatten(), minlength=16)) < 70      # 15 degrees of freedom
+    # classes turn independently
+    assert chi_square(torch.bincount(4 * turn[:, 0] + turn[:, 1], minlength=16)) < 70
+    # 15 degrees of freedom
+    assert chi_square(torch.bincount((4 * kind + turn).flatten(), minlength=16)) < 70
 
 
 def test_turns_as_classes_may_put_one_character_under_two_labels_but_never_one_turn():
@@ -171,8 +177,10 @@ def test_turns_as_classes_may_put_one_character_under_two_labels_but_never_one_t
 
 def test_turns_as_classes_make_more_ways_possible():
     images, labels = marked()
-    assert Episodes(images, labels, 16, 1, 1, rotations=TURNS, rotations_as_classes=True).batch(2).support.y.max() == 15
-    with pytest.raises(ValueError, match="only 4 classes"): Episodes(images, labels, 16, 1, 1, rotations=TURNS)
+    assert Episodes(images, labels, 16, 1, 1, rotations=TURNS,
+                    rotations_as_classes=True).batch(2).support.y.max() == 15
+    with pytest.raises(ValueError, match="only 4 classes"):
+        Episodes(images, labels, 16, 1, 1, rotations=TURNS)
 
 
 def test_long_images_turn_by_half_turns():
@@ -188,7 +196,8 @@ def test_the_same_seed_and_step_give_the_same_episodes_and_others_give_others(ep
     batch = episodes.batch(8, seed=3, step=5)
     assert same(batch, episodes.batch(8, seed=3, step=5))
     assert same(batch, list(episodes.stream(8, steps=6, seed=3))[5])
-    for other in (episodes.batch(8, seed=3, step=6), episodes.batch(8, seed=4, step=5), episodes.held_out(8, seed=3)):
+    for other in (episodes.batch(8, seed=3, step=6), episodes.batch(8, seed=4, step=5),
+                  episodes.held_out(8, seed=3)):
         assert not torch.equal(batch.support.x, other.support.x)
 
 
@@ -200,11 +209,13 @@ def test_held_out_episodes_repeat_and_no_global_random_state_is_touched(episodes
 
 
 def test_bytes_and_floats_give_the_same_episodes_and_floats_keep_their_type():
-    images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
     labels = torch.arange(40) // 8
     of_bytes = Episodes(images, labels, 3, 2, 2, rotations=TURNS).batch(20, seed=1)
     for dtype in (torch.float32, torch.float64):
-        of_floats = Episodes(images.to(dtype) / 255, labels, 3, 2, 2, rotations=TURNS).batch(20, seed=1)
+        of_floats = Episodes(images.to(dtype) / 255, labels, 3, 2, 2, rotations=TURNS).batch(20,
+                                                                                             seed=1)
         assert of_floats.query.x.dtype == dtype
         torch.testing.assert_close(of_floats.query.x, of_bytes.query.x.to(dtype), rtol=0, atol=1e-7)
     values = Episodes(images.float(), labels, 3, 2, 2).batch(20).query.x
@@ -251,8 +262,10 @@ def test_identity_tells_settings_images_and_labels():
     altered[3, 0, 1, 1] = 0.5
     exchanged = labels.clone()
     exchanged[[0, 6]] = labels[[6, 0]]
-    others = [first.having(ways=2), first.having(shots=2), first.having(queries=1), first.having(rotations=TURNS),
-              first.having(rotations=TURNS, rotations_as_classes=True), first.having(images=altered),
+    others = [first.having(ways=2), first.having(shots=2), first.having(queries=1),
+              first.having(rotations=TURNS),
+              first.having(rotations=TURNS, rotations_as_classes=True),
+              first.having(images=altered),
               first.having(labels=exchanged), first.having(images=(255 * images).byte())]
     assert len({family.identity() for family in [first, *others]}) == 9
     assert Episodes(images.clone(), labels.to(torch.int32), 3, 1, 2).identity() == first.identity()
@@ -282,20 +295,26 @@ MISTAKES = {
     "one way": (lambda: Episodes(IMAGES, FOUR, 1), "ways=1: at least 2"),
     "no shot": (lambda: Episodes(IMAGES, FOUR, 2, 0), "shots=0: at least 1"),
     "no query": (lambda: Episodes(IMAGES, FOUR, 2, 1, 0), "queries=0: at least 1"),
-    "more ways than classes": (lambda: Episodes(IMAGES, FOUR, 5), "ways=5, but there are only 4 classes"),
-    "too few images": (lambda: Episodes(IMAGES, FOUR, 2, 3, 3), r"needs 3 \+ 3 different .* class 0 has 5"),
-    "the smallest class is named": (lambda: Episodes(numbered(), 12 - LABELS, 2, 3, 4), "class 12 has 6"),
+    "more ways than classes": (lambda: Episodes(IMAGES, FOUR, 5),
+                               "ways=5, but there are only 4 classes"),
+    "too few images": (lambda: Episodes(IMAGES, FOUR, 2, 3, 3),
+                       r"needs 3 \+ 3 different .* class 0 has 5"),
+    "the smallest class is named": (lambda: Episodes(numbered(), 12 - LABELS, 2, 3, 4),
+                                    "class 12 has 6"),
     "one image": (lambda: Episodes(IMAGES[0], FOUR), r"found \(1, 4, 4\)"),
     "no images": (lambda: Episodes(IMAGES[:0], FOUR[:0]), r"found \(0, 1, 4, 4\)"),
     "a list": (lambda: Episodes([1, 2], FOUR), "found list"),
-    "whole numbers that are no bytes": (lambda: Episodes(IMAGES.int(), FOUR), "images are of type torch.int32"),
-    "labels of other images": (lambda: Episodes(IMAGES, FOUR[:-1]), r"of the 20 images .* shape \(19,\)"),
+    "whole numbers that are no bytes": (lambda: Episodes(IMAGES.int(), FOUR),
+                                        "images are of type torch.int32"),
+    "labels of other images": (lambda: Episodes(IMAGES, FOUR[:-1]),
+                               r"of the 20 images .* shape \(19,\)"),
     "labels with an axis": (lambda: Episodes(IMAGES, FOUR[:, None]), r"shape \(20, 1\)"),
     "labels that are floats": (lambda: Episodes(IMAGES, FOUR.float()), "found torch.float32"),
     "labels in a list": (lambda: Episodes(IMAGES, FOUR.tolist()), "found list"),
     "half a quarter": (lambda: Episodes(IMAGES, FOUR, 2, rotations=(0, 45)), "multiples of 90"),
     "no rotations": (lambda: Episodes(IMAGES, FOUR, 2, rotations=()), r"\(0,\) for none"),
-    "long images on their side": (lambda: Episodes(IMAGES[..., :3], FOUR, 2, rotations=(0, 90)), "4 × 3 pixels"),
+    "long images on their side": (lambda: Episodes(IMAGES[..., :3], FOUR, 2, rotations=(0, 90)),
+                                  "4 × 3 pixels"),
 }
 
 

@@ -16,7 +16,8 @@ def net() -> nn.Module: return ml.models.mlp(1, 4, 1)
 
 
 def task(support=(2, 3), query=(2, 3)) -> ml.Task:
-    return ml.Task(*(ml.Split(torch.ones(*shape, 1), torch.ones(*shape, 1)) for shape in (support, query)))
+    return ml.Task(*(ml.Split(torch.ones(*shape, 1), torch.ones(*shape, 1))
+                     for shape in (support, query)))
 
 
 def with_value(field: str, value: float) -> ml.Task:
@@ -32,13 +33,17 @@ BAD_TASKS = {
     "lengths": (ml.Task(ml.Split(torch.ones(2, 3, 1), torch.ones(2, 4, 1)), task().query),
                 r"support.x has shape \(2, 3, 1\) and support.y \(2, 4, 1\)"),
     "batch sizes": (task((2, 3), (3, 3)), "support holds 2 tasks and query 3"),
-    "no task axis": (ml.Task(ml.Split(torch.ones(3), torch.ones(3)), task().query), r"no task axis.*x\[None\]"),
+    "no task axis": (ml.Task(ml.Split(torch.ones(3), torch.ones(3)), task().query),
+                     r"no task axis.*x\[None\]"),
     "not a task": (torch.ones(3), r"a task is Task\(Split\(x, y\), Split\(x, y\)\)"),
     "one split only": (ml.Split(torch.ones(2, 3, 1), torch.ones(2, 3, 1)), r"found Split"),
     "not tensors": (([[1.0]], [[2.0]]), "a task is Task"),
-    "numbers in place of tensors": ((([1.0], [1.0]), ([1.0], [1.0])), "support.x is a list; a tensor is needed"),
-    "NaN in support": (with_value("support.x", NAN), "support.x holds values that are not finite.* first in task 1"),
-    "infinite query target": (with_value("query.y", math.inf), "query.y holds values that are not finite"),
+    "numbers in place of tensors": ((([1.0], [1.0]), ([1.0], [1.0])),
+                                    "support.x is a list; a tensor is needed"),
+    "NaN in support": (with_value("support.x", NAN),
+                       "support.x holds values that are not finite.* first in task 1"),
+    "infinite query target": (with_value("query.y", math.inf),
+                              "query.y holds values that are not finite"),
 }
 
 
@@ -52,15 +57,20 @@ def test_bad_task(name):
 
 
 def test_missing_task_axis_of_samples_with_features():
-    "x of shape (S, features) looks like a batch of S tasks; the model then meets a shape it cannot read."
-    bad = ml.Task(ml.Split(torch.ones(5, 1), torch.ones(5, 1)), ml.Split(torch.ones(5, 1), torch.ones(5, 1)))
+    "x of shape (S, features) looks like a batch of S tasks; the model cannot read their shape."
+    bad = ml.Task(ml.Split(torch.ones(5, 1), torch.ones(5, 1)),
+                  ml.Split(torch.ones(5, 1), torch.ones(5, 1)))
     J = ml.MAML(ml.models.mlp(3, 4, 1), F.mse_loss)
-    with pytest.raises(ValueError, match=r"the model cannot read x of shape \(1,\).*is the task axis missing"): J(bad)
+    with pytest.raises(ValueError,
+                       match=r"the model cannot read x of shape \(1,\).*is the task axis missing"):
+        J(bad)
 
 
 def test_wrong_input_size_names_the_shapes():
     J = ml.MAML(ml.models.mlp(3, 4, 1), F.mse_loss)
-    message = r"the model cannot read x of shape \(3, 1\), the examples of one task: .*\(6x1 and 3x4\)"
+    message = (
+        r"the model cannot read x of shape \(3, 1\), the examples of one task: .*\(6x1 and 3x4\)"
+    )
     with pytest.raises(ValueError, match=message): J(task())
 
 
@@ -75,15 +85,17 @@ def frozen() -> nn.Module:
     return model
 
 
-BAD_MODELS = {
-    "no module": (lambda x: x, TypeError, "the model is a function"),
-    "no parameters": (nn.ReLU(), ValueError, "ReLU has no parameters"),
-    "frozen": (frozen(), ValueError, "parameter '2.weight' is frozen"),
-    "running statistics": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), ValueError,
-                           r"layer '1' \(BatchNorm2d\) keeps running statistics.*track_running_stats=False"),
-    "instance norm": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, track_running_stats=True)), ValueError,
-                      r"layer '1' \(InstanceNorm2d\)"),
-}
+BAD_MODELS = {"no module": (lambda x: x, TypeError, "the model is a function"),
+              "no parameters": (nn.ReLU(), ValueError, "ReLU has no parameters"),
+              "frozen": (frozen(), ValueError, "parameter '2.weight' is frozen"),
+              "running statistics": (
+                  nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), ValueError,
+                  r"layer '1' \(BatchNorm2d\) keeps running statistics.*track_running_stats=False"
+              ),
+              "instance norm": (
+                  nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, track_running_stats=True)),
+                  ValueError, r"layer '1' \(InstanceNorm2d\)"
+              )}
 
 
 @pytest.mark.parametrize("name", BAD_MODELS)
@@ -94,7 +106,8 @@ def test_bad_model(name):
 
 def test_the_mend_that_the_batch_norm_error_names_works():
     model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    with pytest.raises(ValueError, match="replace_all_batch_norm_modules_"): ml.MAML(model, F.mse_loss)
+    with pytest.raises(ValueError, match="replace_all_batch_norm_modules_"):
+        ml.MAML(model, F.mse_loss)
     torch.func.replace_all_batch_norm_modules_(model)
     assert torch.isfinite(ml.MAML(model, F.mse_loss)(ml.tasks.Sinusoids().batch(2)))
 
@@ -104,7 +117,8 @@ def test_the_mend_that_the_batch_norm_error_names_works():
     (lambda prediction, y: 0.5, "float"),
     (lambda prediction, y: None, "NoneType")])
 def test_task_loss_that_is_no_scalar(loss, found):
-    with pytest.raises(ValueError, match=f"the task loss returned {found}; it must return one number per task"):
+    with pytest.raises(ValueError,
+                       match=f"the task loss returned {found}; it must return one number per task"):
         ml.MAML(net(), loss)(task())
 
 
@@ -122,7 +136,8 @@ def test_number_of_steps(steps):
 
 @pytest.mark.parametrize("chunk_size", [0, -2])
 def test_chunk_size(chunk_size):
-    with pytest.raises(ValueError, match=f"chunk_size={chunk_size}"): ml.MAML(net(), F.mse_loss, chunk_size=chunk_size)
+    with pytest.raises(ValueError, match=f"chunk_size={chunk_size}"):
+        ml.MAML(net(), F.mse_loss, chunk_size=chunk_size)
 
 
 def test_terms():
@@ -130,7 +145,8 @@ def test_terms():
         ml.MetaLoss(net(), F.mse_loss, terms=ml.Term())(task())
     with pytest.raises(ValueError, match="the weight of QueryLoss is nan"): NAN * ml.QueryLoss()
     with pytest.raises(TypeError): ml.QueryLoss() + 3
-    with pytest.raises(TypeError, match="a meta-loss is a sum of terms; found ReLU"): ml.Sum((1.0, nn.ReLU()))
+    with pytest.raises(TypeError, match="a meta-loss is a sum of terms; found ReLU"):
+        ml.Sum((1.0, nn.ReLU()))
 
 
 @pytest.mark.parametrize(("make", "message"), [
@@ -147,7 +163,8 @@ def test_families_and_models(make, message):
 
 
 def test_curvature_must_be_positive_definite():
-    with pytest.raises(torch.linalg.LinAlgError): quadratic_task(-torch.eye(2)[None], torch.zeros(1, 2))
+    with pytest.raises(torch.linalg.LinAlgError):
+        quadratic_task(-torch.eye(2)[None], torch.zeros(1, 2))
 
 
 def test_family_without_sample():

@@ -22,25 +22,29 @@ def words(family, method, **more):
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_every_method_learns_images(method, root):
-    J, train, validation, test, optimizer, scheduler, metric, steps = build(words("glyphs", method), root)
+    J, train, validation, test, optimizer, scheduler, metric, steps = build(words("glyphs", method),
+                                                                            root)
     before = {name: p.detach().clone() for name, p in J.named_parameters()}
-    ml.meta_train(J, train, steps=3, batch_size=2, optimizer=optimizer, scheduler=scheduler, progress=False)
+    ml.meta_train(J, train, steps=3, batch_size=2, optimizer=optimizer, scheduler=scheduler,
+                  progress=False)
     moved = {name for name, p in J.named_parameters() if not torch.equal(p, before[name])}
     assert "model.convolutions.0.weight" in moved
     table = ml.evaluate(J, test, n_tasks=4, steps=steps[:2], metric=metric)
     assert table.metric == "accuracy"
     assert all(0 <= mean <= 1 for mean in table.mean)
     classes = [set(family.labels.tolist()) for family in (train, validation, test)]
-    assert [len(c) for c in classes] == [train.classes.numel(), validation.classes.numel(), test.classes.numel()]
+    assert [len(c) for c in classes] == [train.classes.numel(), validation.classes.numel(),
+                                         test.classes.numel()]
 
 
 @pytest.mark.parametrize("method", [name for name, recipe in RECIPES.items() if not recipe.classes])
 def test_every_method_but_prototypes_learns_sinusoids(method):
     experiment = build(words("sinusoids", method))
     before = [p.detach().clone() for p in experiment.J.parameters()]
-    ml.meta_train(experiment.J, experiment.train, steps=2, batch_size=2, optimizer=experiment.optimizer,
-                  scheduler=experiment.scheduler, progress=False)
-    assert any(not torch.equal(p, q) for p, q in zip(experiment.J.parameters(), before, strict=True))
+    ml.meta_train(experiment.J, experiment.train, steps=2, batch_size=2,
+                  optimizer=experiment.optimizer, scheduler=experiment.scheduler, progress=False)
+    assert any(not torch.equal(p, q)
+               for p, q in zip(experiment.J.parameters(), before, strict=True))
     assert experiment.metric is None
 
 
@@ -49,12 +53,13 @@ def test_open_settings_take_the_values_of_family_and_method():
     assert words("glyphs", "maml")["inner_lr"] == 0.4
     assert words("glyphs", "maml", inner_lr=0.1)["inner_lr"] == 0.1
     assert words("sinusoids", "reptile")["inner_steps"] == 5
-    assert complete({"family": "sinusoids", "method": "maml", "seed": 0, "shots": None})["shots"] == 5
+    assert complete({"family": "sinusoids", "method": "maml", "seed": 0,
+                     "shots": None})["shots"] == 5
 
 
 def test_settings_reach_what_they_name(root):
-    J, train, _, test, optimizer, *_ = build(words("glyphs", "maml", ways=3, shots=2, inner_lr=0.07, inner_steps=4,
-                                                 meta_lr=0.5, pool="max"), root)
+    J, train, _, test, optimizer, *_ = build(words("glyphs", "maml", ways=3, shots=2, inner_lr=0.07,
+                                                   inner_steps=4, meta_lr=0.5, pool="max"), root)
     assert (J.inner.lr, J.inner.steps, J.model.pool) == (0.07, 4, "max")
     assert (train.ways, train.shots, train.queries, test.ways) == (3, 2, 2, 3)
     assert optimizer(J.parameters()).param_groups[0]["lr"] == 0.5
@@ -70,7 +75,8 @@ def test_a_folder_of_images_is_a_family(tmp_path):
     from PIL import Image
     for c in range(30):
         (tmp_path / f"class{c:02}").mkdir()
-        for i in range(3): Image.new("L", (20, 20), 8 * c + i).save(tmp_path / f"class{c:02}" / f"{i}.png")
+        for i in range(3):
+            Image.new("L", (20, 20), 8 * c + i).save(tmp_path / f"class{c:02}" / f"{i}.png")
     J, train, validation, test, *_ = build(words(str(tmp_path), "maml", ways=2, queries=1, size=16))
     assert (len(train.classes), len(validation.classes), len(test.classes)) == (21, 3, 6)
     assert train.images.shape[1:] == (1, 16, 16)
@@ -81,14 +87,17 @@ def test_the_same_picture_in_two_class_folders_is_said(tmp_path):
     from PIL import Image
     for c in range(30):
         (tmp_path / f"class{c:02}").mkdir()
-        for i in range(2): Image.linear_gradient("L").rotate(90 * c).save(tmp_path / f"class{c:02}" / f"{i}.png")
+        for i in range(2):
+            Image.linear_gradient("L").rotate(90 * c).save(tmp_path / f"class{c:02}" / f"{i}.png")
     with pytest.raises(ValueError, match="the split leaks"):
         build(words(str(tmp_path), "maml", ways=2, queries=1, size=16))
 
 
-@pytest.mark.parametrize(("family", "method", "lesson"), [
-    ("cosinusoids", "maml", "no family .* and no folder"), ("sinusoids", "mammal", "no method 'mammal'; there are"),
-    ("sinusoids", "protonet", "protonet needs classes"), ("sinusoids", "protomaml", "protomaml needs classes")])
+@pytest.mark.parametrize(("family", "method", "lesson"),
+                         [("cosinusoids", "maml", "no family .* and no folder"),
+                          ("sinusoids", "mammal", "no method 'mammal'; there are"),
+                          ("sinusoids", "protonet", "protonet needs classes"),
+                          ("sinusoids", "protomaml", "protomaml needs classes")])
 def test_what_cannot_be_is_refused(family, method, lesson):
     with pytest.raises(ValueError, match=lesson): words(family, method)
 
@@ -110,7 +119,9 @@ def test_schedules():
             scheduler.step()
         return found
     assert rates("constant", "maml") is None
-    assert rates("constant", "reptile") == rates("linear", "maml") == [1.0, 0.7502, 0.5005, 0.2507, 0.001]
+    assert rates("constant", "reptile") == rates("linear", "maml") == [
+        1.0, 0.7502, 0.5005, 0.2507, 0.001
+    ]
     assert rates("cosine", "maml") == [1.0, 0.8536, 0.5, 0.1464, 0.0]
-    with pytest.raises(ValueError, match="schedule='exponential': choose one of"): schedule("exponential", 4,
-                                                                                           RECIPES["maml"])
+    with pytest.raises(ValueError, match="schedule='exponential': choose one of"):
+        schedule("exponential", 4, RECIPES["maml"])

@@ -49,7 +49,8 @@ def test_the_same_seed_gives_the_same_images_and_another_does_not(monkeypatch, t
     small = {letter: paths[:2] for letter, paths in letters().items() if letter in "abc"}
     monkeypatch.setattr(module, "letters", lambda: small)
     monkeypatch.setattr(images, "user_cache", lambda: tmp_path / "user")
-    first, again, other = (glyphs(tmp_path / str(i), per_class=2, seed=seed) for i, seed in enumerate((0, 0, 1)))
+    first, again, other = (glyphs(tmp_path / str(i), per_class=2, seed=seed)
+                           for i, seed in enumerate((0, 0, 1)))
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, other.images)
 
@@ -77,7 +78,8 @@ def test_a_spoilt_file_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "letters", lambda: small)
     glyphs(tmp_path, per_class=1)
     next(tmp_path.iterdir()).write_bytes(b"spoilt")
-    with pytest.raises(ValueError, match="delete it, and it will be made again"): glyphs(tmp_path, per_class=1)
+    with pytest.raises(ValueError, match="delete it, and it will be made again"):
+        glyphs(tmp_path, per_class=1)
 
 
 def test_a_hand_without_shake_only_scales(upright):

@@ -1,4 +1,5 @@
-"""Images: what a folder or tensors become, splits by class, and the search for a split that leaks."""
+"""Images: what a folder or tensors become, splits by class, and the search for a split that leaks.
+"""
 import zlib
 
 import numpy as np
@@ -12,11 +13,13 @@ from metalit.tasks import Episodes
 
 def pictures(n: int, side: int = 6, seed: int = 0) -> torch.Tensor:
     "Random bytes: no two images are alike."
-    return torch.randint(256, (n, 1, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(256, (n, 1, side, side), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(seed))
 
 
 def ten_classes(each: int = 3) -> Images:
-    return Images(pictures(10 * each), torch.arange(10).repeat_interleave(each), [f"class {c}" for c in range(10)])
+    return Images(pictures(10 * each), torch.arange(10).repeat_interleave(each),
+                  [f"class {c}" for c in range(10)])
 
 
 def with_turns(images: Images) -> Images:
@@ -36,7 +39,8 @@ def save(folder, name: str, array, **options) -> None:
 def folder(tmp_path):
     "Two classes, three and two images of 5 × 4 pixels."
     for name, count in {"b": 2, "a": 3}.items():
-        for i in range(count): save(tmp_path / "letters" / name, f"{i}.png", np.full((5, 4), 10 * ord(name) % 256 + i))
+        for i in range(count):
+            save(tmp_path / "letters" / name, f"{i}.png", np.full((5, 4), 10 * ord(name) % 256 + i))
     return tmp_path / "letters"
 
 
@@ -68,13 +72,15 @@ def test_select_numbers_the_classes_anew_in_the_order_given(dtype):
 
 @pytest.mark.parametrize("classes", [[1, 1], [10], [-1]])
 def test_select_refuses_classes_that_are_not_there_or_given_twice(classes):
-    with pytest.raises(ValueError, match="different numbers from 0 to 9"): ten_classes().select(classes)
+    with pytest.raises(ValueError, match="different numbers from 0 to 9"):
+        ten_classes().select(classes)
 
 
 def test_two_lines_make_episodes(folder):
     family = from_folder(folder).episodes(ways=2, shots=1)
     task = family.batch(5, seed=0)
-    assert isinstance(family, Episodes) and task.support.x.shape == task.query.x.shape == (5, 2, 1, 5, 4)
+    assert isinstance(family, Episodes)
+    assert task.support.x.shape == task.query.x.shape == (5, 2, 1, 5, 4)
     assert 0 < task.support.x.max() <= 1 and family.shots == family.queries == 1
 
 
@@ -98,7 +104,8 @@ def test_a_folder_becomes_images_in_the_order_of_names(folder):
 
 
 def test_hidden_and_other_files_are_left_alone(folder):
-    for name in ("._0.png", ".DS_Store", "Thumbs.db", "notes.txt"): (folder / "a" / name).write_text("no image")
+    for name in ("._0.png", ".DS_Store", "Thumbs.db", "notes.txt"):
+        (folder / "a" / name).write_text("no image")
     (folder / ".git").mkdir()
     (folder / "README.md").write_text("no class")
     save(folder / "b", "9.PNG", np.zeros((5, 4)))
@@ -118,7 +125,8 @@ def test_mistakes_in_a_folder_name_the_place(folder, tmp_path):
 
 def test_images_of_different_sizes_are_refused_or_scaled(folder):
     save(folder / "b", "large.png", np.zeros((7, 9)))
-    with pytest.raises(ValueError, match=r"large.png has 7×9 pixels and .*0.png 5×4: give a size"): from_folder(folder)
+    with pytest.raises(ValueError, match=r"large.png has 7×9 pixels and .*0.png 5×4: give a size"):
+        from_folder(folder)
     assert from_folder(folder, size=8).images.shape == (6, 1, 8, 8)
 
 
@@ -138,7 +146,7 @@ def test_a_decoder_that_fails_in_its_own_way_is_answered_too(folder):
     "A broken TIFF or GIF makes Pillow raise TypeError, ValueError or DecompressionBombError."
     whole = bytearray((folder / "a" / "0.png").read_bytes())
     at = whole.index(b"IHDR") + 4
-    whole[at:at + 8] = (60_000).to_bytes(4, "big") * 2                           # 3.6 billion pixels, it says
+    whole[at:at + 8] = (60_000).to_bytes(4, "big") * 2  # 3.6 billion pixels, it says
     whole[at + 13:at + 17] = zlib.crc32(whole[at - 4:at + 13]).to_bytes(4, "big")
     (folder / "a" / "0.png").write_bytes(whole)
     with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"): from_folder(folder)
@@ -151,15 +159,17 @@ def test_one_drawing_is_one_picture_in_every_kind_of_file(tmp_path):
     clear = np.zeros((8, 8, 4), np.uint8)
     clear[..., 3] = 255 - dot
     kinds = {"grey": Image.fromarray(dot), "alpha": Image.fromarray(clear),
-             "grey_alpha": Image.fromarray(clear).convert("LA"), "colour": Image.fromarray(dot).convert("RGB"),
-             "palette": Image.fromarray(dot).convert("P"), "one_bit": Image.fromarray(dot).convert("1"),
+             "grey_alpha": Image.fromarray(clear).convert("LA"),
+             "colour": Image.fromarray(dot).convert("RGB"),
+             "palette": Image.fromarray(dot).convert("P"),
+             "one_bit": Image.fromarray(dot).convert("1"),
              "sixteen": Image.fromarray(dot.astype(np.uint16) * 257)}
     for name, picture in kinds.items():
         (tmp_path / name).mkdir()
         picture.save(tmp_path / name / "x.png")
     (tmp_path / "clear_palette").mkdir()
     palette = Image.fromarray(dot // 255).convert("P")
-    palette.putpalette([0, 0, 0, 10, 20, 30])                                   # the second colour will be transparent
+    palette.putpalette([0, 0, 0, 10, 20, 30])  # the second colour will be transparent
     palette.save(tmp_path / "clear_palette" / "x.png", transparency=1)
     for channels in (1, 3):
         images = from_folder(tmp_path, channels=channels)
@@ -178,7 +188,7 @@ def test_sixteen_bits_become_eight_and_are_not_cut_off(tmp_path):
 def test_a_photograph_stands_upright(tmp_path):
     lying = Image.fromarray(np.repeat([[0, 255]], 2, 0).astype(np.uint8).repeat(8, 0).repeat(8, 1))
     note = lying.getexif()
-    note[0x0112] = 6                                                            # turn by 90 degrees, clockwise
+    note[0x0112] = 6  # turn by 90 degrees, clockwise
     (tmp_path / "a").mkdir()
     lying.save(tmp_path / "a" / "x.jpg", exif=note, quality=100)
     image = from_folder(tmp_path).images[0, 0]
@@ -187,9 +197,11 @@ def test_a_photograph_stands_upright(tmp_path):
 
 def test_a_thousand_images_keep_their_classes(tmp_path):
     for c in range(50):
-        for i in range(20): save(tmp_path / f"{c:02}", f"{i:02}.png", np.full((3, 3), c * 5 + i % 2))
+        for i in range(20):
+            save(tmp_path / f"{c:02}", f"{i:02}.png", np.full((3, 3), c * 5 + i % 2))
     images = from_folder(tmp_path, size=2)
-    assert torch.equal(images.images[:, 0, 0, 0] // 5, images.labels.to(torch.uint8)) and len(images.labels) == 1000
+    assert torch.equal(images.images[:, 0, 0, 0] // 5, images.labels.to(torch.uint8))
+    assert len(images.labels) == 1000
 
 
 # Splits
@@ -219,20 +231,23 @@ def test_a_split_is_the_same_on_every_machine():
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
     assert order == [4, 1, 7, 5, 3, 9, 0, 8, 6, 2]
     small, large = ten_classes().split((2, 3))
-    assert small.names == ["class 1", "class 4"] and large.names == ["class 3", "class 5", "class 7"]
+    assert small.names == ["class 1", "class 4"]
+    assert large.names == ["class 3", "class 5", "class 7"]
 
 
-@pytest.mark.parametrize(("sizes", "counts"), [
-    ((0.7, 0.1, 0.2), [7, 1, 2]), ((0.5, 0.5), [5, 5]), ((1 / 3, 1 / 3, 1 / 3), [3, 4, 3]), ((0.55, 0.45), [6, 4]),
-    ((0.3, 0.3), [3, 3]), ((0.1,) * 10, [1] * 10), ((0.25, 0.25, 0.25, 0.25), [2, 3, 3, 2]), ((6, 4), [6, 4]),
-    ((6.0, 4.0), [6, 4]), ((2, 3), [2, 3]), ((10,), [10]), ((0.7 + 1e-12, 0.3), [7, 3]), ((0.7 - 1e-12, 0.3), [7, 3]),
-])
+@pytest.mark.parametrize(("sizes", "counts"),
+                         [((0.7, 0.1, 0.2), [7, 1, 2]), ((0.5, 0.5), [5, 5]),
+                          ((1 / 3, 1 / 3, 1 / 3), [3, 4, 3]), ((0.55, 0.45), [6, 4]),
+                          ((0.3, 0.3), [3, 3]), ((0.1,) * 10, [1] * 10),
+                          ((0.25, 0.25, 0.25, 0.25), [2, 3, 3, 2]), ((6, 4), [6, 4]),
+                          ((6.0, 4.0), [6, 4]), ((2, 3), [2, 3]), ((10,), [10]),
+                          ((0.7 + 1e-12, 0.3), [7, 3]), ((0.7 - 1e-12, 0.3), [7, 3])])
 def test_sizes_are_numbers_or_shares_and_shares_lose_no_class(sizes, counts):
     assert [len(part.names) for part in ten_classes().split(sizes)] == counts
 
 
-@pytest.mark.parametrize("sizes", [(8, 3), (0.9, 0.6), (0.7, 0.5), (0.98, 0.02), (-1, 5), (0, 10), (2.5, 3), (0.5, 3),
-                                   (), (11,)])
+@pytest.mark.parametrize("sizes", [(8, 3), (0.9, 0.6), (0.7, 0.5), (0.98, 0.02), (-1, 5), (0, 10),
+                                   (2.5, 3), (0.5, 3), (), (11,)])
 def test_sizes_that_cannot_be_are_refused(sizes):
     with pytest.raises(ValueError, match="of 10 classes"): ten_classes().split(sizes)
 
@@ -242,7 +257,8 @@ def test_sizes_that_cannot_be_are_refused(sizes):
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 6, 6), (1, 4, 7)])
 def test_the_number_of_a_picture_stays_when_it_is_turned_and_changes_with_a_pixel(shape):
-    x = torch.randint(256, (20, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    x = torch.randint(256, (20, *shape), dtype=torch.uint8,
+                      generator=torch.Generator().manual_seed(1))
     number = same_picture(x)
     assert number.shape == (20,) and len(number.unique()) == 20
     for k in (0, 1, 2, 3) if shape[1] == shape[2] else (0, 2):
@@ -260,7 +276,8 @@ def test_bytes_and_their_shares_of_255_are_one_picture():
 def test_float_images_of_any_range_are_told_apart():
     x = torch.randn(50, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     for scale in (0.01, 1, 1e4): assert len(same_picture(x * scale).unique()) == 50
-    assert torch.equal(same_picture(torch.zeros(1, 1, 2, 2)), same_picture(-torch.zeros(1, 1, 2, 2)))
+    assert torch.equal(same_picture(torch.zeros(1, 1, 2, 2)),
+                       same_picture(-torch.zeros(1, 1, 2, 2)))
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
@@ -271,20 +288,24 @@ def test_one_turned_image_on_the_other_side_is_found(turn, as_float):
     pixels[7] = torch.rot90(train.images[4], turn, (-2, -1))
     leaking = Images(pixels / 255 if as_float else pixels, test.labels, test.names).episodes(ways=2)
     check_disjoint(train.episodes(), test.episodes(ways=2))
-    with pytest.raises(ValueError, match="1 images are in both families, turned or not, first image 4 of class 1"):
+    with pytest.raises(ValueError, match="1 images are in both families, turned or not, first "
+                       "image 4 of class 1"):
         check_disjoint(train.episodes(), leaking)
-    with pytest.raises(ValueError, match="first image 7 of class 2"): check_disjoint(leaking, train.episodes())
+    with pytest.raises(ValueError, match="first image 7 of class 2"):
+        check_disjoint(leaking, train.episodes())
 
 
 def test_classes_split_after_turning_leak_and_before_turning_do_not():
     images = ten_classes()
     for seed in range(5):
         train, test = with_turns(images).split((0.6, 0.4), seed)
-        with pytest.raises(ValueError, match="the split leaks"): check_disjoint(train.episodes(), test.episodes())
+        with pytest.raises(ValueError, match="the split leaks"):
+            check_disjoint(train.episodes(), test.episodes())
         train, test = (with_turns(part) for part in images.split((0.6, 0.4), seed))
         check_disjoint(train.episodes(), test.episodes())
 
 
 def test_families_that_cannot_be_compared_are_not_called_disjoint():
     small = Images(pictures(4, side=5), torch.tensor([0, 0, 1, 1]), ["a", "b"]).episodes(ways=2)
-    with pytest.raises(ValueError, match="cannot be compared"): check_disjoint(ten_classes().episodes(), small)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        check_disjoint(ten_classes().episodes(), small)

@@ -7,7 +7,8 @@ import metalit as ml
 from metalit import as_written, judge
 from metalit.as_written import AsWritten
 
-if not callable(judge): judge = judge.judge  # the package exports the function under the name of its module
+# the package exports the function under the name of its module
+if not callable(judge): judge = judge.judge
 
 
 def net() -> torch.nn.Module:
@@ -23,44 +24,52 @@ def with_inner(kind, **choices) -> ml.MetaLoss:
     return ml.MetaLoss(model, F.mse_loss, inner=kind(model), **choices)
 
 
-MAML = {"rewards not adapting": "no", "uses held-out data": "yes", "a scalar, or a vector field": "a scalar",
+MAML = {"rewards not adapting": "no", "uses held-out data": "yes",
+        "a scalar, or a vector field": "a scalar",
         "what is held constant": "nothing", "invariant to what": "order, origin, unit of loss",
         "blind on shared curvature": "no", "does the horizon move the optimum": "yes",
         "cost in K": "4.0, then 3.0 a step", "at αλ = 1.5, K = 1": "descends"}
 NO_K = {"does the horizon move the optimum": "has no K"}
 
 
-@pytest.mark.parametrize(("J", "differs"), [
-    (lambda: ml.MAML(net(), F.mse_loss), {}),
-    (lambda: ml.MAML(net(), F.mse_loss, chunk_size=2), {}),
-    (lambda: ml.FOMAML(net(), F.mse_loss),
-     {"a scalar, or a vector field": "a vector field only", "what is held constant": "inner gradients",
-      "cost in K": "2.0, then 1.0 a step", "at αλ = 1.5, K = 1": "climbs"}),
-    (lambda: ml.Reptile(net(), F.mse_loss),
-     {"uses held-out data": "no", "a scalar, or a vector field": "a vector field only",
-      "what is held constant": "in terms.distance", "cost in K": "1.0, then 1.0 a step"}),
-    (lambda: ml.Reptile(net(), F.mse_loss, steps=1),
-     {"uses held-out data": "no", "a scalar, or a vector field": "slope of another scalar",
-      "what is held constant": "in terms.distance", "cost in K": "1.0, then 1.0 a step"}),
-    (lambda: AsWritten(net(), F.mse_loss, as_written.maml), NO_K | {"cost in K": "4.0, has no K"}),
-    (lambda: AsWritten(net(), F.mse_loss, as_written.reptile),
-     NO_K | {"rewards not adapting": "yes", "uses held-out data": "no", "cost in K": "3.0, has no K"}),
-    (lambda: AsWritten(net(), F.mse_loss, as_written.contrastive),
-     NO_K | {"rewards not adapting": "yes", "uses held-out data": "no", "blind on shared curvature": "yes",
-             "cost in K": "3.0, has no K", "at αλ = 1.5, K = 1": "stands still"}),
-    (lambda: ml.TripletMAML(net(), F.mse_loss, embedding="parameters"),
-     {"blind on shared curvature": "Triplet is", "invariant to what": "order, origin",
-      "cost in K": "7.0, then 6.0 a step"}),
-    (lambda: with_inner(ml.MetaSGD), {})])
+@pytest.mark.parametrize(
+    ("J", "differs"),
+    [(lambda: ml.MAML(net(), F.mse_loss), {}),
+     (lambda: ml.MAML(net(), F.mse_loss, chunk_size=2), {}),
+     (lambda: ml.FOMAML(net(), F.mse_loss),
+      {"a scalar, or a vector field": "a vector field only",
+       "what is held constant": "inner gradients",
+       "cost in K": "2.0, then 1.0 a step", "at αλ = 1.5, K = 1": "climbs"}),
+     (lambda: ml.Reptile(net(), F.mse_loss),
+      {"uses held-out data": "no", "a scalar, or a vector field": "a vector field only",
+       "what is held constant": "in terms.distance", "cost in K": "1.0, then 1.0 a step"}),
+     (lambda: ml.Reptile(net(), F.mse_loss, steps=1),
+      {"uses held-out data": "no", "a scalar, or a vector field": "slope of another scalar",
+       "what is held constant": "in terms.distance", "cost in K": "1.0, then 1.0 a step"}),
+     (lambda: AsWritten(net(), F.mse_loss, as_written.maml), NO_K | {"cost in K": "4.0, has no K"}),
+     (lambda: AsWritten(net(), F.mse_loss, as_written.reptile),
+      NO_K | {"rewards not adapting": "yes", "uses held-out data": "no",
+              "cost in K": "3.0, has no K"}),
+     (lambda: AsWritten(net(), F.mse_loss, as_written.contrastive),
+      NO_K | {"rewards not adapting": "yes", "uses held-out data": "no",
+              "blind on shared curvature": "yes",
+              "cost in K": "3.0, has no K", "at αλ = 1.5, K = 1": "stands still"}),
+     (lambda: ml.TripletMAML(net(), F.mse_loss, embedding="parameters"),
+      {"blind on shared curvature": "Triplet is", "invariant to what": "order, origin",
+       "cost in K": "7.0, then 6.0 a step"}),
+     (lambda: with_inner(ml.MetaSGD), {})]
+)
 def test_verdicts_on_known_meta_losses(J, differs):
     assert verdicts(J()) == MAML | differs
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_verdicts_do_not_hang_on_the_seed(seed):
-    for J, expected in ((ml.MAML(net(), F.mse_loss), ["no", "a scalar", "nothing"]),
-                        (ml.FOMAML(net(), F.mse_loss), ["no", "a vector field only", "inner gradients"]),
-                        (AsWritten(net(), F.mse_loss, as_written.reptile), ["yes", "a scalar", "nothing"])):
+    for J, expected in (
+        (ml.MAML(net(), F.mse_loss), ["no", "a scalar", "nothing"]),
+        (ml.FOMAML(net(), F.mse_loss), ["no", "a vector field only", "inner gradients"]),
+        (AsWritten(net(), F.mse_loss, as_written.reptile), ["yes", "a scalar", "nothing"])
+    ):
         found = judge(J, seed=seed).verdicts()
         assert [found["rewards not adapting?"], found["a scalar, or a vector field?"],
                 found["what is held constant?"]] == expected
@@ -72,8 +81,10 @@ def test_verdicts_do_not_hang_on_the_inner_step_size(lr):
     first_order = verdicts(ml.FOMAML(net(), F.mse_loss, lr=lr))
     assert first_order["a scalar, or a vector field"] == "a vector field only"
     assert first_order["what is held constant"] == "inner gradients"
-    assert verdicts(AsWritten(net(), F.mse_loss, as_written.reptile, lr=lr))["blind on shared curvature"] == "no"
-    assert verdicts(AsWritten(net(), F.mse_loss, as_written.contrastive, lr=lr))["blind on shared curvature"] == "yes"
+    assert verdicts(AsWritten(net(), F.mse_loss, as_written.reptile,
+                              lr=lr))["blind on shared curvature"] == "no"
+    assert verdicts(AsWritten(net(), F.mse_loss, as_written.contrastive,
+                              lr=lr))["blind on shared curvature"] == "yes"
 
 
 class Moved(ml.Term):
@@ -108,7 +119,7 @@ def test_sharp_maml_is_drawn_back_only_within_rho():
 
 
 def test_what_the_inner_loop_learns_belongs_to_the_field():
-    "With learned step sizes and stopped inner gradients, the joint field of θ and steps is no gradient."
+    "With learned step sizes and stopped inner gradients, the joint field is no gradient."
     found = verdicts(with_inner(ml.MetaSGD, gradient=ml.FirstOrder()))
     assert found["a scalar, or a vector field"] == "a vector field only"
 
@@ -126,7 +137,8 @@ def test_a_query_set_that_enters_the_value_alone():
     class Reported(ml.Term):
         def per_task(self, path, task):
             return path.loss(path.final, task.support) + path.loss(path.final, task.query).detach()
-    assert verdicts(ml.MAML(net(), F.mse_loss, terms=Reported()))["uses held-out data"] == "in its value only"
+    assert verdicts(ml.MAML(net(), F.mse_loss,
+                            terms=Reported()))["uses held-out data"] == "in its value only"
 
 
 def test_a_question_that_fails_is_an_answer_and_the_others_go_on():
@@ -148,14 +160,16 @@ def test_a_question_that_fails_is_an_answer_and_the_others_go_on():
 
 
 def test_what_cannot_be_judged_at_all_is_an_error():
-    with pytest.raises(TypeError, match="judge asks a MetaLoss; found Linear"): judge(torch.nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="judge asks a MetaLoss; found Linear"):
+        judge(torch.nn.Linear(1, 1))
     with pytest.raises(TypeError, match="does not say what it measures"):
         judge(ml.MAML(net(), F.mse_loss, terms=ml.Term()))
 
 
 def test_judging_changes_neither_the_meta_loss_nor_the_random_numbers():
     J = with_inner(ml.MetaSGD)
-    before, state = {name: value.clone() for name, value in J.state_dict().items()}, torch.get_rng_state()
+    before, state = ({name: value.clone() for name, value in J.state_dict().items()},
+                     torch.get_rng_state())
     judge(J)
     assert all(torch.equal(value, before[name]) for name, value in J.state_dict().items())
     assert all(p.grad is None for p in J.parameters())
@@ -165,7 +179,8 @@ def test_judging_changes_neither_the_meta_loss_nor_the_random_numbers():
 
 def test_a_term_that_draws_random_numbers_gets_the_same_ones_at_each_call():
     class Noisy(ml.Term):
-        def per_task(self, path, task): return path.loss(path.final, task.query) * (1 + 0.1 * torch.rand(()))
+        def per_task(self, path, task):
+            return path.loss(path.final, task.query) * (1 + 0.1 * torch.rand(()))
     J = ml.MAML(net(), F.mse_loss, terms=Noisy())
     assert verdicts(J)["a scalar, or a vector field"] == "a scalar"
     with torch.random.fork_rng():

@@ -1,4 +1,7 @@
-"""Runs that last: killed twenty times, stopped early, out of time, two at once, or not the one in the folder."""
+"""Runs that last.
+
+Killed twenty times, stopped early, out of time, two at once, or not the one in the folder.
+"""
 import builtins
 import csv
 import math
@@ -18,10 +21,18 @@ from helpers import maml, quick, same
 
 import metalit as ml
 from metalit import checkpoints, training
-from metalit.checkpoints import CheckpointError, Checkpoints, Progress, load_checkpoint, locked, save_checkpoint
+from metalit.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    Progress,
+    load_checkpoint,
+    locked,
+    save_checkpoint,
+)
 from metalit.training import Validation, accuracy, evaluate, stop_requested
 
-# A program that has imported everything already: each line "folder steps" forks a process which trains there.
+# A program that has imported everything already: each line "folder steps" forks a process which
+# trains there.
 SERVER = """
 import os, sys, tempfile, torch
 import torch.nn.functional as F
@@ -30,13 +41,15 @@ from metalit.training import Validation, accuracy
 torch.set_num_threads(1)
 def train(folder, steps):
     images = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    tasks = ml.tasks.Episodes(images, torch.arange(12).repeat_interleave(5), ways=3, shots=1, queries=2)
+    labels = torch.arange(12).repeat_interleave(5)
+    tasks = ml.tasks.Episodes(images, labels, ways=3, shots=1, queries=2)
     net = torch.nn.Sequential(torch.nn.Dropout(0.1), ml.models.Conv4(3, size=8, filters=4))
-    ml.meta_train(ml.MAML(net, F.cross_entropy, lr=0.4), tasks, steps=steps, batch_size=2, checkpoint=folder,
-                  save_every=1, log_every=5, progress=False,
+    ml.meta_train(ml.MAML(net, F.cross_entropy, lr=0.4), tasks, steps=steps, batch_size=2,
+                  checkpoint=folder, save_every=1, log_every=5, progress=False,
                   validation=Validation(tasks, every=7, n_tasks=6, metric=accuracy),
                   scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps))
-with tempfile.TemporaryDirectory() as folder: train(folder, 1)   # what is imported late is then here, too
+# What is imported late is then here, too.
+with tempfile.TemporaryDirectory() as folder: train(folder, 1)
 for line in sys.stdin:
     folder, steps = line.split()
     child = os.fork()
@@ -57,8 +70,8 @@ class Server:
     child: int | None = None
 
     def __init__(self):
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def start(self, folder: Path, steps: int) -> int:
         "Starts a run, returns the number of its process."
@@ -90,7 +103,8 @@ def contents(path: Path) -> dict:
 
 def table(path: Path) -> list[dict]:
     "The rows of a CSV file, without wall time."
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(path.read_text().splitlines())]
+    return [{k: v for k, v in row.items() if k != "seconds"}
+            for row in csv.DictReader(path.read_text().splitlines())]
 
 
 def writes_seen(path: Path, count: int, process: int) -> None:
@@ -102,7 +116,8 @@ def writes_seen(path: Path, count: int, process: int) -> None:
         time.sleep(0.0005)
 
 
-def test_killed_over_twenty_times_in_one_run_every_file_is_that_of_an_uninterrupted_run(tmp_path, server):
+def test_killed_over_twenty_times_in_one_run_every_file_is_that_of_an_uninterrupted_run(tmp_path,
+                                                                                        server):
     chance, steps, kills, steps_at_kill = random.Random(0), 120, 0, set()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     server.start(whole, steps)
@@ -116,15 +131,22 @@ def test_killed_over_twenty_times_in_one_run_every_file_is_that_of_an_uninterrup
         assert code in (0, -signal.SIGKILL), server.process.stderr.read()
         kills += code == -signal.SIGKILL
         if (killed / "checkpoint.pt").exists():
-            steps_at_kill.add(load_checkpoint(killed / "checkpoint.pt", server_model())["progress"]["step"])
+            steps_at_kill.add(
+                load_checkpoint(killed / "checkpoint.pt", server_model())["progress"]["step"]
+            )
         assert code, f"the run ended after {kills} kills: make it longer"
     server.start(killed, steps)
     assert server.end() == 0
     assert len(steps_at_kill) > 8
-    for name in ("checkpoint.pt", "best.pt"): assert same(contents(whole / name), contents(killed / name))
+    for name in ("checkpoint.pt", "best.pt"):
+        assert same(contents(whole / name), contents(killed / name))
     for name in ("log.csv", "validation.csv"): assert table(whole / name) == table(killed / name)
-    assert [row["step"] for row in table(whole / "log.csv")] == [str(step) for step in range(5, 121, 5)]
-    assert [row["step"] for row in table(whole / "validation.csv")] == [str(s) for s in (*range(7, 120, 7), 120)]
+    assert [row["step"] for row in table(whole / "log.csv")] == [
+        str(step) for step in range(5, 121, 5)
+    ]
+    assert [row["step"] for row in table(whole / "validation.csv")] == [
+        str(s) for s in (*range(7, 120, 7), 120)
+    ]
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
 
 
@@ -132,11 +154,13 @@ def test_what_a_killed_run_left_half_written_is_swept_up_and_nothing_else(tmp_pa
     left = [f"{name}.123-abcd{checkpoints.PART}" for name in (*checkpoints.FILES, ".writable")]
     for name in (*left, "mine.txt", f"mine{checkpoints.PART}"): (tmp_path / name).write_bytes(b"x")
     with locked(tmp_path): pass
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "mine.txt", f"mine{checkpoints.PART}"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "mine.txt",
+                                                          f"mine{checkpoints.PART}"}
 
 
 def server_model() -> ml.MetaLoss:
-    return ml.MAML(torch.nn.Sequential(torch.nn.Dropout(), ml.models.Conv4(3, size=8, filters=4)), F.cross_entropy)
+    return ml.MAML(torch.nn.Sequential(torch.nn.Dropout(), ml.models.Conv4(3, size=8, filters=4)),
+                   F.cross_entropy)
 
 
 sines = ml.tasks.Sinusoids()
@@ -158,19 +182,23 @@ def test_killed_around_every_file_of_the_last_step(tmp_path, monkeypatch, file, 
         if path.name == "checkpoint.pt": begun.append(True)
     begun = []
     monkeypatch.setattr(checkpoints, "write_whole", write)
-    with pytest.raises(Killed): quick(maml(), steps=6, checkpoint=tmp_path / "killed", validation=watch, save_every=9)
+    with pytest.raises(Killed):
+        quick(maml(), steps=6, checkpoint=tmp_path / "killed", validation=watch, save_every=9)
     monkeypatch.undo()
     quick(maml(seed=1), steps=6, checkpoint=tmp_path / "killed", validation=watch, save_every=9)
     for name in ("checkpoint.pt", "best.pt"):
         assert same(contents(tmp_path / "whole" / name), contents(tmp_path / "killed" / name))
-    assert table(tmp_path / "whole" / "validation.csv") == table(tmp_path / "killed" / "validation.csv")
+    assert table(tmp_path / "whole" / "validation.csv") == table(
+        tmp_path / "killed" / "validation.csv"
+    )
     assert (tmp_path / "killed" / "log.csv").exists()
 
 
 def test_two_runs_in_one_folder_and_the_lock_of_a_killed_one(tmp_path, server):
     process = server.start(tmp_path, 100_000)
     writes_seen(tmp_path / "checkpoint.pt", 1, process)
-    with pytest.raises(CheckpointError, match=r"another run is writing to .*: wait for it, or choose another folder"):
+    with pytest.raises(CheckpointError, match=r"another run is writing to .*: wait for it, or "
+                       r"choose another folder"):
         quick(maml(), steps=5, checkpoint=tmp_path)
     os.kill(process, signal.SIGKILL)
     assert server.end() == -signal.SIGKILL
@@ -181,7 +209,8 @@ def test_two_runs_in_one_folder_and_the_lock_of_a_killed_one(tmp_path, server):
 def test_the_lock_is_free_again_after_an_error(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), locked(tmp_path): raise ZeroDivisionError
-    with locked(tmp_path), pytest.raises(CheckpointError, match="another run"), locked(tmp_path): pass
+    with locked(tmp_path), pytest.raises(CheckpointError, match="another run"), locked(tmp_path):
+        pass
 
 
 def test_early_stop_keeps_the_best_and_a_resumed_run_ends_at_once(tmp_path, monkeypatch):
@@ -216,7 +245,8 @@ def test_a_first_look_that_is_no_number_is_never_the_best(monkeypatch):
 
 def test_more_is_better_for_accuracy_and_where_told(monkeypatch):
     values = iter([0.5, 0.7, 0.6])
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: training.Evaluation([1], [next(values)], [0.0], 2, 0))
+    monkeypatch.setattr(training, "evaluate",
+                        lambda *_, **__: training.Evaluation([1], [next(values)], [0.0], 2, 0))
     watch, state = Validation(sines, metric=accuracy), Progress()
     assert [watch.look(maml(), state) for _ in range(3)] == [True, True, False]
     assert Validation(sines).maximize is False
@@ -224,18 +254,22 @@ def test_more_is_better_for_accuracy_and_where_told(monkeypatch):
 
 
 def test_a_look_measures_held_out_tasks_and_leaves_training_as_it_was(tmp_path):
-    J, K = (ml.MAML(torch.nn.Sequential(torch.nn.Dropout(0.2), ml.models.mlp(1, 8, 1)), F.mse_loss) for _ in "ab")
+    J, K = (ml.MAML(torch.nn.Sequential(torch.nn.Dropout(0.2), ml.models.mlp(1, 8, 1)), F.mse_loss)
+            for _ in "ab")
     quick(J, steps=4)
-    quick(K, steps=4, checkpoint=tmp_path, validation=Validation(sines, every=1, n_tasks=5, steps=0))
+    quick(K, steps=4, checkpoint=tmp_path,
+          validation=Validation(sines, every=1, n_tasks=5, steps=0))
     assert same(J.state_dict(), K.state_dict())
     net = maml()
-    quick(net, steps=2, checkpoint=tmp_path / "plain", validation=Validation(sines, every=2, n_tasks=7, steps=3))
+    quick(net, steps=2, checkpoint=tmp_path / "plain",
+          validation=Validation(sines, every=2, n_tasks=7, steps=3))
     expected = evaluate(net, sines, n_tasks=7, steps=(3,))
     row = table(tmp_path / "plain" / "validation.csv")[0]
     assert (float(row["validation"]), float(row["ci95"])) == (expected.mean[0], expected.ci95[0])
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"patience": 0}, {"n_tasks": 1}, {"batch_size": 0}, {"steps": -1}])
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"patience": 0}, {"n_tasks": 1}, {"batch_size": 0},
+                                   {"steps": -1}])
 def test_a_validation_that_cannot_be_is_an_error_before_training(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="): Validation(sines, **wrong)
 
@@ -265,9 +299,11 @@ def test_a_budget_counts_over_resumed_runs_and_ends_at_once_when_used_up(tmp_pat
 
 @pytest.mark.usefixtures("clock")
 def test_the_budget_counts_looks_at_validation_tasks(tmp_path):
-    log = quick(maml(), steps=100, log_every=1, max_minutes=0.5, validation=Validation(sines, every=1, n_tasks=2))
+    log = quick(maml(), steps=100, log_every=1, max_minutes=0.5,
+                validation=Validation(sines, every=1, n_tasks=2))
     assert len(log) == 5                                     # a step and a look take 6 s
-    with pytest.raises(ValueError, match="max_minutes=0: above 0"): quick(maml(), steps=1, max_minutes=0)
+    with pytest.raises(ValueError, match="max_minutes=0: above 0"):
+        quick(maml(), steps=1, max_minutes=0)
 
 
 def test_a_schedule_goes_on_where_it_was(tmp_path):
@@ -277,7 +313,8 @@ def test_a_schedule_goes_on_where_it_was(tmp_path):
         optimizer = torch.optim.Adam((J := maml(seed=steps)).parameters(), lr=1e-2)
         quick(J, steps=steps, optimizer=optimizer, scheduler=cosine, checkpoint=tmp_path)
         rates.append(optimizer.param_groups[0]["lr"])
-    quick(K := maml(seed=5), steps=12, optimizer=partial(torch.optim.Adam, lr=1e-2), scheduler=cosine)
+    quick(K := maml(seed=5), steps=12, optimizer=partial(torch.optim.Adam, lr=1e-2),
+          scheduler=cosine)
     assert same(J.state_dict(), K.state_dict())
     assert rates == pytest.approx([0.005 * (1 + math.cos(5 * math.pi / 12)), 0])
 
@@ -290,14 +327,15 @@ def test_tensorboard_files_hold_the_log_also_of_a_resumed_run(tmp_path):
         def batch(self, batch_size, seed=0, step=0):
             if step == 6: raise Killed
             return super().batch(batch_size, seed, step)
-    logged = partial(quick, steps=12, checkpoint=tmp_path, log_every=1, save_every=4, tensorboard=True,
-                     validation=watch)
+    logged = partial(quick, steps=12, checkpoint=tmp_path, log_every=1, save_every=4,
+                     tensorboard=True, validation=watch)
     with pytest.raises(Killed): logged(maml(), tasks=KilledAtSix())
-    log = logged(maml())                                     # steps 4 and 5 again: they came after the checkpoint
+    log = logged(maml())  # steps 4 and 5 again: they came after the checkpoint
     events = reader.EventAccumulator(str(tmp_path)).Reload()
     found = events.Scalars("meta_loss")
     assert [event.step for event in found] == list(range(1, 13))
-    assert [event.value for event in found] == pytest.approx([row["meta_loss"] for row in log], rel=1e-6)
+    assert [event.value for event in found] == pytest.approx([row["meta_loss"] for row in log],
+                                                             rel=1e-6)
     assert [event.value for event in events.Scalars("lr")] == pytest.approx([1e-3] * 12)
     assert [event.step for event in events.Scalars("validation")] == [4, 8, 12]
 
@@ -312,7 +350,9 @@ def test_tensorboard_without_its_package_or_a_folder(tmp_path, monkeypatch):
     quick(maml(), steps=2, checkpoint=tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"needs the package tensorboard: pip install 'metalit\[tensorboard\]'"):
+    with pytest.raises(
+        ValueError, match=r"needs the package tensorboard: pip install 'metalit\[tensorboard\]'"
+    ):
         quick(maml(), steps=1, tensorboard=True, checkpoint=tmp_path, resume=False)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
@@ -321,22 +361,31 @@ sgd = partial(torch.optim.SGD, lr=0.1)
 step_lr = partial(torch.optim.lr_scheduler.StepLR, step_size=10)
 
 
-@pytest.mark.parametrize(("J", "options", "message"), [
-    (ml.FOMAML(ml.models.mlp(1, 8, 1), F.mse_loss), {}, r"meta_loss='MAML.*now meta_loss='FOMAML"),
-    (maml(lr=0.5), {}, r"inner='SGD\(lr=0.01, steps=1\)', now inner='SGD\(lr=0.5, steps=1\)'"),
-    (maml(steps=3), {}, r"now inner='SGD\(lr=0.01, steps=3\)'"),
-    (maml(), {"tasks": ml.tasks.Sinusoids(shots=7)}, r"tasks='Sinusoids\(shots=5.*now tasks='Sinusoids\(shots=7"),
-    (maml(width=9), {}, r"of another model: at 'model.0.weight' it holds \(8, 1\)"),
-    (maml(), {"optimizer": sgd}, "optimizer='Adam', now optimizer='SGD'"),
-    (maml(), {"optimizer": partial(torch.optim.Adam, lr=0.5)}, r"lr=\[0.001\], now lr=\[0.5\]"),
-    (maml(), {"scheduler": step_lr}, r"scheduler='none', now scheduler='StepLR\(gamma=0.1, step_size=10\)'"),
-    (maml(), {"validation": Validation(sines, n_tasks=3)}, r"validation='loss on 2 tasks .* now validation='loss on 3"),
-], ids=["method", "inner lr", "inner steps", "tasks", "model", "optimizer", "outer lr", "scheduler", "validation"])
-def test_a_checkpoint_of_another_run_names_the_difference_and_changes_nothing(tmp_path, J, options, message):
+@pytest.mark.parametrize(
+    ("J", "options", "message"),
+    [(ml.FOMAML(ml.models.mlp(1, 8, 1), F.mse_loss), {}, r"meta_loss='MAML.*now meta_loss='FOMAML"),
+     (maml(lr=0.5), {}, r"inner='SGD\(lr=0.01, steps=1\)', now inner='SGD\(lr=0.5, steps=1\)'"),
+     (maml(steps=3), {}, r"now inner='SGD\(lr=0.01, steps=3\)'"),
+     (maml(), {"tasks": ml.tasks.Sinusoids(shots=7)},
+      r"tasks='Sinusoids\(shots=5.*now tasks='Sinusoids\(shots=7"),
+     (maml(width=9), {}, r"of another model: at 'model.0.weight' it holds \(8, 1\)"),
+     (maml(), {"optimizer": sgd}, "optimizer='Adam', now optimizer='SGD'"),
+     (maml(), {"optimizer": partial(torch.optim.Adam, lr=0.5)}, r"lr=\[0.001\], now lr=\[0.5\]"),
+     (maml(), {"scheduler": step_lr},
+      r"scheduler='none', now scheduler='StepLR\(gamma=0.1, step_size=10\)'"),
+     (maml(), {"validation": Validation(sines, n_tasks=3)},
+      r"validation='loss on 2 tasks .* now validation='loss on 3")],
+    ids=["method", "inner lr", "inner steps", "tasks", "model", "optimizer", "outer lr",
+         "scheduler", "validation"]
+)
+def test_a_checkpoint_of_another_run_names_the_difference_and_changes_nothing(
+    tmp_path, J, options, message
+):
     quick(maml(), steps=2, checkpoint=tmp_path, validation=Validation(sines, n_tasks=2))
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     before = {name: value.clone() for name, value in J.state_dict().items()}
-    with pytest.raises(CheckpointError, match=message): quick(J, steps=4, checkpoint=tmp_path, **options)
+    with pytest.raises(CheckpointError, match=message):
+        quick(J, steps=4, checkpoint=tmp_path, **options)
     assert same(before, J.state_dict())
     assert files == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -358,9 +407,11 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
     quick(maml(), steps=3, checkpoint=tmp_path)
     old = contents(tmp_path / "checkpoint.pt")
     for name in ("validation", "best"): del old["progress"][name]
-    old["settings"] = {name: old["settings"][name] for name in ("seed", "batch_size", "log_every", "optimizer")}
+    old["settings"] = {name: old["settings"][name]
+                       for name in ("seed", "batch_size", "log_every", "optimizer")}
     torch.save(old, tmp_path / "checkpoint.pt")              # and no seal
-    quick(J := maml(seed=1), steps=6, checkpoint=tmp_path, validation=Validation(sines, every=2, n_tasks=2))
+    quick(J := maml(seed=1), steps=6, checkpoint=tmp_path,
+          validation=Validation(sines, every=2, n_tasks=2))
     quick(K := maml(), steps=6)
     assert same(J.state_dict(), K.state_dict())
     assert contents(tmp_path / "best.pt")["progress"]["step"] in (4, 6)
@@ -373,7 +424,8 @@ def test_parameters_alone_are_no_run(tmp_path):
 
 
 def test_starting_over_leaves_nothing_of_the_older_run(tmp_path):
-    quick(maml(), steps=4, checkpoint=tmp_path, log_every=1, validation=Validation(sines, every=2, n_tasks=2))
+    quick(maml(), steps=4, checkpoint=tmp_path, log_every=1,
+          validation=Validation(sines, every=2, n_tasks=2))
     assert (tmp_path / "best.pt").exists()
     quick(J := maml(), steps=0, checkpoint=tmp_path, resume=False)
     assert not (tmp_path / "best.pt").exists()
@@ -402,8 +454,10 @@ def test_saving_counts_on_its_order(tmp_path, monkeypatch):
     "checkpoint.pt is written last, and removed first: what it speaks of is there."
     order = []
     real, unlink = checkpoints.write_whole, Path.unlink
-    monkeypatch.setattr(checkpoints, "write_whole", lambda path, bits: (order.append(path.name), real(path, bits)))
-    monkeypatch.setattr(Path, "unlink", lambda path, **o: (order.append("- " + path.name), unlink(path, **o)))
+    monkeypatch.setattr(checkpoints, "write_whole",
+                        lambda path, bits: (order.append(path.name), real(path, bits)))
+    monkeypatch.setattr(Path, "unlink",
+                        lambda path, **o: (order.append("- " + path.name), unlink(path, **o)))
     J = maml()
     run = Checkpoints(tmp_path, J, torch.optim.Adam(J.parameters()), {})
     run.save(Progress(validation=[{"step": 1, "validation": 2.0}]))

@@ -1,4 +1,4 @@
-"""ANIL, BOIL and CAVIA: closed forms on the quadratic bed, finite differences, limits, and bad input."""
+"""ANIL, BOIL, CAVIA: closed forms on the quadratic bed, finite differences, limits, bad input."""
 import copy
 
 import pytest
@@ -33,7 +33,8 @@ class Scalar(nn.Module):
     "ŷ = wx + vc with numbers w, v, c."
     def __init__(self, w=0.8, v=0.6):
         super().__init__()
-        self.w, self.v = (nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (w, v))
+        self.w, self.v = (nn.Parameter(torch.tensor(value, dtype=torch.float64))
+                          for value in (w, v))
         self.register_buffer("context", torch.zeros((), dtype=torch.float64))
 
     def forward(self, x): return self.w * x + self.v * self.context
@@ -75,14 +76,18 @@ def test_the_closed_form_would_notice_a_transpose(which, bowls, start):
 def test_first_order_is_the_slope_at_the_end(which, bowls, start):
     options, mask = MASKS[which]
     model = Parts(start)
-    backward(ml.MetaLoss(model, half_square, inner=Masked(model, LR, 3, **options), gradient=ml.FirstOrder()), bowls)
+    backward(ml.MetaLoss(model, half_square, inner=Masked(model, LR, 3, **options),
+                         gradient=ml.FirstOrder()), bowls)
     close(flat(model), closed_form(bowls, start, mask, 3)[1].mean(0))
 
 
 def gradcheck(J, task):
-    names, values = zip(*((name, p.detach().clone().requires_grad_()) for name, p in J.named_parameters()), strict=True)
-    return torch.autograd.gradcheck(lambda *values: functional_call(J, dict(zip(names, values, strict=True)), (task,)),
-                                    values, atol=1e-8)
+    names, values = zip(*((name, p.detach().clone().requires_grad_())
+                          for name, p in J.named_parameters()), strict=True)
+    return torch.autograd.gradcheck(
+        lambda *values: functional_call(J, dict(zip(names, values, strict=True)), (task,)), values,
+        atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("method", [ANIL, BOIL])
@@ -91,7 +96,8 @@ def test_finite_differences(method, small_net, sines):
     assert gradcheck(method(small_net, F.mse_loss, lr=0.1, steps=2, chunk_size=4), sines)
 
 
-def in_context(size=2): return Contextual(mlp(1 + size, 3, 1, activation=nn.Tanh, seed=2).double(), size)
+def in_context(size=2):
+    return Contextual(mlp(1 + size, 3, 1, activation=nn.Tanh, seed=2).double(), size)
 
 
 def test_finite_differences_with_a_context(sines):
@@ -100,8 +106,12 @@ def test_finite_differences_with_a_context(sines):
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 4.0])
 def test_scalar_model_with_a_context(alpha):
-    "Residual r(1 − αv²); ∂J/∂v = −2αvr²(1 − αv²); ∂J/∂w = xr(1 − αv²)²; v² = 1/α solves every task in one step."
-    x, y = (torch.tensor(values, dtype=torch.float64)[:, None] for values in ([1.5, -0.4, 2.0], [0.3, 1.1, -2.0]))
+    """Residual r(1 − αv²); v² = 1/α solves every task in one step.
+
+    ∂J/∂v = −2αvr²(1 − αv²); ∂J/∂w = xr(1 − αv²)².
+    """
+    x, y = (torch.tensor(values, dtype=torch.float64)[:, None]
+            for values in ([1.5, -0.4, 2.0], [0.3, 1.1, -2.0]))
     task = ml.Task(ml.Split(x, y), ml.Split(x, y))
     model = Scalar()
     J = CAVIA(model, half_square, lr=alpha)
@@ -116,7 +126,8 @@ def test_scalar_model_with_a_context(alpha):
     best = Scalar(v=alpha**-0.5)
     assert backward(CAVIA(best, half_square, lr=alpha), task) < 1e-25 and best.v.grad.abs() < 1e-12
     model = Scalar()
-    backward(CAVIA(model, half_square, lr=alpha, gradient=ml.FirstOrder()), task)     # c₁ counts as a constant
+    # c₁ counts as a constant
+    backward(CAVIA(model, half_square, lr=alpha, gradient=ml.FirstOrder()), task)
     close(model.v.grad, (r * factor * -alpha * 0.6 * r).mean())
 
 
@@ -147,19 +158,26 @@ def test_conv4_with_a_context():
     assert phi["context"].shape == (2, 4) and phi["context"].abs().max() > 0
 
 
-@pytest.mark.parametrize(("pattern", "expected"), [
-    ("0.*", {"0.weight", "0.bias"}), ("*.bias", {"0.bias", "2.bias"}), ("[02].bias", {"0.bias", "2.bias"}),
-    ("0.weight, 2.*", {"0.weight", "2.weight", "2.bias"}), (" 2.bias ,", {"2.bias"}), (None, set()), ("", set())])
+@pytest.mark.parametrize(("pattern", "expected"),
+                         [("0.*", {"0.weight", "0.bias"}), ("*.bias", {"0.bias", "2.bias"}),
+                          ("[02].bias", {"0.bias", "2.bias"}),
+                          ("0.weight, 2.*", {"0.weight", "2.weight", "2.bias"}),
+                          (" 2.bias ,", {"2.bias"}), (None, set()), ("", set())])
 def test_patterns(pattern, expected): assert matching(mlp(1, 3, 1), pattern) == expected
 
 
 def test_unknown_pattern():
-    for make in (lambda: matching(mlp(1, 3, 1), "0.*, head.*"), lambda: Masked(mlp(1, 3, 1), only="head.*"),
-                 lambda: Masked(mlp(1, 3, 1), without="head.*"), lambda: ANIL(mlp(1, 3, 1), F.mse_loss, head="head.*"),
+    for make in (lambda: matching(mlp(1, 3, 1), "0.*, head.*"),
+                 lambda: Masked(mlp(1, 3, 1), only="head.*"),
+                 lambda: Masked(mlp(1, 3, 1), without="head.*"),
+                 lambda: ANIL(mlp(1, 3, 1), F.mse_loss, head="head.*"),
                  lambda: BOIL(mlp(1, 3, 1), F.mse_loss, head="head.*")):
-        with pytest.raises(ValueError, match=r"pattern 'head\.\*' matches no parameter of Sequential; its parameters "
-                                             r"are 0\.weight, 0\.bias, 2\.weight, 2\.bias"): make()
-    with pytest.raises(ValueError, match="matches no parameter"): matching(mlp(1, 3, 1), "0.Weight")   # capitals count
+        with pytest.raises(ValueError, match=r"pattern 'head\.\*' matches no parameter of "
+                           r"Sequential; its parameters "
+                           r"are 0\.weight, 0\.bias, 2\.weight, 2\.bias"):
+            make()
+    # capitals count
+    with pytest.raises(ValueError, match="matches no parameter"): matching(mlp(1, 3, 1), "0.Weight")
 
 
 def test_nothing_left_to_adapt():
@@ -172,8 +190,9 @@ def test_head_of():
     assert matching(mlp(1, 4, 4, 1), head_of(mlp(1, 4, 4, 1))) == {"4.weight", "4.bias"}
     assert matching(Point(2), head_of(Point(2))) == {"theta"}
     for options in ({}, {"pool": "max"}, {"context": 3}):
-        assert matching(Conv4(5, size=16, filters=2, **options), head_of(Conv4(5, size=16, filters=2, **options))) == {
-            "head.weight", "head.bias"}
+        assert matching(Conv4(5, size=16, filters=2, **options), head_of(
+            Conv4(5, size=16, filters=2, **options)
+        )) == {"head.weight", "head.bias"}
     assert head_of(Contextual(mlp(3, 4, 1), 2)) == "model.2.*"
     with pytest.raises(ValueError, match="ReLU has no layer with parameters"): head_of(nn.ReLU())
 
@@ -181,7 +200,8 @@ def test_head_of():
 def test_only_what_is_named_is_adapted(small_net, sines):
     for method, moving in ((ANIL, {"2.weight", "2.bias"}), (BOIL, {"0.weight", "0.bias"})):
         phi = method(small_net, F.mse_loss, lr=0.1, steps=2).adapt(sines.support)
-        assert {name for name, p in small_net.named_parameters() if (phi[name] != p).any()} == moving
+        assert ({name for name, p in small_net.named_parameters() if (phi[name] != p).any()}
+                == moving)
         assert set(phi) == set(dict(small_net.named_parameters()))
 
 
@@ -190,7 +210,8 @@ def test_the_gradient_is_taken_of_the_adapted_parameters_alone(small_net, sines)
     asked = []
 
     def loss(phi):
-        asked.append({name for name, p in phi.items() if torch._C._functorch.is_gradtrackingtensor(p)})
+        asked.append({name
+                      for name, p in phi.items() if torch._C._functorch.is_gradtrackingtensor(p)})
         return sum((p**2).sum() for p in phi.values())
     slope = Masked(small_net, only="2.*").slope(loss, theta)
     assert set(slope) == {"2.weight", "2.bias"} == asked[0]
@@ -199,11 +220,17 @@ def test_the_gradient_is_taken_of_the_adapted_parameters_alone(small_net, sines)
 
 def test_a_loop_over_the_head_costs_no_inner_backward_pass_through_the_body(sines):
     net = mlp(1, 40, 40, 1).double()
-    maml, anil = ([flops(lambda m=m, K=K: m(net, F.mse_loss, steps=K)(sines)) for K in (1, 3)] for m in (ml.MAML, ANIL))
+    maml, anil = ([flops(lambda m=m, K=K: m(net, F.mse_loss, steps=K)(sines)) for K in (1, 3)]
+                  for m in (ml.MAML, ANIL))
     assert anil[1] - anil[0] < 0.4 * (maml[1] - maml[0])
-    first_order = [flops(lambda K=K: ANIL(net, F.mse_loss, steps=K, gradient=ml.FirstOrder())(sines)) for K in (0, 2)]
-    once = first_order[0] * 4 / 3                             # forward and backward, over 4 examples instead of 3
-    assert first_order[1] - first_order[0] < 0.75 * once      # two passes forward: two thirds, and the head
+    first_order = [
+        flops(lambda K=K: ANIL(net, F.mse_loss, steps=K, gradient=ml.FirstOrder())(sines))
+        for K in (0, 2)
+    ]
+    # forward and backward, over 4 examples instead of 3
+    once = first_order[0] * 4 / 3
+    # two passes forward: two thirds, and the head
+    assert first_order[1] - first_order[0] < 0.75 * once
 
 
 def test_a_full_mask_is_maml(small_net, sines):
@@ -224,7 +251,8 @@ def make(name, **options):
     return method(model, F.mse_loss, lr=lr, steps=2, **options)
 
 
-def gradients(J, task): return [J(task).detach(), *torch.autograd.grad(J(task), list(J.parameters()))]
+def gradients(J, task):
+    return [J(task).detach(), *torch.autograd.grad(J(task), list(J.parameters()))]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -234,8 +262,8 @@ def test_loop_is_vmap_is_chunks_is_compiled(name, sines):
     one_by_one = [gradients(J, sines.select(i)) for i in range(6)]
     chunked, compiled = make(name, chunk_size=4), make(name)
     compiled.compile(backend="aot_eager")
-    for found in ([torch.stack(parts).mean(0) for parts in zip(*one_by_one, strict=True)], gradients(chunked, sines),
-                  gradients(compiled, sines)):
+    for found in ([torch.stack(parts).mean(0) for parts in zip(*one_by_one, strict=True)],
+                  gradients(chunked, sines), gradients(compiled, sines)):
         for a, b in zip(found, expected, strict=True): close(a, b, 1e-12)
     close(J.per_task(sines)[0], torch.stack([of[0] for of in one_by_one]), 1e-12)
 
@@ -256,14 +284,17 @@ def test_for_model_and_on(small_net, sines):
 
 
 def test_an_inner_loop_made_for_another_model(small_net, sines):
-    with pytest.raises(ValueError, match=r"Masked was made for another model: this one has no parameter '4\.weight'"):
+    with pytest.raises(ValueError, match=r"Masked was made for another model: this one has no "
+                       r"parameter '4\.weight'"):
         ml.MetaLoss(small_net, F.mse_loss, inner=Masked(mlp(1, 5, 5, 1), only="4.*"))(sines)
-    with pytest.raises(ValueError, match="Context was made for another model: this one has no parameter and no buffer"):
+    with pytest.raises(ValueError, match="Context was made for another model: this one has no "
+                       "parameter and no buffer"):
         ml.MetaLoss(small_net, F.mse_loss, inner=Context(in_context()))(sines)
 
 
 def test_a_model_without_a_context(small_net):
-    with pytest.raises(ValueError, match="Sequential has 0 buffers called 'context'"): Context(small_net)
+    with pytest.raises(ValueError, match="Sequential has 0 buffers called 'context'"):
+        Context(small_net)
     with pytest.raises(ValueError, match="has 2 buffers called 'context'"):
         Context(nn.ModuleList([in_context(), in_context()]))
 
@@ -284,25 +315,30 @@ def test_bad_numbers(kind):
 
 def test_what_is_said_about_it(small_net):
     assert repr(Masked(small_net, only="2.*")) == "Masked(lr=0.01, steps=1, only='2.*')"
-    assert repr(Masked(small_net, lr=0.3, without="2.*")) == "Masked(lr=0.3, steps=1, without='2.*')"
+    assert repr(Masked(small_net, lr=0.3,
+                       without="2.*")) == "Masked(lr=0.3, steps=1, without='2.*')"
 
 
 def test_float64_and_float32_and_copies(sines):
     J = CAVIA(in_context(), F.mse_loss)
     twin = copy.deepcopy(J).float()
     assert twin.inner.zero.dtype == torch.float32
-    torch.testing.assert_close(twin(sines.to(dtype=torch.float32)).double(), J(sines), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(twin(sines.to(dtype=torch.float32)).double(), J(sines), rtol=1e-5,
+                               atol=1e-5)
 
 
 def test_an_unknown_label_is_a_lesson():
     "Not about masks: the words that few-shot classification needs most."
-    x, y = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 1, 2], [0, 1, 3]])
+    x, y = (torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0)),
+            torch.tensor([[0, 1, 2], [0, 1, 3]]))
     fine, task_loss = torch.zeros_like(y), F.cross_entropy
     for task in (((x, y), (x, fine)), ((x, fine), (x, y)), ((x, fine), (x, fine - 1))):
         J = ml.MAML(mlp(2, 4, 3), task_loss)
         for ask in (lambda J=J, task=task: J(task), lambda J=J, task=task: J.curve(task)):
-            with pytest.raises(ValueError, match="label is out of range: the model has 3 outputs, so labels are 0 … 2"):
+            with pytest.raises(ValueError, match="label is out of range: the model has 3 outputs, "
+                               "so labels are 0 … 2"):
                 ask()
 
     def broken(prediction, y): raise RuntimeError("of a reader's loss")
-    with pytest.raises(RuntimeError, match="of a reader's loss"): ml.MAML(mlp(2, 4, 3), broken)(((x, y), (x, y)))
+    with pytest.raises(RuntimeError, match="of a reader's loss"):
+        ml.MAML(mlp(2, 4, 3), broken)(((x, y), (x, y)))

@@ -84,7 +84,9 @@ def test_extended_measures_up_to_three_and_goes_on_in_a_straight_line():
 def test_prediction_is_within_five_per_cent(kind, chunk_size, tasks, steps):
     J, task = conv(kind, steps, chunk_size=chunk_size), images(tasks)
     gradient(J, task)
-    assert predicted_memory(J, task).total == pytest.approx(measured_memory(lambda: gradient(J, task)), rel=0.05)
+    assert predicted_memory(J, task).total == pytest.approx(
+        measured_memory(lambda: gradient(J, task)), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 5, 12])
@@ -92,15 +94,19 @@ def test_prediction_for_a_network_that_is_no_image_network(steps):
     J = ml.MAML(ml.models.mlp(1, 20, 1), F.mse_loss, steps=steps)
     task = ml.tasks.Sinusoids().batch(40)
     gradient(J, task)
-    assert predicted_memory(J, task).total == pytest.approx(measured_memory(lambda: gradient(J, task)), rel=0.05)
+    assert predicted_memory(J, task).total == pytest.approx(
+        measured_memory(lambda: gradient(J, task)), rel=0.05
+    )
 
 
 def test_prediction_sees_parameters_of_the_inner_loop_and_other_terms():
     model = Conv4(3, size=20, filters=8)
-    for J in (ml.MetaLoss(model, F.cross_entropy, inner=ml.MetaSGD(model, lr=0.1, steps=4)), conv(ml.SharpMAML)):
+    for J in (ml.MetaLoss(model, F.cross_entropy, inner=ml.MetaSGD(model, lr=0.1, steps=4)),
+              conv(ml.SharpMAML)):
         task = images(5)
         gradient(J, task)
-        assert predicted_memory(J, task).total == pytest.approx(measured_memory(lambda: gradient(J, task)), rel=0.05)  # noqa: B023
+        measured = measured_memory(lambda: gradient(J, task))  # noqa: B023
+        assert predicted_memory(J, task).total == pytest.approx(measured, rel=0.05)
 
 
 def test_prediction_grows_as_it_should():
@@ -146,8 +152,8 @@ def test_random_state_is_kept_with_dropout():
 
 def test_prediction_takes_small_steps_only(monkeypatch):
     seen = []
-    monkeypatch.setattr("metalit.memory.step_memory", lambda J, task: seen.append((task.batch_size, J.inner.steps))
-                        or Memory(1, 1, 1))
+    monkeypatch.setattr("metalit.memory.step_memory", lambda J, task:
+                        seen.append((task.batch_size, J.inner.steps)) or Memory(1, 1, 1))
     predicted_memory(conv(steps=50), images(40))
     assert max(seen) == (3, 3)
 
@@ -197,7 +203,8 @@ def test_nothing_grows_over_meta_steps(chunk_size):
 def test_a_list_of_values_is_a_leak_and_is_seen():
     J, task = conv(), images(2)
     graph = step_memory(J, task).graph
-    assert peak_and_rest(lambda: [J(task) for _ in range(10)])[1] == pytest.approx(10 * graph, rel=0.01)
+    assert peak_and_rest(lambda: [J(task) for _ in range(10)])[1] == pytest.approx(10 * graph,
+                                                                                   rel=0.01)
     assert peak_and_rest(lambda: [J(task).item() for _ in range(10)])[1] == 0
 
 
@@ -208,8 +215,9 @@ def test_keep_freed_memory_says_whether_it_did():
         print(keep_freed_memory(), keep_freed_memory())
         assert measured_memory(lambda: torch.empty(8)) == 32
         """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "profiler" not in done.stderr                     # measuring does not write to the terminal
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          check=True)
+    assert "profiler" not in done.stderr  # measuring does not write to the terminal
     assert done.stdout.split() in (["True", "True"], ["False", "False"])
     if sys.platform.startswith("linux"):
         import ctypes

@@ -14,11 +14,12 @@ class Pooled(nn.Module):
 
 
 def network(middle):
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), middle, nn.Tanh(), nn.Conv2d(4, 4, 3, 2, 1), nn.Tanh(), Pooled(),
-                          nn.Linear(4, 3)).double()
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), middle, nn.Tanh(), nn.Conv2d(4, 4, 3, 2, 1),
+                          nn.Tanh(), Pooled(), nn.Linear(4, 3)).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in model.parameters(): p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) / 2)
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) / 2)
     return model
 
 
@@ -38,7 +39,8 @@ MODELS = {name: lambda make=make: network(make()) for name, make in LAYERS.items
 def task():
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(24, 1, 10, 10, generator=generator, dtype=torch.float64)
-    return ml.tasks.Episodes(images, torch.arange(6).repeat_interleave(4), ways=3, shots=1, queries=2).batch(3)
+    return ml.tasks.Episodes(images, torch.arange(6).repeat_interleave(4), ways=3, shots=1,
+                             queries=2).batch(3)
 
 
 def by_loop(model, task, lr, steps):
@@ -81,7 +83,8 @@ def test_meta_gradient_by_finite_differences(name, task):
 
     def at(t):
         with torch.no_grad():
-            for p, s, d in zip(model.parameters(), start, direction, strict=True): p.copy_(s + t * d)
+            for p, s, d in zip(model.parameters(), start, direction, strict=True):
+                p.copy_(s + t * d)
         return J(task).detach()
     torch.testing.assert_close((at(1e-5) - at(-1e-5)) / 2e-5, slope, rtol=1e-6, atol=1e-9)
 
@@ -96,19 +99,23 @@ def test_compiled_and_chunked_are_the_same(name, task):
         model.zero_grad()
         J(task).backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
-    for other in gradients[1:]: torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-11)
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(("layer", "shape"), [
-    (nn.BatchNorm1d(4, track_running_stats=False), (7, 4)), (nn.BatchNorm1d(4, track_running_stats=False), (7, 4, 3)),
+    (nn.BatchNorm1d(4, track_running_stats=False), (7, 4)),
+    (nn.BatchNorm1d(4, track_running_stats=False), (7, 4, 3)),
     (nn.BatchNorm2d(4, eps=0.1, track_running_stats=False), (7, 4, 3, 5)),
     (nn.InstanceNorm1d(4, affine=True), (7, 4, 6)), (nn.InstanceNorm2d(4), (7, 4, 3, 5)),
     (nn.LayerNorm([3, 5], eps=0.1), (7, 4, 3, 5)),
-    (nn.LayerNorm(5, elementwise_affine=False), (7, 5)), (nn.BatchNorm2d(4).eval(), (7, 4, 3, 5))])
+    (nn.LayerNorm(5, elementwise_affine=False), (7, 5)), (nn.BatchNorm2d(4).eval(), (7, 4, 3, 5))
+])
 def test_values_are_those_of_pytorch(layer, shape):
     layer, generator = layer.double(), torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for p in layer.parameters(): p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+        for p in layer.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
     x = 3 + torch.randn(shape, generator=generator, dtype=torch.float64)
     expected = layer(x)
     with PlainNorms(): found = layer(x)
@@ -125,6 +132,7 @@ def test_outside_the_mode_nothing_has_changed():
 
 def test_constant_images_have_finite_gradients():
     model = ml.models.Conv4(3, size=10, filters=3)
-    blank = ml.tasks.Episodes(torch.zeros(12, 1, 10, 10), torch.arange(6).repeat_interleave(2), ways=3).batch(2)
+    blank = ml.tasks.Episodes(torch.zeros(12, 1, 10, 10), torch.arange(6).repeat_interleave(2),
+                              ways=3).batch(2)
     ml.MAML(model, F.cross_entropy, lr=0.4)(blank).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())

@@ -18,10 +18,12 @@ import sys, torch
 loaded, before = set(sys.modules), torch.get_rng_state()
 import metalit
 assert torch.equal(before, torch.get_rng_state())
-heavy = {"matplotlib", "tqdm", "click", "IPython", "fastcore", "nbdev", "pandas"} & (set(sys.modules) - loaded)
+heavy = {"matplotlib", "tqdm", "click", "IPython", "fastcore", "nbdev", "pandas"}
+heavy &= set(sys.modules) - loaded
 sys.exit(f"loaded {heavy}" if heavy else 0)
 """
-    result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True,
+                            text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -31,7 +33,8 @@ def test_the_library_never_imports_development_tools():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
                 [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"fastcore", "nbdev", "IPython", "execnb"}, path
+            assert not {name.split(".")[0] for name in names} & {"fastcore", "nbdev", "IPython",
+                                                                 "execnb"}, path
 
 
 def test_typed():
@@ -46,12 +49,13 @@ PUBLIC = [(name, value) for name, value in vars(ml).items()
 def test_every_public_name_is_documented_with_an_example(name, value):
     assert value.__doc__
     if issubclass(value if inspect.isclass(value) else object, Exception): return
-    made_by_others_or_by_a_subclass = ("Split", "Path", "Sum", "Evaluation", "Family", "Preconditioned")
+    made_by_others_or_by_a_subclass = ("Split", "Path", "Sum", "Evaluation", "Family",
+                                       "Preconditioned")
     if name in made_by_others_or_by_a_subclass: return
     assert "Example:" in value.__doc__
 
 
 def test_all_names_what_is_there():
-    assert {"MAML", "FOMAML", "MetaLoss", "QueryLoss", "Mean", "SGD", "Exact", "FirstOrder", "meta_train", "evaluate",
-            "Task", "Split", "tasks", "models"} <= set(ml.__all__)
+    assert {"MAML", "FOMAML", "MetaLoss", "QueryLoss", "Mean", "SGD", "Exact", "FirstOrder",
+            "meta_train", "evaluate", "Task", "Split", "tasks", "models"} <= set(ml.__all__)
     for name in ml.__all__: assert hasattr(ml, name)

@@ -1,4 +1,5 @@
-"""Meta-SGD and Meta-Curvature: closed forms on the quadratic bed, gradcheck, limits, and bad input."""
+"""Meta-SGD and Meta-Curvature: closed forms on the quadratic bed, gradcheck, limits, and bad input.
+"""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ class FullMatrix(Preconditioned):
 
 
 class Row(nn.Module):
-    "The quadratic bed with θ as a weight of shape (1, d), so that Meta-Curvature gives it full matrices."
+    "The quadratic bed with θ as a weight (1, d): Meta-Curvature gives it full matrices."
     def __init__(self, theta):
         super().__init__()
         self.weight = nn.Parameter(theta.clone()[None])
@@ -40,7 +41,10 @@ def set_factor(inner, i, value, which=0):
 
 
 def closed_form(task, theta, P, steps):
-    "φ of each task, the slope C(φ − q), and its journey back: ((I − αPA)ᵀ)ᴷ C(φ − q) = (I − αAPᵀ)ᴷ C(φ − q)."
+    """φ of each task, the slope C(φ − q), and its journey back.
+
+    ((I − αPA)ᵀ)ᴷ C(φ − q) = (I − αAPᵀ)ᴷ C(φ − q).
+    """
     (A, s), (C, q) = curvature(task.support), curvature(task.query)
     M = torch.linalg.matrix_power(torch.eye(len(theta), dtype=A.dtype) - LR * P @ A, steps)
     phi = s + times(M, theta - s)
@@ -74,7 +78,8 @@ def test_gradient_of_the_matrix_is_the_mean_of_rank_one_matrices(bowls, start):
         set_factor(inner, 0, P)
         backward(ml.MetaLoss(model, half_square, inner=inner), bowls.select(tasks))
         slope, inner_slope = closed_form(bowls, start, P, 1)[1], times(A, start - s)
-        close(inner.learned[0][0].grad, (-LR * slope[:, :, None] * inner_slope[:, None])[tasks].mean(0))
+        close(inner.learned[0][0].grad,
+              (-LR * slope[:, :, None] * inner_slope[:, None])[tasks].mean(0))
     assert torch.linalg.matrix_rank(inner.learned[0][0].grad, atol=1e-10) == 1
 
 
@@ -110,7 +115,7 @@ def test_meta_sgd_closed_form(first_order, bowls, start):
     A, s = curvature(bowls.support)
     _, slope, back = closed_form(bowls, start, torch.diag(scale), 1)
     close(model.theta.grad, (slope if first_order else back).mean(0))
-    close(inner.learned[0][0].grad / LR, -(times(A, start - s) * slope).mean(0))        # a = lr · scale
+    close(inner.learned[0][0].grad / LR, -(times(A, start - s) * slope).mean(0))  # a = lr · scale
 
 
 @pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])
@@ -141,7 +146,8 @@ def test_solves_a_quadratic_in_one_step(start):
 def test_identity_factors_are_maml(make, small_net, sines):
     value = backward(ml.MAML(small_net, F.mse_loss, lr=0.1, steps=2), sines)
     gradient = flat(small_net)
-    close(backward(ml.MetaLoss(small_net, F.mse_loss, inner=make(small_net, 0.1, 2)), sines), value, 1e-14)
+    close(backward(ml.MetaLoss(small_net, F.mse_loss, inner=make(small_net, 0.1, 2)), sines), value,
+          1e-14)
     close(flat(small_net), gradient, 1e-13)
 
 
@@ -162,8 +168,8 @@ def test_diagonal_factors_on_a_vector_are_meta_sgd(bowls, start):
         model = Point(start)
         inner = make(model, LR, 2)
         set_factor(inner, 0, scale)
-        found.append((backward(ml.MetaLoss(model, half_square, inner=inner), bowls), model.theta.grad,
-                      inner.learned[0][0].grad))
+        found.append((backward(ml.MetaLoss(model, half_square, inner=inner), bowls),
+                      model.theta.grad, inner.learned[0][0].grad))
     for a, b in zip(*found, strict=True): close(a, b, 1e-14)
     model, other = Row(start), Point(start)                      # and as a diagonal matrix
     row, diagonal = ml.MetaCurvature(model, LR, 2), ml.MetaSGD(other, LR, 2)
@@ -182,11 +188,13 @@ def test_gradcheck_of_weights_and_factors(make, sines):
     g = torch.Generator().manual_seed(0)
     names, inputs = [], []
     for name, p in J.named_parameters():
-        noise = 0.3 * torch.randn(p.shape, generator=g, dtype=p.dtype) if name.startswith("inner.") else 0.0
+        noise = (0.3 * torch.randn(p.shape, generator=g, dtype=p.dtype) if name.startswith("inner.")
+                 else 0.0)
         names.append(name)
         inputs.append((p.detach() + noise).requires_grad_())
 
-    def value(*parameters): return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
+    def value(*parameters):
+        return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
     assert torch.autograd.gradcheck(value, tuple(inputs), atol=1e-8)
     J.chunk_size = 4
     assert torch.autograd.gradcheck(value, tuple(inputs), atol=1e-8)
@@ -198,7 +206,8 @@ def test_meta_curvature_acts_as_a_kronecker_product():
     for shape in ((3, 4), (3, 2, 2, 2)):
         gradient = torch.randn(shape, generator=g, dtype=torch.float64)
         inner = ml.MetaCurvature(nn.Linear(1, 1))
-        factors = [torch.randn(f.shape, generator=g, dtype=torch.float64) for f in inner.factors(gradient)]
+        factors = [torch.randn(f.shape, generator=g, dtype=torch.float64)
+                   for f in inner.factors(gradient)]
         whole = factors[0]
         for factor in factors[1:]: whole = torch.kron(whole, factor)
         close(inner.act(gradient, factors), (whole @ gradient.flatten()).reshape(shape))
@@ -208,13 +217,15 @@ def test_number_of_factors():
     "1-40-40-1: 1² + 4·40² + 1² in matrices, 81 for the biases (Park & Oliva's construction)."
     net = ml.models.mlp(1, 40, 40, 1)
     assert sum(p.numel() for p in ml.MetaCurvature(net).parameters()) == 1 + 4 * 40**2 + 1 + 81
-    assert sum(p.numel() for p in ml.MetaSGD(net).parameters()) == sum(p.numel() for p in net.parameters()) == 1761
+    assert (sum(p.numel() for p in ml.MetaSGD(net).parameters())
+            == sum(p.numel() for p in net.parameters()) == 1761)
 
 
 def test_convolution():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 1)).double()
     g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 3, 5, 1, 4, 4, generator=g).double(), torch.randn(2, 3, 5, 1, generator=g).double()
+    x, y = (torch.randn(2, 3, 5, 1, 4, 4, generator=g).double(),
+            torch.randn(2, 3, 5, 1, generator=g).double())
     task = ml.Task(ml.Split(x[0], y[0]), ml.Split(x[1], y[1]))
     inner = ml.MetaCurvature(net, 0.1)
     assert [tuple(f.shape) for f in inner.learned[0]] == [(2, 2), (1, 1), (9, 9)]
@@ -227,11 +238,13 @@ def test_model_whose_shapes_changed(make, sines):
     inner = make(ml.models.mlp(1, 5, 1).double())
     wider = ml.models.mlp(1, 6, 1).double()
     name = make.__name__
-    with pytest.raises(ValueError, match=rf"{name} was made for another model: at '0.weight' it knows \(5, 1\), and "
-                                         rf"the model has \(6, 1\). Make it anew: {name}\(model"):
+    with pytest.raises(ValueError, match=rf"{name} was made for another model: at '0.weight' it "
+                       rf"knows \(5, 1\), and "
+                       rf"the model has \(6, 1\). Make it anew: {name}\(model"):
         ml.MetaLoss(wider, F.mse_loss, inner=inner)(sines)
     deeper = ml.models.mlp(1, 5, 5, 1).double()
-    with pytest.raises(ValueError, match=r"at '2\.weight'"): ml.MetaLoss(deeper, F.mse_loss, inner=inner)(sines)
+    with pytest.raises(ValueError, match=r"at '2\.weight'"):
+        ml.MetaLoss(deeper, F.mse_loss, inner=inner)(sines)
     with pytest.raises(ValueError, match=r"at '4\.weight' it knows nothing"):
         ml.MetaLoss(deeper, F.mse_loss, inner=make(nn.Sequential(*deeper[:4])))(sines)
     fresh = inner.for_model(wider)
@@ -246,7 +259,8 @@ def test_options_reach_the_inner_loop_and_its_copy(small_net):
 
 
 @pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])
-@pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": float("nan")}, {"steps": -1}, {"steps": 1.5}])
+@pytest.mark.parametrize("options",
+                         [{"lr": 0.0}, {"lr": float("nan")}, {"steps": -1}, {"steps": 1.5}])
 def test_bad_numbers(make, options, small_net):
     with pytest.raises(ValueError, match=next(iter(options))): make(small_net, **options)
 

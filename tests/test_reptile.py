@@ -1,4 +1,4 @@
-"""Reptile: its measure, its limits, its schedule, mini-batches, Adam inside, and the article's program, mended."""
+"""Reptile: measure, limits, schedule, mini-batches, Adam inside, the article's program, mended."""
 import contextlib
 import copy
 import io
@@ -23,13 +23,14 @@ def point(theta, **options): return ml.Reptile(ml.models.Point(theta), half_squa
 
 def measure(J, task):
     value = J(task)
-    return value.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(value, list(J.parameters()))])
+    return (value.detach(),
+            torch.cat([g.flatten() for g in torch.autograd.grad(value, list(J.parameters()))]))
 
 
 def flat(phi): return torch.cat([p.flatten(1) for p in phi.values()], 1)
 
 
-# --- the measure ------------------------------------------------------------------------------------------------------
+# --- the measure ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("chunk_size", [None, 2])
 @pytest.mark.parametrize("steps", [0, 1, 3, 10])
@@ -48,13 +49,16 @@ def test_it_is_the_gradient_of_the_distance_to_frozen_ends_and_of_no_other(small
     inputs = tuple(p.detach().clone().requires_grad_() for p in J.parameters())
     ends = [end.detach() for end in J.adapt(sines.support).values()]
 
-    def value(*parameters): return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
+    def value(*parameters):
+        return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
     def frozen(*parameters):
-        return sum(0.5 * ((p - end) ** 2).sum() for p, end in zip(parameters, ends, strict=True)) / sines.batch_size
+        return (sum(0.5 * ((p - end) ** 2).sum() for p, end in zip(parameters, ends, strict=True))
+                / sines.batch_size)
     assert torch.autograd.gradcheck(frozen, inputs)
     close(value(*inputs).detach(), frozen(*inputs).detach())
-    for a, b in zip(torch.autograd.grad(value(*inputs), inputs), torch.autograd.grad(frozen(*inputs), inputs),
-                    strict=True): close(a, b)
+    for a, b in zip(torch.autograd.grad(value(*inputs), inputs),
+                    torch.autograd.grad(frozen(*inputs), inputs), strict=True):
+        close(a, b)
     assert not torch.autograd.gradcheck(value, inputs, raise_exception=False)
 
 
@@ -75,7 +79,8 @@ def test_what_the_stop_does(stop_end, stop_start, bowls, start):
     A, s = curvature(bowls.support)
     eye = torch.eye(4, dtype=A.dtype)
     M = torch.linalg.matrix_power(eye - LR * A, 5)
-    matrix = {(True, False): eye - M, (False, False): (eye - M) @ (eye - M), (False, True): -M @ (eye - M)}
+    matrix = {(True, False): eye - M, (False, False): (eye - M) @ (eye - M),
+              (False, True): -M @ (eye - M)}
     J = ml.MetaLoss(ml.models.Point(start), half_square, inner=ml.SGD(LR, 5), terms=Distance())
     close(measure(J, bowls)[1], times(matrix[stop_end, stop_start], start - s).mean(0))
 
@@ -89,13 +94,17 @@ def test_zero_distance_gives_zero_and_no_nan(bowls, small_net, sines):
         close(gradient, torch.zeros_like(gradient))
 
 
-# --- the limits -------------------------------------------------------------------------------------------------------
+# --- the limits -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("batch_size", [None, 4, 100])
 def test_one_full_batch_step_is_joint_training(batch_size, small_net, sines):
-    joint = measure(ml.MAML(small_net, F.mse_loss, steps=0), ml.Task(sines.support, sines.support))[1]
-    one, two = (measure(ml.Reptile(small_net, F.mse_loss, lr=0.1, steps=k, batch_size=batch_size), sines)[1]
-                for k in (1, 2))
+    joint = (
+        measure(ml.MAML(small_net, F.mse_loss, steps=0), ml.Task(sines.support, sines.support))[1]
+    )
+    one, two = (
+        measure(ml.Reptile(small_net, F.mse_loss, lr=0.1, steps=k, batch_size=batch_size), sines)[1]
+        for k in (1, 2)
+    )
     close(one, 0.1 * joint)
     assert F.cosine_similarity(two, joint, dim=0) < 1 - 1e-6
 
@@ -120,10 +129,10 @@ def test_many_steps_point_to_the_mean_of_the_minima(bowls, start):
     close(measure(point(start, lr=LR, steps=400), bowls)[1], start - s.mean(0), atol=1e-7)
 
 
-# --- mini-batches and the skew part -----------------------------------------------------------------------------------
+# --- mini-batches and the skew part ---------------------------------------------------------------
 
 def two_bowls(order=(0, 1)):
-    "One task with two mini-batches, each a bowl in two dimensions; and their curvatures and minima."
+    "One task with two mini-batches, bowls in two dimensions; their curvatures and minima."
     H = torch.tensor([[[1.9, 0.4], [0.4, 0.3]], [[0.5, -0.6], [-0.6, 1.4]]]).double()
     c = torch.tensor([[0.5, -0.2], [-0.3, 0.4]]).double()
     halves = quadratic_task(H, c).support
@@ -146,7 +155,7 @@ def test_two_mini_batches_make_a_field_that_is_no_gradient():
     close(F1, 0.4 * H.sum(0) - 0.4**2 * H[1] @ H[0])
     close(F1 - F1.T, 0.4**2 * (H[0] @ H[1] - H[1] @ H[0]))
     assert (F1 - F1.T).abs().max() > 0.05
-    close(F1 + F2, (F1 + F2).T)                                                     # both orders: the skew part cancels
+    close(F1 + F2, (F1 + F2).T)  # both orders: the skew part cancels
     whole = linear_part()
     close(whole, whole.T)
 
@@ -167,9 +176,12 @@ def test_full_batch_on_a_network_is_no_gradient_either(small_net, sines):
     vector = torch.cat([p.detach().flatten() for p in small_net.parameters()])
 
     def moved(vector, steps):
-        theta = {n: part.view(shape) for n, part, shape in zip(names, vector.split(sizes), shapes, strict=True)}
-        def loss(phi, split): return F.mse_loss(functional_call(small_net, phi, (split.x,)), split.y)
-        end = ml.SGD(0.1, steps).adapt(loss, theta, ml.Split(sines.support.x[0], sines.support.y[0]))[-1]
+        theta = {n: part.view(shape)
+                 for n, part, shape in zip(names, vector.split(sizes), shapes, strict=True)}
+        def loss(phi, split):
+            return F.mse_loss(functional_call(small_net, phi, (split.x,)), split.y)
+        end = ml.SGD(0.1, steps).adapt(loss, theta, ml.Split(sines.support.x[0],
+                                                             sines.support.y[0]))[-1]
         return torch.cat([(theta[n] - end[n]).flatten() for n in names])
     skew = [(J - J.T).abs().max().item() for J in (jacrev(moved)(vector, k) for k in (1, 2))]
     assert skew[0] < 1e-12 and skew[1] > 1e-4
@@ -192,11 +204,12 @@ def test_mini_batches_are_taken_in_turn_around_and_around(batch_size, small_net,
 @pytest.mark.parametrize("batch_size", [0, -2])
 def test_bad_batch_size(batch_size, small_net):
     message = f"batch_size={batch_size}: how many support examples a step sees"
-    with pytest.raises(ValueError, match=message): ml.Reptile(small_net, F.mse_loss, batch_size=batch_size)
+    with pytest.raises(ValueError, match=message):
+        ml.Reptile(small_net, F.mse_loss, batch_size=batch_size)
     with pytest.raises(ValueError, match=message): ml.Adam(batch_size=batch_size)
 
 
-# --- the schedule, and the article's program --------------------------------------------------------------------------
+# --- the schedule, and the article's program ------------------------------------------------------
 
 def test_an_ordinary_optimizer_is_the_papers_update(small_net):
     J = ml.Reptile(small_net, F.mse_loss, lr=0.1, steps=4, batch_size=2)
@@ -209,7 +222,8 @@ def test_an_ordinary_optimizer_is_the_papers_update(small_net):
         epsilon = 0.8 * (1 - step / 8)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(epsilon, abs=1e-12)
         ends = J.adapt(task.support)
-        by_hand = {name: p + epsilon * (ends[name].detach() - p).mean(0) for name, p in by_hand.items()}
+        by_hand = {name: p + epsilon * (ends[name].detach() - p).mean(0)
+                   for name, p in by_hand.items()}
         optimizer.zero_grad()
         J(task).backward()
         optimizer.step()
@@ -221,7 +235,8 @@ def test_an_ordinary_optimizer_is_the_papers_update(small_net):
 MENDS = [
     ("import torch\nimport torch.nn as nn", "import copy\nimport torch\nimport torch.nn as nn"),
     ("optim.Adam(model.parameters(), lr=beta)", "optim.SGD(model.parameters(), lr=beta)"),
-    ("meta_gradient = 0", "meta_gradient = [torch.zeros_like(param) for param in model.parameters()]"),
+    ("meta_gradient = 0",
+     "meta_gradient = [torch.zeros_like(param) for param in model.parameters()]"),
     ("""task_model = MyModel(task.input_size, task.output_size)
             task_model.load_state_dict(model.state_dict())""", "task_model = copy.deepcopy(model)"),
     ("optim.Adam(task_model.parameters(), lr=alpha)", "{inner}"),
@@ -229,7 +244,8 @@ MENDS = [
      """for total, start, end in zip(meta_gradient, model.parameters(), task_model.parameters()):
                 total += (start - end).detach()"""),
     ("for param in model.parameters():\n            param.grad = meta_gradient / num_tasks",
-     "for param, total in zip(model.parameters(), meta_gradient):\n            param.grad = total / num_tasks"),
+     """for param, total in zip(model.parameters(), meta_gradient):
+            param.grad = total / num_tasks"""),
 ]
 
 
@@ -242,7 +258,8 @@ def test_the_articles_program_mended_agrees_with_the_library(optimizer, inner):
     program = as_written.LISTING.split("# 使用")[0]
     for was, becomes in MENDS:
         assert program.count(was) == 1
-        program = program.replace(was, becomes.format(inner=optimizer) if "{inner}" in becomes else becomes)
+        program = program.replace(was, becomes.format(inner=optimizer) if "{inner}" in becomes
+                                  else becomes)
     family = ml.tasks.Sinusoids(shots=4)
 
     class Served:
@@ -266,17 +283,20 @@ def test_the_articles_program_mended_agrees_with_the_library(optimizer, inner):
     J = ml.Reptile(copy.deepcopy(model), F.mse_loss, inner=inner())
     begin = copy.deepcopy(model)
     with contextlib.redirect_stderr(io.StringIO()):
-        names["reptile"](model, TaskGenerator(), num_tasks=3, inner_steps=5, outer_steps=6, alpha=0.02, beta=0.5)
+        names["reptile"](model, TaskGenerator(), num_tasks=3, inner_steps=5, outer_steps=6,
+                         alpha=0.02, beta=0.5)
     outer = torch.optim.SGD(J.parameters(), lr=0.5)
     for task in family.stream(3, 6, seed=5):
         outer.zero_grad()
         J(task.to(torch.float64)).backward()
         outer.step()
-    for a, b in zip(model.parameters(), J.model.parameters(), strict=True): close(a.detach(), b.detach())
-    assert max((a - b).abs().max().item() for a, b in zip(model.parameters(), begin.parameters(), strict=True)) > 1e-2
+    for a, b in zip(model.parameters(), J.model.parameters(), strict=True):
+        close(a.detach(), b.detach())
+    assert max((a - b).abs().max().item() for a, b in zip(model.parameters(), begin.parameters(),
+                                                          strict=True)) > 1e-2
 
 
-# --- Adam inside ------------------------------------------------------------------------------------------------------
+# --- Adam inside ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options", [{}, {"beta2": 0.5}, {"beta2": 0.0}, {"eps": 0.1}])
 def test_adam_closed_form(options, bowls, start):
@@ -306,18 +326,20 @@ def adam_by_torch(model, task, i, batch_size, eps, steps=5):
 @pytest.mark.parametrize("batch_size", [3, 4])
 def test_adam_agrees_with_torch_but_for_the_place_of_eps(batch_size, small_net, sines):
     def difference(eps):
-        J = ml.Reptile(small_net, F.mse_loss, inner=ml.Adam(0.05, 5, eps=eps, batch_size=batch_size))
-        theirs = torch.stack([adam_by_torch(small_net, sines, i, batch_size, eps) for i in range(sines.batch_size)])
+        J = ml.Reptile(small_net, F.mse_loss,
+                       inner=ml.Adam(0.05, 5, eps=eps, batch_size=batch_size))
+        theirs = torch.stack([adam_by_torch(small_net, sines, i, batch_size, eps)
+                              for i in range(sines.batch_size)])
         return (flat(J.adapt(sines.support)).detach() - theirs).abs().max().item()
     assert difference(1e-15) < 1e-10
-    assert difference(1e-2) > 1e-4                                               # under the root, not beside it
+    assert difference(1e-2) > 1e-4  # under the root, not beside it
 
 
 def test_adams_memory_is_fresh_for_every_task(small_net, sines):
     J = ml.Reptile(small_net, F.mse_loss, inner=ml.Adam(0.05, 5))
     together = flat(J.adapt(sines.support))
     for i in range(sines.batch_size): close(flat(J.adapt(sines.select(i).support))[0], together[i])
-    close(flat(J.adapt(sines.support)), together)                                # nor does a call remember the last one
+    close(flat(J.adapt(sines.support)), together)  # nor does a call remember the last one
     close(flat(J.adapt(sines.select(torch.tensor([3, 1])).support)), together[[3, 1]])
 
 
@@ -330,7 +352,8 @@ def test_one_step_of_adam_is_a_sign(bowls, start):
 def test_adam_does_not_see_the_scale_of_the_loss(bowls, start):
     def end(scale):
         def loss(prediction, y): return scale * half_square(prediction, y)
-        return ml.Reptile(ml.models.Point(start), loss, inner=ml.Adam(0.1, 5, eps=1e-15)).adapt(bowls.support)["theta"]
+        return ml.Reptile(ml.models.Point(start), loss,
+                          inner=ml.Adam(0.1, 5, eps=1e-15)).adapt(bowls.support)["theta"]
     close(end(1.0), end(1000.0))
 
 
@@ -339,9 +362,11 @@ def test_gradcheck_through_adam(small_net, sines):
     names = list(dict(J.named_parameters()))
     inputs = tuple(p.detach().clone().requires_grad_() for p in J.parameters())
 
-    def value(*parameters): return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
+    def value(*parameters):
+        return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
     assert torch.autograd.gradcheck(value, inputs, atol=1e-7)
-    J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.Adam(0.05, 3, eps=0.1), gradient=ml.FirstOrder())
+    J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.Adam(0.05, 3, eps=0.1),
+                    gradient=ml.FirstOrder())
     assert not torch.autograd.gradcheck(value, inputs, atol=1e-7, raise_exception=False)
 
 
@@ -354,8 +379,10 @@ def test_a_weight_without_gradient_gives_no_nan(gradient, sines):
     assert slopes.isfinite().all() and slopes.abs().max() > 0
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"beta2": 1.0}, "beta2=1.0"), ({"beta2": -0.1}, "beta2=-0.1"), ({"beta2": math.nan}, "beta2=nan"),
-    ({"eps": 0.0}, "eps=0.0"), ({"eps": math.inf}, "eps=inf"), ({"lr": 0.0}, "lr=0.0"), ({"steps": 1.5}, "steps=1.5")])
+@pytest.mark.parametrize(("options", "message"),
+                         [({"beta2": 1.0}, "beta2=1.0"), ({"beta2": -0.1}, "beta2=-0.1"),
+                          ({"beta2": math.nan}, "beta2=nan"),
+                          ({"eps": 0.0}, "eps=0.0"), ({"eps": math.inf}, "eps=inf"),
+                          ({"lr": 0.0}, "lr=0.0"), ({"steps": 1.5}, "steps=1.5")])
 def test_bad_options_of_adam(options, message):
     with pytest.raises(ValueError, match=message): ml.Adam(**options)

@@ -1,6 +1,9 @@
-"""A model that uses one layer, or one weight, under two names: right values, right gradients, and it is never damaged.
+"""A model that uses one layer, or one weight, under two names.
 
-The referee is a loop over tasks and steps of `torch.autograd.grad`, with the model written out by hand.
+Right values, right gradients, and it is never damaged.
+
+The referee is a loop over tasks and steps of `torch.autograd.grad`, with the model written out by
+hand.
 """
 import copy
 import shutil
@@ -52,7 +55,8 @@ class SharedParameter(nn.Module):
         self.register_buffer("again", self.shift)
 
     def forward(self, x):
-        return self.out(torch.tanh(self.b(torch.tanh(self.a(torch.tanh(self.into(x)))))) + self.shift * self.again)
+        return self.out(torch.tanh(self.b(torch.tanh(self.a(torch.tanh(self.into(x))))))
+                        + self.shift * self.again)
 
     @staticmethod
     def by_hand(p, x):
@@ -88,7 +92,8 @@ class Kept(ml.Term):
         self.model = model
 
     def per_task(self, path, task):
-        return path.loss(path.final, task.query) + F.mse_loss(self.model(task.query.x), task.query.y)
+        return path.loss(path.final, task.query) + F.mse_loss(self.model(task.query.x),
+                                                              task.query.y)
 
 
 class LossThatKeeps(nn.Module):
@@ -126,13 +131,15 @@ def by_loop(model: nn.Module, task: ml.Task, *, keeps: bool = False) -> tuple[Te
 
 
 class Untouched:
-    "Inside, a model may be used; afterwards it has the same tensors as before, and they the same bits."
+    "Inside, a model may be used; afterwards it has the same tensors, and they the same bits."
     def __init__(self, model):
         self.model = model
 
     def tensors(self):
-        return {(name, key): tensor for name, part in self.model.named_modules(remove_duplicate=False)
-                for key, tensor in [*part._parameters.items(), *part._buffers.items()] if tensor is not None}
+        return {(name, key): tensor
+                for name, part in self.model.named_modules(remove_duplicate=False)
+                for key, tensor in [*part._parameters.items(), *part._buffers.items()]
+                if tensor is not None}
 
     def __enter__(self):
         self.before, self.bits = self.tensors(), copy.deepcopy(self.model.state_dict())
@@ -141,13 +148,15 @@ class Untouched:
         after = self.tensors()
         assert after.keys() == self.before.keys()
         assert all(after[place] is tensor for place, tensor in self.before.items())
-        assert all(torch.equal(self.bits[name], tensor) for name, tensor in self.model.state_dict().items())
-        assert not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in after.values())
+        assert all(torch.equal(self.bits[name], tensor)
+                   for name, tensor in self.model.state_dict().items())
+        assert not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+                       for tensor in after.values())
 
 
 def assert_equal_to_loop(J: ml.MetaLoss, task: ml.Task, *, keeps: bool = False) -> None:
     expected, gradients = by_loop(J.model, task, keeps=keeps)
-    for _ in range(2):                                       # the second call meets what the first one left
+    for _ in range(2):  # the second call meets what the first one left
         with Untouched(J.model): value = J(task)
         with Untouched(J.model): found = torch.autograd.grad(value, list(J.model.parameters()))
         torch.testing.assert_close(value.detach(), expected, rtol=0, atol=1e-14)
@@ -178,7 +187,8 @@ def test_compiled(kind, sines):
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_term_that_keeps_the_model(kind, form, sines):
     model = made(kind)
-    J = ml.MetaLoss(model, F.mse_loss, inner=ml.SGD(LR, STEPS), terms=Kept(model), **FORMS.get(form, {}))
+    J = ml.MetaLoss(model, F.mse_loss, inner=ml.SGD(LR, STEPS), terms=Kept(model),
+                    **FORMS.get(form, {}))
     if form == "compiled": J.compile(backend="aot_eager")
     assert_equal_to_loop(J, sines, keeps=True)
 
@@ -205,15 +215,17 @@ def test_as_written(kind, sines):
     model = made(kind)
     theta, total = dict(model.named_parameters()), 0
     for x, y, x_query, y_query in zip(*sines.support, *sines.query, strict=True):
-        slopes = torch.autograd.grad(F.mse_loss(model.by_hand(theta, x), y), list(theta.values()), create_graph=True)
+        slopes = torch.autograd.grad(F.mse_loss(model.by_hand(theta, x), y), list(theta.values()),
+                                     create_graph=True)
         phi = {name: p - LR * g for (name, p), g in zip(theta.items(), slopes, strict=True)}
         total = total + F.mse_loss(model.by_hand(phi, x_query), y_query) / sines.batch_size
     for _ in range(2):
         with Untouched(model): value = as_written.maml(model, F.mse_loss, sines, lr=LR)
         torch.testing.assert_close(value.detach(), total.detach(), rtol=0, atol=1e-14)
-        torch.testing.assert_close(torch.autograd.grad(value, list(theta.values())),
-                                   torch.autograd.grad(total, list(theta.values()), retain_graph=True),
-                                   rtol=0, atol=1e-14)
+        torch.testing.assert_close(
+            torch.autograd.grad(value, list(theta.values())),
+            torch.autograd.grad(total, list(theta.values()), retain_graph=True), rtol=0, atol=1e-14
+        )
 
 
 @pytest.mark.parametrize("form", [*FORMS, "compiled"])

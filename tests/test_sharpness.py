@@ -1,4 +1,4 @@
-"""GradientNorm, SAM and SharpMAML: closed forms on the quadratic bed, gradcheck, limits, and bad input."""
+"""GradientNorm, SAM, SharpMAML: closed forms on the quadratic bed, gradcheck, limits, bad input."""
 import math
 
 import pytest
@@ -26,7 +26,10 @@ def bed(task, theta, steps):
 @pytest.mark.parametrize("steps", [0, 1, 3])
 @pytest.mark.parametrize("at", ["adapted", "init"])
 def test_gradient_norm_closed_form(at, steps, gradient_rule, bowls, start):
-    "½‖C(φ−q)‖² with gradient MᴷCC(φ−q); ½‖MᴷC(φ−q)‖² with gradient (MᴷCMᴷ)MᴷC(φ−q). First order: M = I in J."
+    """½‖C(φ−q)‖² with gradient MᴷCC(φ−q); ½‖MᴷC(φ−q)‖² with gradient (MᴷCMᴷ)MᴷC(φ−q).
+
+    First order: M = I in J.
+    """
     J = ml.MetaLoss(Point(start), half_square, inner=ml.SGD(LR, steps), terms=ml.GradientNorm(at),
                     gradient=gradient_rule())
     value, gradient = value_and_gradient(J, bowls)
@@ -41,7 +44,8 @@ def test_gradient_norm_closed_form(at, steps, gradient_rule, bowls, start):
 def test_the_two_readings_differ_after_a_step_and_agree_before(bowls, start):
     def both(steps):
         return [value_and_gradient(ml.MetaLoss(Point(start), half_square, inner=ml.SGD(LR, steps),
-                                               terms=ml.GradientNorm(at)), bowls) for at in ("adapted", "init")]
+                                               terms=ml.GradientNorm(at)), bowls)
+                for at in ("adapted", "init")]
     for a, b in zip(*both(0), strict=True): close(a, b)
     for a, b in zip(*both(1), strict=True): assert (a - b).norm() > 0.1
 
@@ -60,10 +64,12 @@ def test_descent_on_the_penalty_lowers_sensitivity(at, bowls, start):
 
 @pytest.mark.parametrize("at", ["adapted", "init"])
 def test_gradient_norm_gradcheck(at, small_net, sines):
-    J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1, 2), terms=ml.QueryLoss() + 0.3 * ml.GradientNorm(at))
+    J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1, 2),
+                    terms=ml.QueryLoss() + 0.3 * ml.GradientNorm(at))
     names = list(dict(J.named_parameters()))
 
-    def value(*parameters): return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
+    def value(*parameters):
+        return functional_call(J, dict(zip(names, parameters, strict=True)), (sines,))
     inputs = tuple(p.detach().clone().requires_grad_() for p in J.parameters())
     assert torch.autograd.gradcheck(value, inputs, atol=1e-8)
 
@@ -72,8 +78,10 @@ def test_gradient_norm_gradcheck(at, small_net, sines):
 def test_gradient_norm_weight_zero_is_maml_and_chunks_agree(at, small_net, sines):
     maml = value_and_gradient(ml.MAML(small_net, F.mse_loss, lr=0.1, steps=2), sines)
     def with_weight(weight, chunk_size=None):
-        return value_and_gradient(ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1, 2), chunk_size=chunk_size,
-                                              terms=ml.QueryLoss() + weight * ml.GradientNorm(at)), sines)
+        return value_and_gradient(
+            ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1, 2), chunk_size=chunk_size,
+                        terms=ml.QueryLoss() + weight * ml.GradientNorm(at)), sines
+        )
     for a, b in zip(with_weight(0.0), maml, strict=True): close(a, b, 1e-14)
     for a, b in zip(with_weight(0.1), with_weight(0.1, 4), strict=True): close(a, b, 1e-12)
     assert (with_weight(0.1)[1] - maml[1]).norm() > 1e-3
@@ -139,12 +147,16 @@ def test_sharp_maml_outer_closed_form(bowls, start):
 
 
 def test_sharp_maml_both(bowls, start):
-    "Look uphill outside, adapt with SAM from there: value and gradient of MAML with SAM, at the shifted point."
+    """Look uphill outside, adapt with SAM from there.
+
+    Value and gradient of MAML with SAM, at the shifted point.
+    """
     inner = ml.MetaLoss(Point(start), half_square, inner=SAM(LR, 2, rho=0.1))
     g = value_and_gradient(inner, bowls)[1]
     there = ml.MetaLoss(Point(start + 0.3 * g / g.norm()), half_square, inner=SAM(LR, 2, rho=0.1))
     J = ml.SharpMAML(Point(start), half_square, lr=LR, steps=2, rho_inner=0.1, rho_outer=0.3)
-    for a, b in zip(value_and_gradient(J, bowls), value_and_gradient(there, bowls), strict=True): close(a, b)
+    for a, b in zip(value_and_gradient(J, bowls), value_and_gradient(there, bowls), strict=True):
+        close(a, b)
 
 
 def test_rho_zero_is_maml(small_net, sines):
@@ -155,7 +167,7 @@ def test_rho_zero_is_maml(small_net, sines):
 
 
 def test_sam_and_sharp_maml_on_a_network(small_net, sines):
-    "Value and gradient against a plain loop with autograd.grad, one task after another, shifts detached."
+    "Value and gradient against a plain loop over tasks with autograd.grad, shifts detached."
     rho_inner, rho_outer = 0.2, 0.1
     parameters = list(small_net.parameters())
     names = [name for name, _ in small_net.named_parameters()]
@@ -168,8 +180,8 @@ def test_sam_and_sharp_maml_on_a_network(small_net, sines):
         losses = []
         for i in range(sines.batch_size):
             def loss(phi, split, i=i):
-                return F.mse_loss(functional_call(small_net, dict(zip(names, phi, strict=True)), (split.x[i],)),
-                                  split.y[i])
+                return F.mse_loss(functional_call(small_net, dict(zip(names, phi, strict=True)),
+                                                  (split.x[i],)), split.y[i])
             phi = theta
             for _ in range(2):
                 slopes = torch.autograd.grad(loss(phi, sines.support), phi, create_graph=True)
@@ -181,11 +193,14 @@ def test_sam_and_sharp_maml_on_a_network(small_net, sines):
     there = shift(parameters, torch.autograd.grad(by_hand(parameters), parameters), rho_outer)
     expected = by_hand(there)
     slope = torch.cat([g.flatten() for g in torch.autograd.grad(expected, parameters)])
-    J = ml.SharpMAML(small_net, F.mse_loss, lr=0.1, steps=2, rho_inner=rho_inner, rho_outer=rho_outer)
+    J = ml.SharpMAML(small_net, F.mse_loss, lr=0.1, steps=2, rho_inner=rho_inner,
+                     rho_outer=rho_outer)
     value, gradient = value_and_gradient(J, sines)
     close(value, expected.detach(), 1e-12)
     close(gradient, slope, 1e-12)
-    assert (gradient - value_and_gradient(ml.MAML(small_net, F.mse_loss, lr=0.1, steps=2), sines)[1]).norm() > 1e-3
+    assert (
+        gradient - value_and_gradient(ml.MAML(small_net, F.mse_loss, lr=0.1, steps=2), sines)[1]
+    ).norm() > 1e-3
 
 
 def test_sharp_maml_reports(small_net, sines):
@@ -211,4 +226,5 @@ def test_bad_rho(rho, small_net):
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
 def test_bad_weight(weight):
-    with pytest.raises(ValueError, match="the weight of GradientNorm is"): weight * ml.GradientNorm()
+    with pytest.raises(ValueError, match="the weight of GradientNorm is"):
+        weight * ml.GradientNorm()

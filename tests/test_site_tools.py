@@ -1,4 +1,4 @@
-"""The scripts behind `make site`: pages from notebooks, and each check of the built site shown to fail."""
+"""The scripts behind `make site`: pages from notebooks; each check is shown to fail."""
 import nbformat
 import pytest
 from build_site import contents, module_page, public_names, results_page
@@ -8,8 +8,10 @@ from site_pages import linked, options, page, part, restructured, symbol_table
 TABLE = {"ml.Exact": "metalit.gradient.exact.Exact", "Exact": "metalit.gradient.exact.Exact"}
 GOOD = """<html><head><link rel="stylesheet" href="book.css"></head><body><h1 id="top">A page</h1>
 <a href="#top">up</a> <a href="other.html#there">over</a> <a href="https://example.org">away</a>
-<img src="_images/a.svg" alt="Two curves that cross."><div>\\[x \\tag{1}\\label{eq:x}\\] \\(\\eqref{eq:x}\\)</div>
-<pre><code>x = 1  # a comment</code></pre><script>const text = "https://example.org";</script></body></html>"""
+<img src="_images/a.svg" alt="Two curves that cross.">
+<div>\\[x \\tag{1}\\label{eq:x}\\] \\(\\eqref{eq:x}\\)</div>
+<pre><code>x = 1  # a comment</code></pre>
+<script>const text = "https://example.org";</script></body></html>"""
 
 
 def code(source, **cell):
@@ -36,9 +38,10 @@ def test_options_are_taken_off_the_source():
 def test_a_chapter_as_a_page():
     data = {"text/html": "<b>", VIEW: {}, "image/png": "aa", "text/plain": "x"}
     figure = nbformat.v4.new_output("display_data", data)
-    made = page(book(markdown("# A title\n\nSee `Exact`."), code("#| default_exp gradient.exact"), code("#| hide\nx"),
-                     code("#| export\nx = 1"),
-                     code("#| echo: false\n#| fig-alt: A line.\nx", outputs=[figure])), 7, TABLE)
+    made = page(book(markdown("# A title\n\nSee `Exact`."), code("#| default_exp gradient.exact"),
+                     code("#| hide\nx"), code("#| export\nx = 1"),
+                     code("#| echo: false\n#| fig-alt: A line.\nx", outputs=[figure])),
+                7, TABLE)
     title, makes, exported, drawn = made.cells
     assert title.source == "# 7. A title\n\nSee {py:obj}`Exact <metalit.gradient.exact.Exact>`."
     assert "{py:mod}`metalit.gradient.exact`" in makes.source
@@ -56,21 +59,26 @@ def test_a_figure_that_is_promised_must_be_there():
 def test_names_that_a_chapter_defines_itself_are_not_the_librarys():
     own = page(book(markdown("# T\n\n`Exact`"), code("class Exact: pass")), None, TABLE)
     assert own.cells[0].source == "# T\n\n`Exact`"
-    exported = page(book(markdown("# T\n\n`Exact`"), code("#| export\nclass Exact: pass")), None, TABLE)
+    exported = page(book(markdown("# T\n\n`Exact`"), code("#| export\nclass Exact: pass")), None,
+                    TABLE)
     assert "py:obj" in exported.cells[0].source
 
 
-@pytest.mark.parametrize("text", ["# `Exact`", "```\n`Exact`\n```", "[`Exact`](a.ipynb)", "``Exact``", "`exact`",
-                                  "<summary>`Exact`</summary>"])
+@pytest.mark.parametrize("text", ["# `Exact`", "```\n`Exact`\n```", "[`Exact`](a.ipynb)",
+                                  "``Exact``", "`exact`", "<summary>`Exact`</summary>"])
 def test_what_is_not_linked(text):
     assert linked(text, TABLE) == text
 
 
 def test_names_of_the_library():
-    table = symbol_table({"metalit.tasks": ["Task", "split", "take_two"], "metalit.a": ["Same"], "metalit.b": ["Same"]},
-                         {"Task"})
-    assert table["Task"] == table["ml.Task"] == table["ml.tasks.Task"] == table["metalit.tasks.Task"]
-    assert "take_two" in table and "split" not in table and "Same" not in table and "ml.split" not in table
+    table = symbol_table({"metalit.tasks": ["Task", "split", "take_two"], "metalit.a": ["Same"],
+                          "metalit.b": ["Same"]}, {"Task"})
+    assert (table["Task"] == table["ml.Task"] == table["ml.tasks.Task"]
+            == table["metalit.tasks.Task"])
+    assert "take_two" in table
+    assert "split" not in table
+    assert "Same" not in table
+    assert "ml.split" not in table
 
 
 def test_docstrings_are_plain_markdown():
@@ -81,18 +89,21 @@ def test_docstrings_are_plain_markdown():
 
 
 def test_parts_and_contents():
-    assert [part(n) for n in (0, 19, 20, 31, 46)] == [part(1), part(2), part(29), part(38), part(40)]
+    assert [part(n) for n in (0, 19, 20, 31, 46)] == [part(1), part(2), part(29), part(38),
+                                                      part(40)]
     text = contents(["00_a", "20_b", "99_api"]).source
-    assert text.index("00_a") < text.index(f":caption: {part(20)}") < text.index("20_b") < text.index("api/index")
+    assert (text.index("00_a") < text.index(f":caption: {part(20)}") < text.index("20_b")
+            < text.index("api/index"))
 
 
 def test_modules_and_results(tmp_path):
     (tmp_path / "inner").mkdir()
-    (tmp_path / "inner/sgd.py").write_text('__all__ = ["SGD"]\nraise RuntimeError("this is not imported")\n')
+    (tmp_path / "inner/sgd.py").write_text('__all__ = ["SGD"]\n'
+                                           'raise RuntimeError("this is not imported")\n')
     assert public_names(tmp_path) == {"metalit.inner.sgd": ["SGD"]}
     assert ":doc:`/03_inner`" in module_page("metalit.inner.sgd", "nbs/03_inner.ipynb")
-    readme = ("## Use\n\n## What it reaches\n<!-- table: a -->\n| a |\n\n### Speed\n![x](results/scaling.svg)\n\n"
-              "## Next\n")
+    readme = ("## Use\n\n## What it reaches\n<!-- table: a -->\n| a |\n\n### Speed\n"
+              "![x](results/scaling.svg)\n\n## Next\n")
     made = results_page(readme)
     assert made.startswith("# What it reaches") and "## Speed" in made and "(scaling.svg)" in made
     assert "table:" not in made and "Next" not in made
@@ -124,22 +135,27 @@ def test_a_good_site_passes(built):
     assert found(built) == []
 
 
-@pytest.mark.parametrize(("good", "bad", "message"), [
-    ("other.html#there", "gone.html", "leads to gone.html, which is not there"),
-    ("other.html#there", "other.html#gone", "no such anchor"),
-    ("#top", "#gone", "no such anchor"),
-    ('href="book.css"', 'href="https://cdn.example.org/book.css"', "loads https://cdn.example.org/book.css"),
-    ("<script>", '<script src="//cdn.example.org/a.js"></script><script>', "loads //cdn.example.org/a.js"),
-    ("<script>", '<script>import { a } from "https://cdn.example.org/a.js"; ', "from elsewhere"),
-    ("<script>", "<style>@font-face { src: url('https://cdn.example.org/f.woff') }</style><script>", "from elsewhere"),
-    ("_images/a.svg", "https://example.org/a.svg", "loads https://example.org/a.svg"),
-    ("x = 1  #", "#| export\nx = 1  #", "meant for nbdev: #| export"),
-    (' alt="Two curves that cross."', "", "without an alt text"),
-    ("Two curves that cross.", "figure", "without an alt text"),
-    (r"\eqref{eq:x}", r"\eqref{eq:y}", "refers to the equation 'eq:y'"),
-    ("<div>", "<p>| K | loss |<br>|—:|:—|<br>| 0 | 3.1 |</p><div>", "shows a table as it is written"),
-    ("<script>", f'<script type="{VIEW}">{{}}</script><script>', "widget that needs a kernel"),
-])
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [("other.html#there", "gone.html", "leads to gone.html, which is not there"),
+     ("other.html#there", "other.html#gone", "no such anchor"), ("#top", "#gone", "no such anchor"),
+     ('href="book.css"', 'href="https://cdn.example.org/book.css"',
+      "loads https://cdn.example.org/book.css"),
+     ("<script>", '<script src="//cdn.example.org/a.js"></script><script>',
+      "loads //cdn.example.org/a.js"),
+     ("<script>", '<script>import { a } from "https://cdn.example.org/a.js"; ', "from elsewhere"),
+     ("<script>",
+      "<style>@font-face { src: url('https://cdn.example.org/f.woff') }</style><script>",
+      "from elsewhere"),
+     ("_images/a.svg", "https://example.org/a.svg", "loads https://example.org/a.svg"),
+     ("x = 1  #", "#| export\nx = 1  #", "meant for nbdev: #| export"),
+     (' alt="Two curves that cross."', "", "without an alt text"),
+     ("Two curves that cross.", "figure", "without an alt text"),
+     (r"\eqref{eq:x}", r"\eqref{eq:y}", "refers to the equation 'eq:y'"),
+     ("<div>", "<p>| K | loss |<br>|—:|:—|<br>| 0 | 3.1 |</p><div>",
+      "shows a table as it is written"),
+     ("<script>", f'<script type="{VIEW}">{{}}</script><script>', "widget that needs a kernel")]
+)
 def test_each_fault_of_a_page_is_found(built, good, bad, message):
     assert good in GOOD
     (built[0] / "index.html").write_text(GOOD.replace(good, bad, 1))
@@ -165,8 +181,10 @@ def test_links_from_the_root_of_the_site_are_followed(built):
 
 @pytest.mark.parametrize(("cell", "message"), [
     (nbformat.v4.new_code_cell("1"), "cell 0 did not run"),
-    (code("1", outputs=[nbformat.v4.new_output("error", ename="ValueError")]), "cell 0 raised ValueError"),
-    (code("1", outputs=[nbformat.v4.new_output("display_data", {VIEW: {}, "text/plain": "x"})]), "needs a kernel"),
+    (code("1", outputs=[nbformat.v4.new_output("error", ename="ValueError")]),
+     "cell 0 raised ValueError"),
+    (code("1", outputs=[nbformat.v4.new_output("display_data", {VIEW: {}, "text/plain": "x"})]),
+     "needs a kernel"),
 ])
 def test_each_fault_of_a_notebook_is_found(built, cell, message):
     nbformat.write(book(cell), built[1] / "index.ipynb")

@@ -14,13 +14,16 @@ def test_sinusoids_are_sinusoids_within_the_limits_of_the_paper():
     assert task.support.x.shape == task.support.y.shape == (400, 5, 1)
     assert task.query.x.shape == task.query.y.shape == (400, 7, 1)
     for split in task: assert -5 <= split.x.min() < -4.9 and 4.9 < split.x.max() <= 5
-    # y = a·sin x + b·cos x with a = A cos(phase), b = −A sin(phase): solve for both from the support set.
+    # y = a·sin x + b·cos x with a = A cos(phase), b = −A sin(phase): solve for both from the
+    # support set.
     x, y = (t.double() for t in task.support)
     basis = torch.cat([x.sin(), x.cos()], -1)
     a, b = torch.linalg.lstsq(basis, y).solution.squeeze(-1).unbind(-1)
     amplitude, phase = torch.hypot(a, b), torch.atan2(-b, a)
-    torch.testing.assert_close(amplitude[:, None, None] * torch.sin(task.query.x.double() - phase[:, None, None]),
-                               task.query.y.double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        amplitude[:, None, None] * torch.sin(task.query.x.double() - phase[:, None, None]),
+        task.query.y.double(), rtol=0, atol=1e-4
+    )
     assert 0.1 <= amplitude.min() < 0.2 and 4.9 < amplitude.max() <= 5
     assert -1e-4 <= phase.min() < 0.1 and math.pi - 0.1 < phase.max() <= math.pi + 1e-4
 
@@ -46,9 +49,13 @@ def test_batches_depend_on_seed_and_step_alone():
 
 
 def test_held_out_tasks_are_apart_from_every_training_stream():
-    "Held-out generators have odd seeds, training ones even: PyTorch's CPU generator uses the lower 32 bits."
+    """Held-out generators have odd seeds, training ones even.
+
+    PyTorch's CPU generator uses the lower 32 bits.
+    """
     assert all(seeded_generator(seed, -1).initial_seed() % 2 == 1 for seed in range(50))
-    assert all(seeded_generator(seed, step).initial_seed() % 2 == 0 for seed in range(5) for step in range(50))
+    assert all(seeded_generator(seed, step).initial_seed() % 2 == 0 for seed in range(5)
+               for step in range(50))
     assert all(seeded_generator(seed, seed).initial_seed() < 2**32 for seed in range(50))
 
 
@@ -79,7 +86,8 @@ def test_select_and_to_keep_task_axis_and_label_dtype():
     assert moved.support.x.dtype == torch.float64 and moved.support.y.dtype == torch.long
 
 
-@pytest.mark.parametrize(("init", "std"), [("uniform", 1 / math.sqrt(3 * 40)), ("finn", 0.01 * 0.88)])
+@pytest.mark.parametrize(("init", "std"),
+                         [("uniform", 1 / math.sqrt(3 * 40)), ("finn", 0.01 * 0.88)])
 def test_initialisations(init, std):
     "A uniform ±1/√40 has standard deviation 1/√120; a normal cut at two σ has 0.88 σ."
     before = torch.get_rng_state()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import bootstrap
+import check_style
 import check_sync
 import pytest
 
@@ -125,9 +126,52 @@ def test_an_export_without_a_module_fails(project, capsys):
 
 
 def test_every_notebook_finds_the_library_where_colab_opens_it():
-    cells = [["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-              if "google.colab" in "".join(cell["source"])] for path in sorted((ROOT / "nbs").glob("*.ipynb"))]
-    assert cells[0] and all(found == cells[0] for found in cells)                         # one each, all the same
+    cells = [[
+        "".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if "google.colab" in "".join(cell["source"])
+    ] for path in sorted((ROOT / "nbs").glob("*.ipynb"))]
+    assert cells[0] and all(found == cells[0] for found in cells)  # one each, all the same
+
+
+# ---- check_style.py --------------------------------------------------------------------------
+
+WIDE = f"x = {'1' * 97}"
+LONG = "def f():\n" + "    x = 1\n" * 50
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        (WIDE, "nbs/03_three.ipynb:0:1: a line of 101 characters, more than 100"),
+        (f"y = 1\n{WIDE[:-1]}", None),
+        (f"#| fig-alt: {WIDE}\nplot()", None),
+        (f"# fig-alt: {WIDE}", "nbs/03_three.ipynb:0:1: a line of 112 characters"),
+        (f"%time x\n@cached\n{LONG}", "nbs/03_three.ipynb:0:3: f has 51 lines, more than 50"),
+        (f"@cached\n{LONG[:-10]}\n\ny = f()", None),
+        ("#| export\n" + "x = 1\n" * 51, "nbs/03_three.ipynb:0: an exported cell of 51 lines"),
+        ("#|exporti\n" + "x = 1\n" * 51, "nbs/03_three.ipynb:0: an exported cell of 51 lines"),
+        ("#| export\n" + "x = 1\n" * 50, None),
+        ("x = 1\n" * 51, None),
+    ],
+)
+def test_what_is_too_wide_or_too_long_in_a_notebook_is_named(project, capsys, cell, found):
+    write_notebook(project / "nbs/03_three.ipynb", cell)
+    assert check_style.main(project) == (0 if found is None else 1)
+    error = capsys.readouterr().err
+    assert (error == "") if found is None else (found in error and error.count("error:") == 1)
+
+
+def test_what_is_too_wide_or_too_long_in_a_file_is_named(project, capsys):
+    (project / "tests").mkdir()
+    (project / "tests/test_it.py").write_text(f"{LONG}\n{WIDE}\n")
+    for folder in ("metalit", ".venv", "build"):  # the library's lines are those of the notebooks
+        (project / folder).mkdir(exist_ok=True)
+        (project / folder / "other.py").write_text(f"{LONG}\n{WIDE}\n")
+    assert check_style.main(project) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: tests/test_it.py:53: a line of 101 characters, more than 100",
+        "error: tests/test_it.py:1: f has 51 lines, more than 50",
+    ]
 
 
 # ---- run_notebooks.py ------------------------------------------------------------------------
@@ -145,12 +189,12 @@ def notebook_run(tmp_path_factory):
     shutil.copy(ROOT / "settings.ini", root)
     nbs = root / "nbs"
     write_notebook(nbs / "good.ipynb", "a = 1", "import os\nos.stat('good.ipynb')",
-                   "import subprocess, sys\nprogram = [sys.executable, '-c', 'raise SystemExit(3)']\n"
-                   "assert subprocess.run(program).returncode == 3")
+                   "import subprocess, sys\nprogram = [sys.executable, '-c', 'raise "
+                   "SystemExit(3)']\nassert subprocess.run(program).returncode == 3")
     write_notebook(nbs / "raises.ipynb", "a = 1", "raise ValueError('this went wrong')", "a = 2")
     write_notebook(nbs / "dies.ipynb", "import os", "os._exit(1)")
-    write_notebook(nbs / "fresh.ipynb", "assert 'a' not in globals()",
-                   "import sys\nassert 'metalit' not in sys.modules and not sys.path[0].endswith('tools')",
+    write_notebook(nbs / "fresh.ipynb", "assert 'a' not in globals()", "import sys\n"
+                   "assert 'metalit' not in sys.modules and not sys.path[0].endswith('tools')",
                    "import threading\nassert threading.main_thread() is threading.current_thread()")
     write_notebook(
         nbs / "skips.ipynb",
@@ -208,13 +252,14 @@ def test_kernels_that_are_forked_end_with_the_process_that_forks(tmp_path):
     from nursery import Nursery
     with Nursery() as nursery:
         order = {"folder": str(tmp_path), "environment": dict(os.environ)}
-        one, other = (nursery.fork(arguments=["-f", str(tmp_path / f"{i}.json")], **order) for i in range(2))
+        one, other = (nursery.fork(arguments=["-f", str(tmp_path / f"{i}.json")], **order)
+                      for i in range(2))
         assert one.pid != other.pid and one.poll() is None
         one.kill()
         assert one.wait() == 0 and other.poll() is None
         nursery.process.kill()
         with pytest.raises((RuntimeError, BrokenPipeError)): nursery.fork(arguments=[], **order)
-    assert other.wait() == 0                                   # it looks every second whether that process is there
+    assert other.wait() == 0  # it looks every second whether that process is there
 
 
 def test_a_book_without_notebooks_fails(tmp_path):
@@ -238,25 +283,29 @@ def test_executed_copies_are_kept_and_used_until_something_changes(tmp_path):
     assert first["cells"][0]["outputs"][0]["data"]["text/plain"] == ["2"]
     again = run_notebooks(tmp_path, *keep, "--reuse")
     assert "2 of 2 notebooks were executed before" in again.stdout and "ok  " not in again.stdout
-    assert "ok  " in run_notebooks(tmp_path, *keep).stdout                   # a test executes, copies or not
+    assert "ok  " in run_notebooks(tmp_path, *keep).stdout  # a test executes, copies or not
     write_notebook(tmp_path / "nbs/a.ipynb", "1 + 2")
     assert re.search("ok .*a.ipynb\n1 of 2", run_notebooks(tmp_path, *keep, "--reuse").stdout)
     (tmp_path / "metalit/one.py").write_text("x = 2\n")
     assert run_notebooks(tmp_path, *keep, "--reuse").stdout.count("ok  ") == 2
     write_notebook(tmp_path / "nbs/a.ipynb", "1 / 0")
     assert run_notebooks(tmp_path, *keep, "--reuse").returncode == 1
-    assert json.loads(copy.read_text())["metadata"]["executed_from"] != first["metadata"]["executed_from"]
-    assert run_notebooks(tmp_path, *keep, "--reuse").returncode == 1         # a failure is not remembered as done
+    assert (json.loads(copy.read_text())["metadata"]["executed_from"]
+            != first["metadata"]["executed_from"])
+    # a failure is not remembered as done
+    assert run_notebooks(tmp_path, *keep, "--reuse").returncode == 1
 
 
 def test_kept_copies_hold_their_figures_as_drawings(tmp_path):
     shutil.copy(ROOT / "settings.ini", tmp_path)
     for name in "ab":
-        write_notebook(tmp_path / f"nbs/{name}.ipynb", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+        write_notebook(tmp_path / f"nbs/{name}.ipynb",
+                       "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
     assert run_notebooks(tmp_path, "--keep", tmp_path / "kept").returncode == 0
     for name in "ab":
         copy = json.loads((tmp_path / f"kept/nbs/{name}.ipynb").read_text())
-        assert ["image/svg+xml" in output["data"] for output in copy["cells"][0]["outputs"]] == [True]
+        assert ["image/svg+xml" in output["data"]
+                for output in copy["cells"][0]["outputs"]] == [True]
 
 
 # ---- bootstrap.py ----------------------------------------------------------------------------

@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from helpers import maml, quick, same
 
 import metalit as ml
-from metalit.checkpoints import CheckpointError, DivergedError, load_checkpoint, save_checkpoint, write_whole
+from metalit.checkpoints import (
+    CheckpointError,
+    DivergedError,
+    load_checkpoint,
+    save_checkpoint,
+    write_whole,
+)
 from metalit.training import accuracy, evaluate, meta_train, pick_device
 
 # One run as a program of its own, so that it can be killed.
@@ -30,15 +36,16 @@ class Tasks(ml.tasks.Sinusoids):
         if not self.told: print("training", flush=True)
         self.told = True
         return super().batch(*arguments)
-ml.meta_train(J, Tasks(), steps=int(sys.argv[2]), batch_size=4, checkpoint=sys.argv[1], save_every=7,
-              log_every=5, progress=False, scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 50))
+ml.meta_train(J, Tasks(), steps=int(sys.argv[2]), batch_size=4, checkpoint=sys.argv[1],
+              save_every=7, log_every=5, progress=False,
+              scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 50))
 """
 
 
 def program(folder: Path, steps: int) -> subprocess.Popen:
     "Start the run; returns once it trains."
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(steps)], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(steps)],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "training\n", process.stderr.read()
     return process
 
@@ -75,7 +82,7 @@ def test_same_comparison_can_fail(tmp_path):
 
 
 def test_compiled_runs_and_uncompiled_ones_share_checkpoints(tmp_path):
-    "What is compiled has the same parameter names; here a backend that changes nothing stands for any compiler."
+    "What is compiled has the same parameter names; a backend stands for any compiler."
     quick(maml(), steps=3, checkpoint=tmp_path)
     graphs = []
     def backend(graph, inputs):
@@ -84,7 +91,7 @@ def test_compiled_runs_and_uncompiled_ones_share_checkpoints(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ml.MetaLoss, "compile", partialmethod(ml.MetaLoss.compile, backend=backend))
         quick(maml(seed=9), steps=6, checkpoint=tmp_path, compile=True)
-    assert len(graphs) == 1                                  # value and gradient, once for all steps
+    assert len(graphs) == 1  # value and gradient, once for all steps
     J = maml(seed=9)
     quick(J, steps=6)
     quick(again := maml(), steps=6)
@@ -132,7 +139,8 @@ def test_scheduler_steps_once_per_meta_step():
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(DivergedError, match=r"the meta-loss is (inf|nan) at step \d+"):
-        quick(maml(), steps=100, optimizer=partial(torch.optim.SGD, lr=1e4), checkpoint=tmp_path, save_every=1)
+        quick(maml(), steps=100, optimizer=partial(torch.optim.SGD, lr=1e4), checkpoint=tmp_path,
+              save_every=1)
     state = load_checkpoint(tmp_path / "checkpoint.pt", maml())
     assert 0 < state["progress"]["step"] < 100
     assert all(torch.isfinite(value).all() for value in state["J"].values())
@@ -143,7 +151,8 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     save_checkpoint(tmp_path / "good.pt", J)
     before = (tmp_path / "good.pt").read_bytes()
     J.model[0].bias.data[1] = float("nan")
-    with pytest.raises(DivergedError, match=r"'model.0.bias' is no longer finite; an older good.pt is kept"):
+    with pytest.raises(DivergedError,
+                       match=r"'model.0.bias' is no longer finite; an older good.pt is kept"):
         save_checkpoint(tmp_path / "good.pt", J)
     assert (tmp_path / "good.pt").read_bytes() == before
 
@@ -156,7 +165,8 @@ class BadData(ml.tasks.Sinusoids):
 
 
 def test_nan_in_the_data_is_said_to_be_in_the_data(tmp_path):
-    with pytest.raises(ValueError, match=r"query.y holds values that are not finite .* first in task 2"):
+    with pytest.raises(ValueError,
+                       match=r"query.y holds values that are not finite .* first in task 2"):
         quick(maml(), tasks=BadData(), steps=10, checkpoint=tmp_path, save_every=1)
     assert contents(tmp_path)["progress"]["step"] == 3
 
@@ -165,13 +175,16 @@ def test_checkpoint_of_another_model_names_the_first_parameter_that_differs(tmp_
     quick(maml(width=8), steps=2, checkpoint=tmp_path)
     J = maml(width=9)
     before = [p.clone() for p in J.parameters()]
-    with pytest.raises(CheckpointError, match=r"another model: at 'model.0.weight' it holds \(8, 1\), .* has \(9, 1\)"):
+    with pytest.raises(CheckpointError, match=r"another model: at 'model.0.weight' it holds \(8, "
+                       r"1\), .* has \(9, 1\)"):
         quick(J, steps=4, checkpoint=tmp_path)
     assert all(map(torch.equal, before, J.parameters()))
     with pytest.raises(CheckpointError, match=r"at 'model.4.weight' it holds nothing"):
         load_checkpoint(tmp_path / "checkpoint.pt", ml.MAML(ml.models.mlp(1, 8, 1, 1), F.mse_loss))
-    with pytest.raises(CheckpointError, match=r"at 'model.2.weight' it holds \(1, 8\), and this meta-loss has nothing"):
-        load_checkpoint(tmp_path / "checkpoint.pt", ml.MAML(torch.nn.Sequential(torch.nn.Linear(1, 8)), F.mse_loss))
+    with pytest.raises(CheckpointError, match=r"at 'model.2.weight' it holds \(1, 8\), and this "
+                       r"meta-loss has nothing"):
+        load_checkpoint(tmp_path / "checkpoint.pt",
+                        ml.MAML(torch.nn.Sequential(torch.nn.Linear(1, 8)), F.mse_loss))
 
 
 def test_checkpoint_cut_short_anywhere(tmp_path):
@@ -198,9 +211,11 @@ def test_files_that_are_no_checkpoints(tmp_path):
     path.write_text("a shopping list")
     with pytest.raises(CheckpointError, match="is something else"): load_checkpoint(path, maml())
     torch.save([1, 2], path)
-    with pytest.raises(CheckpointError, match="no checkpoint of metalit"): load_checkpoint(path, maml())
+    with pytest.raises(CheckpointError, match="no checkpoint of metalit"):
+        load_checkpoint(path, maml())
     torch.save({"metalit": 1, "J": print}, path)  # a file that wants to run code
-    with pytest.raises(CheckpointError, match="no checkpoint of metalit"): load_checkpoint(path, maml())
+    with pytest.raises(CheckpointError, match="no checkpoint of metalit"):
+        load_checkpoint(path, maml())
     with pytest.raises(FileNotFoundError): load_checkpoint(tmp_path / "none.pt", maml())
 
 
@@ -225,7 +240,8 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path):
     class NoTasks(ml.tasks.Family):
         def batch(self, *arguments): pytest.fail("training began")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(OSError, match="file"): quick(maml(), tasks=NoTasks(), steps=5, checkpoint=folder)
+        with pytest.raises(OSError, match="file"):
+            quick(maml(), tasks=NoTasks(), steps=5, checkpoint=folder)
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
@@ -240,7 +256,8 @@ write_whole(path, b"old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 write_whole(path, bytes(200_000))
 """
-    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True,
+                            text=True, check=False)
     assert "could not write" in result.stderr.splitlines()[-1]
     assert "An older checkpoint.pt is untouched" in result.stderr
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"old"
@@ -255,7 +272,7 @@ def test_write_whole_replaces(tmp_path):
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path, monkeypatch):
-    "The second writes the whole file while the first is half-way, as another process may; then the first goes on."
+    "The second writes the whole file while the first is half-way; then the first goes on."
     path, real = tmp_path / "file", os.fsync
 
     def meanwhile(descriptor):
@@ -277,10 +294,11 @@ from pathlib import Path
 from metalit.checkpoints import write_whole
 for i in range(300): write_whole(Path(sys.argv[1]) / "file", sys.argv[2].encode() * 50_000)
 """
-    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), letter], stderr=subprocess.PIPE,
-                                text=True) for letter in "ab"]
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), letter],
+                                stderr=subprocess.PIPE, text=True) for letter in "ab"]
     while any(writer.poll() is None for writer in writers):
-        if (tmp_path / "file").exists(): assert (tmp_path / "file").read_bytes() in (b"a" * 50_000, b"b" * 50_000)
+        if (tmp_path / "file").exists():
+            assert (tmp_path / "file").read_bytes() in (b"a" * 50_000, b"b" * 50_000)
     assert [writer.communicate()[1] for writer in writers] == ["", ""]
     assert os.listdir(tmp_path) == ["file"]
 
@@ -320,7 +338,9 @@ def test_evaluation_is_a_mean_over_tasks_with_an_interval():
     assert "50 unseen tasks, seed 4" in str(table)
     assert f"{table.mean[1]:.4f} ± {table.ci95[1]:.4f}" in table._repr_markdown_()
     errors = evaluate(J, tasks, n_tasks=50, steps=(0,), metric=F.l1_loss)
-    assert errors.mean[0] == pytest.approx(J.curve(tasks.held_out(50), (0,), F.l1_loss).mean().item(), rel=1e-5)
+    assert errors.mean[0] == pytest.approx(
+        J.curve(tasks.held_out(50), (0,), F.l1_loss).mean().item(), rel=1e-5
+    )
     assert [row["l1_loss"] for row in errors.rows()] == errors.mean
     assert "query l1_loss" in str(errors) and "query l1_loss" in errors._repr_markdown_()
     with pytest.raises(ValueError, match="n_tasks=1"): evaluate(J, tasks, n_tasks=1)
@@ -336,12 +356,18 @@ def test_accuracy_counts_the_largest_logit():
     J = ml.MAML(torch.nn.Sequential(torch.nn.Flatten(), ml.models.mlp(16, 2)), F.cross_entropy)
     table = evaluate(J, tasks, n_tasks=5, steps=(0, 2), metric=accuracy)
     assert table.metric == "accuracy"
-    assert table.mean == pytest.approx(J.curve(tasks.held_out(5), (0, 2), accuracy).mean(0).tolist())
+    assert table.mean == pytest.approx(
+        J.curve(tasks.held_out(5), (0, 2), accuracy).mean(0).tolist()
+    )
 
 
 def test_one_query_at_a_time_reaches_the_evaluation():
-    tasks = ml.tasks.Episodes(torch.rand(12, 1, 8, 8), torch.arange(4).repeat_interleave(3), ways=2, queries=2)
+    tasks = ml.tasks.Episodes(torch.rand(12, 1, 8, 8), torch.arange(4).repeat_interleave(3), ways=2,
+                              queries=2)
     J = ml.MAML(ml.models.Conv4(2, size=8, filters=3), F.cross_entropy)
-    both = [evaluate(J, tasks, n_tasks=5, steps=(1,), transductive=together).mean[0] for together in (True, False)]
-    assert both[1] == pytest.approx(J.curve(tasks.held_out(5), (1,), transductive=False).mean().item())
+    both = [evaluate(J, tasks, n_tasks=5, steps=(1,), transductive=together).mean[0]
+            for together in (True, False)]
+    assert both[1] == pytest.approx(
+        J.curve(tasks.held_out(5), (1,), transductive=False).mean().item()
+    )
     assert both[0] != both[1]

@@ -1,4 +1,4 @@
-"""The base of the live figures, without a browser: what is asked, what is answered, what a page gets."""
+"""The base of the live figures, without a browser: questions, answers, what a page gets."""
 import base64
 import json
 import re
@@ -28,8 +28,8 @@ def still(state, picture):
 @pytest.fixture
 def live():
     "A figure with one control."
-    return LiveFigure("smallest", spec={"note": "</script> & <b>"}, state={"x": 4.0}, compute=half, draw=still,
-                      alt='A "half" of x < 9', frames=[{"x": 0.0}, {"x": 1.0}])
+    return LiveFigure("smallest", spec={"note": "</script> & <b>"}, state={"x": 4.0}, compute=half,
+                      draw=still, alt='A "half" of x < 9', frames=[{"x": 0.0}, {"x": 1.0}])
 
 
 def test_the_picture_is_there_before_anybody_asks(live):
@@ -90,7 +90,8 @@ def test_two_showings_of_one_figure_have_two_places(live):
 def test_a_notebook_gets_the_widget_the_page_and_the_picture(live):
     bundled, _ = live._repr_mimebundle_()
     assert bundled["application/vnd.jupyter.widget-view+json"]["model_id"] == live.model_id
-    assert bundled["text/html"].startswith("<div") and base64.b64decode(bundled["image/png"]).startswith(b"\x89PNG")
+    assert bundled["text/html"].startswith("<div")
+    assert base64.b64decode(bundled["image/png"]).startswith(b"\x89PNG")
     assert bundled["text/plain"] == 'A "half" of x < 9'
 
 
@@ -106,7 +107,8 @@ def test_a_bundle_has_each_module_once_before_its_users():
     assert modules("explore") == ["core", "explore"]         # though it imports nothing
     text = bundle("smallest")
     assert not re.search(r"^(import|export) ", text, re.MULTILINE)
-    assert text.count("function linspace(") == 1 and text.index("function linspace(") < text.index("function compute(")
+    assert text.count("function linspace(") == 1
+    assert text.index("function linspace(") < text.index("function compute(")
 
 
 def test_finite_goes_into_everything_and_keeps_what_is_no_float():
@@ -118,7 +120,8 @@ def test_pack_keeps_every_bit_and_refuses_what_it_cannot_name():
     for dtype, name in ((torch.float32, "f4"), (torch.float64, "f8")):
         tensor = torch.rand(3, 2, dtype=dtype, generator=torch.Generator().manual_seed(0))
         packed = pack(tensor.t())
-        back = torch.frombuffer(bytearray(base64.b64decode(packed["b64"])), dtype=dtype).reshape(packed["shape"])
+        back = torch.frombuffer(bytearray(base64.b64decode(packed["b64"])),
+                                dtype=dtype).reshape(packed["shape"])
         assert packed["dtype"] == name and torch.equal(back, tensor.t())
     with pytest.raises(TypeError, match="int64 cannot be packed"):
         pack(torch.tensor([1]))
@@ -130,4 +133,5 @@ def test_the_library_does_not_need_anywidget_and_the_figures_say_so():
             "try:\n    import metalit.widgets.figure\n"
             "except ImportError as error:\n    print(error)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "live figures need the package anywidget: pip install 'metalit[widgets]'\n"
+    assert (done.stdout
+            == "live figures need the package anywidget: pip install 'metalit[widgets]'\n")

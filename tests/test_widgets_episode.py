@@ -1,4 +1,7 @@
-"""The episode figure without a browser: the library's numbers, the browser's numbers, what a reader may put in."""
+"""The episode figure without a browser: the library's numbers and the browser's.
+
+Also what a reader may put in.
+"""
 import base64
 import copy
 import json
@@ -43,7 +46,8 @@ def sketch(draw, size=28):
     ink = torch.zeros(size, size, dtype=torch.uint8)
     for _ in range(3):
         row, column = draw.randint(4, size - 8), draw.randint(4, size - 8)
-        ink[row:row + draw.randint(1, 8), column:column + draw.randint(1, 8)] = draw.randint(60, 255)
+        ink[row:row + draw.randint(1, 8), column:column + draw.randint(1, 8)] = draw.randint(60,
+                                                                                             255)
     return as_text(ink)
 
 
@@ -51,7 +55,8 @@ def random_states(figure, count, seed):
     "States that a reader can reach, all controls moved."
     draw = random.Random(seed)
     for i in range(count):
-        yield figure.state | {"episode": draw.randrange(5), "start": draw.choice(list(LABELS)), "lr": draw.choice(LRS),
+        yield figure.state | {"episode": draw.randrange(5), "start": draw.choice(list(LABELS)),
+                              "lr": draw.choice(LRS),
                               "step": draw.randint(0, 5), "together": draw.random() < 0.5,
                               "drawing": sketch(draw) if i % 3 else ""}
 
@@ -78,15 +83,18 @@ def test_the_browser_computes_what_torch_computes(figure):
 @pytest.mark.parametrize("name", list(LABELS))
 def test_the_picture_is_what_the_library_computes(figure, shown, name, together):
     J = ml.MAML(trained(name).double(), F.cross_entropy, lr=0.2)
-    picture = figure._picture(figure.state | {"start": name, "episode": 3, "lr": 0.2, "together": together})
+    picture = figure._picture(figure.state
+                              | {"start": name, "episode": 3, "lr": 0.2, "together": together})
     task = shown.task.select(3)
     for k in range(6):
         phi = J.adapt(task.support, steps=k)
         support = J.predict(phi, task.support.x)[0].softmax(-1)
-        torch.testing.assert_close(torch.tensor(picture["support"][k], dtype=torch.float64), support.detach())
+        torch.testing.assert_close(torch.tensor(picture["support"][k], dtype=torch.float64),
+                                   support.detach())
     query = torch.tensor(picture["query"], dtype=torch.float64)
     loss = -query[:, range(10), task.query.y[0]].log().mean(-1)
-    torch.testing.assert_close(loss[None], J.curve(task, range(6), transductive=together), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(loss[None], J.curve(task, range(6), transductive=together),
+                               rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -95,18 +103,22 @@ def test_a_drawing_is_judged_alone_or_beside_all_queries(figure, shown, together
     drawing = as_text(shown.pictures[4, 11, 0])
     state = figure.state | {"episode": 2, "together": together}
     empty, picture = (figure._picture(state | {"drawing": text}) for text in ("", drawing))
-    assert empty["drawn"] is None and picture["query"] == empty["query"]        # no query sees the drawing
+    # no query sees the drawing
+    assert empty["drawn"] is None and picture["query"] == empty["query"]
     image = shown.task.query.x[4, 6:7]
     company = (task.query if together else task.support).x[0]
     for k in (0, 1, 5):
-        expected = J.predict(J.adapt(task.support, steps=k), torch.cat([company, image])[None])[0, -1].softmax(-1)
-        torch.testing.assert_close(torch.tensor(picture["drawn"][k], dtype=torch.float64), expected.detach())
+        expected = J.predict(J.adapt(task.support, steps=k),
+                             torch.cat([company, image])[None])[0, -1].softmax(-1)
+        torch.testing.assert_close(torch.tensor(picture["drawn"][k], dtype=torch.float64),
+                                   expected.detach())
 
 
 def test_maml_tells_most_characters_apart_after_a_step_and_none_before(figure, shown):
     def right(**changes):
         rows = [figure._picture(figure.state | changes | {"episode": e})["query"] for e in range(5)]
-        return [int((torch.tensor(rows)[:, k].argmax(-1) == shown.task.query.y).sum()) for k in range(6)]
+        return [int((torch.tensor(rows)[:, k].argmax(-1) == shown.task.query.y).sum())
+                for k in range(6)]
     assert right()[0] < 20 and right()[1] > 40
     assert right(start="random")[5] < right()[1]
 
@@ -119,7 +131,7 @@ def test_the_episodes_are_of_classes_that_training_never_saw(shown):
         for i in range(15):
             of_class = unseen.images[unseen.labels == unseen.names.index(names[i % 5])]
             assert (of_class == shown.pictures[e, i]).flatten(1).all(1).any()
-        assert len(shown.pictures[e].flatten(1).unique(dim=0)) == 15            # no query is a support image
+        assert len(shown.pictures[e].flatten(1).unique(dim=0)) == 15  # no query is a support image
 
 
 def test_the_record_speaks_of_these_weights():
@@ -127,16 +139,19 @@ def test_the_record_speaks_of_these_weights():
     _, _, unseen = ml.glyphs().split((0.7, 0.1, 0.2), seed=record["seed"])
     for name in LABELS:
         J = ml.MAML(trained(name), F.cross_entropy, lr=record["inner_step_size"])
-        found = ml.evaluate(J, unseen.episodes(5, 1, 3), n_tasks=50, steps=(0, 1, 3, 5), metric=ml.accuracy)
+        found = ml.evaluate(J, unseen.episodes(5, 1, 3), n_tasks=50, steps=(0, 1, 3, 5),
+                            metric=ml.accuracy)
         rows = record["evaluation"][name]["all queries together"]
         for mean, ci, row in zip(found.mean, found.ci95, rows, strict=True):
             assert abs(100 * mean - row["accuracy"]) < 2 * (100 * ci + row["ci95"])
     fresh = Conv4(5, filters=16, seed=record["seed"])
-    assert all(torch.equal(a, b) for a, b in zip(trained("random").parameters(), fresh.parameters(), strict=True))
+    assert all(torch.equal(a, b)
+               for a, b in zip(trained("random").parameters(), fresh.parameters(), strict=True))
 
 
 def test_weights_are_small(figure):
-    weights = sum(len(part["b64"]) for one in figure.spec["starts"].values() for part in one["net"].values())
+    weights = sum(len(part["b64"]) for one in figure.spec["starts"].values()
+                  for part in one["net"].values())
     assert weights < 160_000 and len(figure.html()) < 700_000
 
 
@@ -146,7 +161,8 @@ def test_an_empty_drawing_is_none(shown):
 
 
 def test_a_drawing_of_another_size_is_told(figure):
-    picture = figure._picture(figure.state | {"drawing": base64.b64encode(bytes(range(9))).decode()})
+    picture = figure._picture(figure.state
+                              | {"drawing": base64.b64encode(bytes(range(9))).decode()})
     assert picture == {"message": "ValueError: the drawing has 9 pixels; the images have 28 × 28"}
 
 
@@ -182,14 +198,16 @@ def test_a_step_size_beyond_all_bounds_is_told_by_both_in_the_same_words(figure)
 
 
 def test_the_browser_computes_a_network_and_episodes_of_the_reader():
-    images = torch.randint(0, 256, (40, 3, 20, 22), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (40, 3, 20, 22), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
     tasks = ml.tasks.Episodes(images, torch.arange(40) // 10, ways=3, shots=2, queries=4)
     model = Conv4(3, channels=3, filters=6, seed=2)
     figure = episode(ml.MAML(model, F.cross_entropy, lr=0.3), tasks, episodes=2)
     assert list(figure.spec["starts"]) == ["yours"] and figure.frames == []
     assert figure.state["lr"] == 0.3 and len(figure.picture["query"][0]) == 6
     drawing = base64.b64encode(bytes(i % 251 for i in range(20 * 22))).decode()
-    states = [figure.state | {"episode": e, "together": t, "drawing": drawing} for e in (0, 1) for t in (False, True)]
+    states = [figure.state | {"episode": e, "together": t, "drawing": drawing} for e in (0, 1)
+              for t in (False, True)]
     for found, state in zip(in_javascript(figure, *states), states, strict=True):
         assert_same(found, figure._picture(state))
 
@@ -215,7 +233,8 @@ def test_images_that_are_no_bytes_are_shown_as_bytes_and_judged_as_they_are():
     assert len(figure.frames) == 12 and in_javascript(figure, figure.state) == [None]
     J, support = J.double(), made.task.select(0).support
     expected = J.predict(J.adapt(support, steps=1), support.x)[0].softmax(-1).detach()
-    torch.testing.assert_close(torch.tensor(figure.picture["support"][1], dtype=torch.float64), expected)
+    torch.testing.assert_close(torch.tensor(figure.picture["support"][1], dtype=torch.float64),
+                               expected)
 
 
 def test_what_only_torch_can_compute_has_frames(figure):
@@ -234,7 +253,8 @@ def test_the_slider_moves_plain_starts_and_leaves_the_readers_meta_loss_as_it_is
     assert figure.state["lr"] == 0.07 and 0.07 in figure.spec["lrs"]
     first = figure.picture
     figure.move(lr=0.4)
-    assert figure.picture["query"][1] != first["query"][1] and figure.picture["query"][0] == first["query"][0]
+    assert figure.picture["query"][1] != first["query"][1]
+    assert figure.picture["query"][0] == first["query"][0]
     assert J.inner.lr == 0.07 and J.training and next(J.parameters()).dtype == torch.float32
     assert all(torch.equal(before[name], value) for name, value in J.state_dict().items())
 
@@ -243,7 +263,8 @@ def glyph_episodes(**options):
     "Episodes of a few characters."
     found = built_in()
     number = torch.arange(75)
-    return ml.tasks.Episodes(found.pictures.flatten(0, 1), number % 5 + 5 * (number // 15), **options)
+    return ml.tasks.Episodes(found.pictures.flatten(0, 1), number % 5 + 5 * (number // 15),
+                             **options)
 
 
 def missing():
@@ -251,16 +272,23 @@ def missing():
     return torch.load("no/such/file.pt")
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda: episode(ml.MAML(Conv4(3, filters=4), F.cross_entropy)), "a label is out of range: the model has 3"),
-    (lambda: episode(ml.MAML(Conv4(7, filters=4), F.cross_entropy)), "shape (5, 7), and (5, 5) is needed"),
-    (lambda: episode(tasks=glyph_episodes(ways=10, queries=1)), "does not fit this episode of 10 classes"),
-    (lambda: episode(tasks=glyph_episodes(ways=3, queries=1)), "shape (3, 5), and (3, 3) is needed"),
-    (lambda: episode(ml.MAML(nn.Sequential(nn.Flatten(), nn.Linear(400, 5)), F.cross_entropy)), "images of 1×28×28"),
-    (lambda: episode(tasks=missing), "FileNotFoundError: the images are not there: "),
-    (lambda: episode(tasks=ml.tasks.Sinusoids()), "images (tasks, examples, 1 or 3, height, width)"),
-    (lambda: episode(tasks=lambda: 3), "tasks is a int; episodes are needed"),
-])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(lambda: episode(ml.MAML(Conv4(3, filters=4), F.cross_entropy)),
+      "a label is out of range: the model has 3"),
+     (lambda: episode(ml.MAML(Conv4(7, filters=4), F.cross_entropy)),
+      "shape (5, 7), and (5, 5) is needed"),
+     (lambda: episode(tasks=glyph_episodes(ways=10, queries=1)),
+      "does not fit this episode of 10 classes"),
+     (lambda: episode(tasks=glyph_episodes(ways=3, queries=1)),
+      "shape (3, 5), and (3, 3) is needed"),
+     (lambda: episode(ml.MAML(nn.Sequential(nn.Flatten(), nn.Linear(400, 5)), F.cross_entropy)),
+      "images of 1×28×28"),
+     (lambda: episode(tasks=missing), "FileNotFoundError: the images are not there: "),
+     (lambda: episode(tasks=ml.tasks.Sinusoids()),
+      "images (tasks, examples, 1 or 3, height, width)"),
+     (lambda: episode(tasks=lambda: 3), "tasks is a int; episodes are needed")]
+)
 def test_what_does_not_fit_says_so_in_place_of_the_figure(make, words):
     figure = make()
     assert list(figure.picture) == ["message"] and words in figure.picture["message"]
@@ -279,7 +307,8 @@ def test_a_state_out_of_bounds_is_told(figure, change, words):
 
 def test_what_is_no_start_is_refused_at_once():
     with pytest.raises(TypeError, match="J is a Conv4; a MetaLoss is needed"): episode(Conv4(5))
-    with pytest.raises(ValueError, match="start_from='yours': no such start; there are random, maml"):
+    with pytest.raises(ValueError,
+                       match="start_from='yours': no such start; there are random, maml"):
         episode(start_from="yours")
 
 
@@ -289,4 +318,5 @@ def test_the_still_picture_has_words(figure):
 
 @pytest.mark.gpu
 def test_the_device_is_honoured(figure):
-    assert_same(figure._picture(figure.state | {"device": "cuda:0"}), figure._picture(figure.state), atol=1e-6)
+    assert_same(figure._picture(figure.state | {"device": "cuda:0"}), figure._picture(figure.state),
+                atol=1e-6)

@@ -1,4 +1,7 @@
-"""The figures in two parameters: torch against JavaScript on random states, against the library, and bad input."""
+"""The figures in two parameters, and bad input.
+
+Torch against JavaScript on random states, and against the library.
+"""
 import json
 import random
 
@@ -27,25 +30,32 @@ from metalit.widgets.plane import (
 @pytest.fixture
 def net_loss():
     "A meta-loss that was made for a network on sine waves."
-    return ml.MetaLoss(mlp(1, 4, 1), F.mse_loss, inner=ml.MetaSGD(mlp(1, 4, 1), lr=0.01), chunk_size=2)
+    return ml.MetaLoss(mlp(1, 4, 1), F.mse_loss, inner=ml.MetaSGD(mlp(1, 4, 1), lr=0.01),
+                       chunk_size=2)
 
 
 def largest_gap(torch_says, javascript_says):
-    "The largest difference of two pictures, relative where numbers are large; infinite where their shapes differ."
+    """The largest difference of two pictures, relative where numbers are large.
+
+    Infinite where their shapes differ.
+    """
     if isinstance(torch_says, dict):
         if torch_says.keys() != javascript_says.keys(): return float("inf")
-        return max((largest_gap(torch_says[key], javascript_says[key]) for key in torch_says), default=0.0)
+        return max((largest_gap(torch_says[key], javascript_says[key]) for key in torch_says),
+                   default=0.0)
     if isinstance(torch_says, list):
         if len(torch_says) != len(javascript_says): return float("inf")
         return max(map(largest_gap, torch_says, javascript_says), default=0.0)
-    if None in (torch_says, javascript_says): return 0.0 if torch_says is javascript_says else float("inf")
+    if None in (torch_says, javascript_says):
+        return 0.0 if torch_says is javascript_says else float("inf")
     return abs(torch_says - javascript_says) / (1 + abs(torch_says))
 
 
 def drawn(generator, key, names):
     "A random state of the controls; `names` are the meta-losses."
     def between(low, high): return round(generator.uniform(low, high), 3)
-    return {"x": between(-3, 3), "y": between(-3, 3), "lr": between(0.02, 1.2), "steps": generator.randint(1, 10),
+    return {"x": between(-3, 3), "y": between(-3, 3), "lr": between(0.02, 1.2),
+            "steps": generator.randint(1, 10),
             "weight": between(0, 2), "margin": between(0.1, 3), key: generator.choice(names)}
 
 
@@ -85,7 +95,8 @@ def test_a_gap_is_seen():
     assert largest_gap(picture, json.loads(json.dumps(picture))) == 0
     assert largest_gap(picture, picture | {"b": 5.1}) > 0.01
     assert largest_gap(picture, picture | {"a": [[1.0, 0.0], [2.0, 3.0]]}) == float("inf")
-    assert largest_gap(picture, {"b": 5.0}) == largest_gap(picture, picture | {"a": [[1.0, None]]}) == float("inf")
+    assert (largest_gap(picture, {"b": 5.0}) == largest_gap(picture, picture | {"a": [[1.0, None]]})
+            == float("inf"))
 
 
 def test_many_starts_at_once_are_the_starts_one_by_one():
@@ -93,7 +104,8 @@ def test_many_starts_at_once_are_the_starts_one_by_one():
     for choice in CHOICES.values():
         state = {"lr": 0.3, "steps": 2, "weight": 0.5, "margin": 1.0}
         single = torch.stack([choice.make(Point(start), state)(task).detach() for start in starts])
-        assert_close(values_at(choice.make(Point(starts[0]), state), task, starts), single, rtol=0, atol=1e-12)
+        assert_close(values_at(choice.make(Point(starts[0]), state), task, starts), single, rtol=0,
+                     atol=1e-12)
 
 
 def test_the_grid_runs_row_by_row_from_below():
@@ -103,19 +115,24 @@ def test_the_grid_runs_row_by_row_from_below():
 def test_sliders_set_step_size_and_steps_of_any_inner_loop(net_loss):
     J = set_by_sliders(net_loss, Point(torch.zeros(2).double()), {"lr": 0.25, "steps": 4})
     assert (J.inner.lr, J.inner.steps, J.chunk_size) == (0.25, 4, None)
-    assert (net_loss.inner.lr, net_loss.inner.steps, net_loss.chunk_size) == (0.01, 1, 2)  # the reader's is untouched
+    # the reader's is untouched
+    assert (net_loss.inner.lr, net_loss.inner.steps, net_loss.chunk_size) == (0.01, 1, 2)
     task = four_bowls()
     expected = ml.MAML(Point(torch.zeros(2).double()), half_square, lr=0.25, steps=4)
-    assert_close(J(task), expected(task), rtol=0, atol=1e-12)  # at its start, Meta-SGD is gradient descent
+    # at its start, Meta-SGD is gradient descent
+    assert_close(J(task), expected(task), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("make", "key"), [(two_parameters, "shown"), (rewards, "loss")])
 def test_a_readers_own_meta_loss_moves_and_has_its_frames(net_loss, make, key):
     figure = make({"mine": net_loss})
     assert figure.state[key] == "mine" and "message" not in figure.picture
-    assert {"key": "mine", "name": "mine", "short": "mine", "colour": "currentColor"} in figure.spec["choices"]
+    assert {"key": "mine", "name": "mine", "short": "mine",
+            "colour": "currentColor"} in figure.spec["choices"]
     states = [frame["state"] for frame in figure.frames]
-    assert len(states) == 9 and figure.state in states and not any("message" in f["picture"] for f in figure.frames)
+    assert len(states) == 9
+    assert figure.state in states
+    assert not any("message" in f["picture"] for f in figure.frames)
     before = figure.picture["surface"]
     figure.move(lr=0.8)
     assert figure.picture["surface"] != before
@@ -151,7 +168,8 @@ def test_what_cannot_be_shown_says_so_in_place_of_the_figure(make, own, message)
 
 @pytest.mark.parametrize("make", [two_parameters, rewards])
 def test_tasks_that_are_no_bowls_and_names_that_are_taken_are_refused(make, net_loss):
-    with pytest.raises(ValueError, match=r"x of shape \(3, 4, 1\); two or more bowls in two dimensions"):
+    with pytest.raises(ValueError,
+                       match=r"x of shape \(3, 4, 1\); two or more bowls in two dimensions"):
         make(task=ml.tasks.Sinusoids(shots=4).batch(3, seed=0))
     with pytest.raises(ValueError, match="two or more bowls"):
         make(task=ml.tasks.Quadratics(2).batch(1, seed=0))
@@ -180,7 +198,8 @@ def test_the_printed_reptile_formula_ends_at_the_mean_weighted_with_squared_stee
     end = torch.linalg.solve((A @ A).sum(0), (A @ A @ s[..., None]).sum(0))[:, 0]
     figure = rewards()
     figure.move(count=40)
-    assert_close(torch.tensor(figure.picture["path"][-1], dtype=torch.float64), end, rtol=0, atol=1e-3)
+    assert_close(torch.tensor(figure.picture["path"][-1], dtype=torch.float64), end, rtol=0,
+                 atol=1e-3)
     assert figure.picture["error_along"][-1] > 2 * figure.picture["best_error"]
 
 

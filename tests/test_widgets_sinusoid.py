@@ -1,4 +1,7 @@
-"""The sinusoid figure without a browser: the library's numbers, the browser's numbers, what a reader may put in."""
+"""The sinusoid figure without a browser: the library's numbers and the browser's.
+
+Also what a reader may put in.
+"""
 import copy
 import json
 import math
@@ -11,7 +14,18 @@ from helpers import in_javascript
 from torch import nn
 
 import metalit as ml
-from metalit.widgets.sinusoids import GRID, LABELS, LRS, MOST_POINTS, POINTS, as_net, scene, sinusoid, start, trained
+from metalit.widgets.sinusoids import (
+    GRID,
+    LABELS,
+    LRS,
+    MOST_POINTS,
+    POINTS,
+    as_net,
+    scene,
+    sinusoid,
+    start,
+    trained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +40,9 @@ def random_states(figure, count, seed):
     for _ in range(count):
         points = [[round(draw.uniform(-5, 5), 3), round(draw.gauss(0, 1), 3)]
                   for _ in range(draw.randint(1, MOST_POINTS))]
-        yield figure.state | {"amplitude": round(draw.uniform(0.1, 5), 1), "phase": round(draw.uniform(0, 3.14), 2),
-                              "points": points, "steps": draw.randint(0, 10), "lr": draw.choice(LRS),
+        yield figure.state | {"amplitude": round(draw.uniform(0.1, 5), 1),
+                              "phase": round(draw.uniform(0, 3.14), 2), "points": points,
+                              "steps": draw.randint(0, 10), "lr": draw.choice(LRS),
                               "left": draw.choice(list(figure.spec["starts"])),
                               "right": draw.choice(list(figure.spec["starts"]))}
 
@@ -40,9 +55,12 @@ def assert_same(found, expected, where=""):
         for key in expected: assert_same(found[key], expected[key], f"{where} {key}")
     elif isinstance(expected, list):
         assert len(found) == len(expected), where
-        for i, pair in enumerate(zip(found, expected, strict=True)): assert_same(*pair, f"{where} {i}")
+        for i, pair in enumerate(zip(found, expected, strict=True)):
+            assert_same(*pair, f"{where} {i}")
     elif isinstance(expected, float):
-        assert math.isclose(found, expected, rel_tol=1e-8, abs_tol=1e-8), f"{where}: {found} and {expected}"
+        assert math.isclose(found, expected, rel_tol=1e-8, abs_tol=1e-8), (
+            f"{where}: {found} and {expected}"
+        )
     else:
         assert found == expected, where
 
@@ -50,9 +68,11 @@ def assert_same(found, expected, where=""):
 def test_the_browser_computes_what_torch_computes(figure):
     states = list(random_states(figure, 40, seed=1))
     expected = [figure._picture(state) for state in states]
-    blown = [picture[which]["blown"] is not None for picture in expected for which in ("left", "right")]
+    blown = [picture[which]["blown"] is not None for picture in expected
+             for which in ("left", "right")]
     assert 5 < sum(blown) < len(blown) - 20                  # both kinds of path are among them
-    for i, found in enumerate(in_javascript(figure, *states)): assert_same(found, expected[i], f"state {i}")
+    for i, found in enumerate(in_javascript(figure, *states)):
+        assert_same(found, expected[i], f"state {i}")
 
 
 def test_the_browser_computes_a_tanh_network_of_the_reader_as_torch_does():
@@ -71,19 +91,22 @@ def test_what_only_torch_can_compute_the_browser_leaves_to_it():
 
 @pytest.mark.parametrize("name", list(LABELS))
 def test_the_picture_is_what_the_library_computes(figure, name):
-    state = figure.state | {"left": name, "steps": 3, "lr": 0.02, "points": [[-2.0, 0.3], [1.0, 0.0], [4.0, -1.0]]}
+    state = figure.state | {"left": name, "steps": 3, "lr": 0.02,
+                            "points": [[-2.0, 0.3], [1.0, 0.0], [4.0, -1.0]]}
     J, (support, query) = ml.MAML(trained(name).double(), F.mse_loss, lr=0.02), scene(state)
     picture = figure._picture(state)["left"]
     for k in range(4):
         curve = J.predict(J.adapt(support, steps=k), query.x)[0, :, 0]
-        torch.testing.assert_close(torch.tensor(picture["curves"][k], dtype=torch.float64), curve.detach())
+        torch.testing.assert_close(torch.tensor(picture["curves"][k], dtype=torch.float64),
+                                   curve.detach())
     assert_same(picture["query"], J.curve(ml.Task(support, query), range(4))[0].tolist())
     assert_same(picture["support"], J.curve(ml.Task(support, support), range(4))[0].tolist())
 
 
 def test_points_ride_along_with_the_wave(figure):
     for amplitude in (1.0, 4.0):
-        picture = figure._picture(figure.state | {"amplitude": amplitude, "phase": 0.0, "points": [[0.5, 0.25]]})
+        picture = figure._picture(figure.state
+                                  | {"amplitude": amplitude, "phase": 0.0, "points": [[0.5, 0.25]]})
         assert_same(picture["points"], [[0.5, amplitude * math.sin(0.5) + 0.25]])
 
 
@@ -114,7 +137,8 @@ def test_the_slider_moves_plain_starts_and_no_others():
     figure.move(lr=0.02)
     assert figure.picture["left"]["query"][1] != first["left"]["query"][1]
     assert_same(figure.picture["right"], first["right"])
-    assert_same(figure.picture["left"]["query"], figure.picture["right"]["query"])   # Meta-SGD starts as SGD
+    # Meta-SGD starts as SGD
+    assert_same(figure.picture["left"]["query"], figure.picture["right"]["query"])
     assert figure.spec["starts"]["own"]["own"] == "MetaSGD, step size 0.02"
     assert plain.inner.lr == 0.3
 
@@ -150,7 +174,8 @@ def test_a_model_that_does_not_fit_says_so_in_place_of_the_figure(model, words):
 @pytest.mark.parametrize(("change", "words"), [
     ({"points": []}, "1 to 20 pairs"), ({"points": [[0.0, 0.0]] * 21}, "1 to 20 pairs"),
     ({"points": [[math.inf, 0.0]]}, "1 to 20 pairs"), ({"steps": 11}, "0 to 10 inner steps"),
-    ({"lr": 0.0}, "must be a finite number above 0"), ({"device": "toaster"}, "no device 'toaster'"),
+    ({"lr": 0.0}, "must be a finite number above 0"),
+    ({"device": "toaster"}, "no device 'toaster'"),
 ])
 def test_a_state_out_of_bounds_is_told(figure, change, words):
     assert words in figure._picture(figure.state | change)["message"]
@@ -159,15 +184,18 @@ def test_a_state_out_of_bounds_is_told(figure, change, words):
 def test_what_is_no_start_is_refused_at_once():
     with pytest.raises(TypeError, match="'mine' is a Sequential; a MetaLoss is needed"):
         sinusoid({"mine": ml.models.mlp(1, 4, 1)})
-    with pytest.raises(ValueError, match="left='mamml': no such start; there are random, joint, maml, reptile"):
+    with pytest.raises(ValueError,
+                       match="left='mamml': no such start; there are random, joint, maml, reptile"):
         sinusoid(left="mamml")
 
 
 def test_only_plain_perceptrons_go_to_the_browser():
     line = nn.Linear(1, 1)
     assert as_net(nn.Sequential(line))["activation"] == "relu"
-    for model in (nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1, bias=False)), nn.Sequential(line, nn.ReLU()),
-                  nn.Sequential(line, nn.ReLU(), line, nn.Tanh(), line), nn.Sequential(line, nn.GELU(), line)):
+    for model in (
+        nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1, bias=False)), nn.Sequential(line, nn.ReLU()),
+        nn.Sequential(line, nn.ReLU(), line, nn.Tanh(), line), nn.Sequential(line, nn.GELU(), line)
+    ):
         assert as_net(model) is None
     plain = ml.models.mlp(1, 4, 1)
     assert start("a", ml.MAML(plain, F.mse_loss)).net

@@ -1,4 +1,7 @@
-"""The figure of a training run without a browser: what it tells, when, how a run ends, and that it changes nothing."""
+"""The figure of a training run without a browser.
+
+What it tells, when, how a run ends, and that it changes nothing.
+"""
 import json
 import signal
 import threading
@@ -32,7 +35,8 @@ def told(monkeypatch):
     monkeypatch.setattr(module, "TELL", 0.0)
     sent = []
     def listen(run):
-        def hear(change): sent.append(json.loads(json.dumps(change["new"]["history"], allow_nan=False)))
+        def hear(change):
+            sent.append(json.loads(json.dumps(change["new"]["history"], allow_nan=False)))
         run.observe(hear, "spec")
         return sent
     return listen
@@ -56,7 +60,8 @@ def test_the_browser_hears_of_every_step_while_it_trains(told):
     assert steps == sorted(steps) and {*range(1, 21)} <= {*steps}
     during = next(history for history in sent if history["step"] == 12)
     assert during["status"] == "training"
-    assert during["words"].startswith("Training: meta-step 12 of 20, ") and during["words"].endswith(" left.")
+    assert during["words"].startswith("Training: meta-step 12 of 20, ")
+    assert during["words"].endswith(" left.")
     assert [look["step"] for look in during["looks"]] == [0, 5, 10]
     assert during["loss"]["step"] == [5, 10]
     assert sent[-1]["status"] == "finished"
@@ -73,7 +78,8 @@ def test_news_is_rare_and_looks_are_few_where_steps_are_quick(monkeypatch):
     monkeypatch.setattr(module, "COST", -1.0)
     train(run.J, run, steps=100)
     assert len(news) < 20
-    assert [look["step"] for look in run.history["looks"]] == [0, 100]     # the first and the last are always there
+    # the first and the last are always there
+    assert [look["step"] for look in run.history["looks"]] == [0, 100]
 
 
 def test_what_was_sent_does_not_change_when_the_run_goes_on(told):
@@ -81,7 +87,8 @@ def test_what_was_sent_does_not_change_when_the_run_goes_on(told):
     kept = []
     run.observe(lambda change: kept.append(change["new"]["history"]), "spec")
     train(run.J, run, steps=8)
-    assert [len(history["looks"]) for history in kept] == sorted(len(history["looks"]) for history in kept)
+    assert [len(history["looks"]) for history in kept] == sorted(len(history["looks"])
+                                                                 for history in kept)
     assert len(kept[0]["looks"]) == 1
     assert len(kept[0]["loss"]["step"]) == 0
 
@@ -90,10 +97,12 @@ def test_what_was_sent_does_not_change_when_the_run_goes_on(told):
 def test_watching_changes_no_number_of_the_run(dropout):
     def trained(watch):
         layers = list(ml.models.mlp(1, 6, 1, seed=1))
-        model = torch.nn.Sequential(layers[0], torch.nn.Dropout(0.4), *layers[1:]) if dropout else small().model
+        model = (torch.nn.Sequential(layers[0], torch.nn.Dropout(0.4), *layers[1:]) if dropout
+                 else small().model)
         J = ml.MAML(model, F.mse_loss)
         log = train(J, training_run(J, TASKS, every=1, n_tasks=4) if watch else None, log_every=1)
-        return [row["meta_loss"] for row in log], [parameter.detach().clone() for parameter in J.parameters()]
+        return [row["meta_loss"] for row in log], [parameter.detach().clone()
+                                                   for parameter in J.parameters()]
     (losses, parameters), (losses_alone, alone) = trained(True), trained(False)
     assert losses == losses_alone
     for a, b in zip(parameters, alone, strict=True): assert torch.equal(a, b)
@@ -134,7 +143,8 @@ def test_a_run_that_diverges_says_where_and_shows_the_step():
 
 def test_another_error_is_told_and_raised():
     run = training_run(small(), TASKS, n_tasks=4)
-    with pytest.raises(OSError, match="disk full"), run(Progress(), 10, 4): raise OSError("disk full")
+    with pytest.raises(OSError, match="disk full"), run(Progress(), 10, 4):
+        raise OSError("disk full")
     assert run.history["status"] == "failed"
     assert run.history["words"] == "Stopped after meta-step 0 of 10: OSError: disk full."
 
@@ -144,7 +154,9 @@ def test_a_run_that_ends_early_says_so():
     run = training_run(J, TASKS, every=5, n_tasks=4)
     train(J, run, steps=10**6, max_minutes=0.005)
     assert run.history["status"] == "ended"
-    assert run.history["words"].startswith("Ended early, at its patience or its budget: 1000000 were asked for.")
+    assert run.history["words"].startswith(
+        "Ended early, at its patience or its budget: 1000000 were asked for."
+    )
     assert run.history["looks"][-1]["step"] == run.history["step"] < 10**6
 
 
@@ -155,7 +167,8 @@ def test_validation_is_part_of_the_history():
     seen = run.history["validation"]
     assert seen["step"] == [10, 20]
     expected = ml.evaluate(J, TASKS, n_tasks=6, steps=(1,))
-    torch.testing.assert_close([seen["value"][-1], seen["ci95"][-1]], [expected.mean[0], expected.ci95[0]])
+    torch.testing.assert_close([seen["value"][-1], seen["ci95"][-1]],
+                               [expected.mean[0], expected.ci95[0]])
     assert run.still().startswith(b"\x89PNG")
 
 
@@ -166,7 +179,7 @@ def test_a_resumed_run_goes_on_and_a_new_one_begins_anew(tmp_path):
     train(J, run, steps=20, checkpoint=tmp_path)
     assert [look["step"] for look in run.history["looks"]] == [0, 5, 10, 15, 20]
     assert run.history["loss"]["step"] == [5, 10, 15, 20]
-    other = training_run(small(), TASKS, every=5, n_tasks=4)                # another figure, as in a new kernel
+    other = training_run(small(), TASKS, every=5, n_tasks=4)  # another figure, as in a new kernel
     train(other.J, other, steps=30, checkpoint=tmp_path, log_every=100)
     assert [look["step"] for look in other.history["looks"]] == [20, 25, 30]
     train(J, run, steps=5)

@@ -2,8 +2,8 @@
 
     python tools/build_site.py [--executed FOLDER] [--out FOLDER]
 
-The pages are gathered into a folder that Sphinx then reads: chapters (tools/site_pages.py), a page for
-each module, the results of README.md, and what lies in site/. Warnings of Sphinx are errors.
+The pages are gathered into a folder that Sphinx then reads: chapters (tools/site_pages.py), a page
+for each module, the results of README.md, and what lies in site/. Warnings of Sphinx are errors.
 """
 
 import argparse
@@ -28,7 +28,9 @@ def public_names(library):
     """The names that each module offers, by `__all__`, without importing them."""
     index = {}
     for path in sorted(library.rglob("*.py")):
-        module = ".".join(("metalit", *path.relative_to(library).with_suffix("").parts)).removesuffix(".__init__")
+        module = ".".join((
+            "metalit", *path.relative_to(library).with_suffix("").parts
+        )).removesuffix(".__init__")
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
                 index[module] = ast.literal_eval(node.value)
@@ -39,7 +41,9 @@ def made_by(library):
     """The notebook that each module is exported from, as a path from the root of the project."""
     found = {}
     for path in sorted(library.rglob("*.py")):
-        module = ".".join(("metalit", *path.relative_to(library).with_suffix("").parts)).removesuffix(".__init__")
+        module = ".".join((
+            "metalit", *path.relative_to(library).with_suffix("").parts
+        )).removesuffix(".__init__")
         match = re.search(r"File to edit: (?:\.\./)*(\S+\.ipynb)", path.read_text(encoding="utf-8"))
         if match:
             found[module] = match[1]
@@ -47,7 +51,10 @@ def made_by(library):
 
 
 class Stage:
-    """The folder that Sphinx reads. Files that stay the same are not written again: builds are quick then."""
+    """The folder that Sphinx reads.
+
+    Files that stay the same are not written again: builds are quick then.
+    """
 
     def __init__(self, folder):
         self.folder, self.written, self.sources = folder, set(), {}
@@ -76,11 +83,14 @@ def number_of(name):
 
 def contents(chapters):
     """The table of contents, part by part, as cells of the first page."""
-    trees = [(name, [c for c in chapters if number_of(c) is not None and part(number_of(c)) == name])
-             for _, name in PARTS]
-    trees.append(("Reference", ["results", "api/index", *(c for c in chapters if c.startswith("99_"))]))
-    text = "\n\n".join("\n".join(["```{toctree}", ":hidden:", f":caption: {name}", "", *pages, "```"])
-                       for name, pages in trees if pages)
+    trees = [
+        (name, [c for c in chapters if number_of(c) is not None and part(number_of(c)) == name])
+        for _, name in PARTS
+    ]
+    trees.append(("Reference",
+                  ["results", "api/index", *(c for c in chapters if c.startswith("99_"))]))
+    text = "\n\n".join("\n".join(["```{toctree}", ":hidden:", f":caption: {name}", "", *pages,
+                                  "```"]) for name, pages in trees if pages)
     return nbformat.v4.new_markdown_cell(text)
 
 
@@ -90,22 +100,26 @@ def results_page(readme):
     text = re.sub(r"<!--.*?-->\n?", "\n", section).replace("](results/", "](../results/")
     git = settings(ROOT)["git_url"] + "/blob/main/"
     text = re.sub(r"(?<!!)(\[[^]]*\])\(\.\./results/", rf"\1({git}results/", text)
-    return "# What it reaches\n" + text.replace("\n### ", "\n## ").replace("(../results/scaling.svg", "(scaling.svg")
+    return "# What it reaches\n" + text.replace("\n### ", "\n## ").replace(
+        "(../results/scaling.svg", "(scaling.svg"
+    )
 
 
 def module_page(module, source):
     """A page of the API: one module."""
-    chapter = f"Made by the chapter :doc:`/{Path(source).stem}`.\n\n" if source.startswith("nbs/") else ""
-    return f"{module}\n{'=' * len(module)}\n\n{chapter}.. automodule:: {module}\n   :members:\n   :show-inheritance:\n"
+    chapter = (f"Made by the chapter :doc:`/{Path(source).stem}`.\n\n" if source.startswith("nbs/")
+               else "")
+    return (f"{module}\n{'=' * len(module)}\n\n{chapter}.. automodule:: {module}\n   :members:\n"
+            "   :show-inheritance:\n")
 
 
 def api_page(modules, top):
     """The entrance to the API: what `import metalit as ml` gives, then every module."""
     names = "\n".join(f"   ~{name}" for name in top)
     pages = "\n".join(f"   {module}" for module in modules)
-    return ("The API\n=======\n\nWhat ``import metalit as ml`` gives:\n\n"
-            f".. autosummary::\n   :nosignatures:\n\n{names}\n\n"
-            f"Every module, with the chapter that makes it:\n\n.. toctree::\n   :maxdepth: 1\n\n{pages}\n")
+    return ("The API\n=======\n\nWhat ``import metalit as ml`` gives:\n\n.. autosummary::\n"
+            f"   :nosignatures:\n\n{names}\n\nEvery module, with the chapter that makes it:\n\n"
+            f".. toctree::\n   :maxdepth: 1\n\n{pages}\n")
 
 
 def gather(root, executed, folder):
@@ -113,10 +127,12 @@ def gather(root, executed, folder):
     stage, library = Stage(folder), root / "metalit"
     names, makers = public_names(library), made_by(library)
     # Packages only pass on what their modules make: names have one page, that of the module.
-    packages = {module for module in names if any(other.startswith(f"{module}.") for other in names)}
+    packages = {module
+                for module in names if any(other.startswith(f"{module}.") for other in names)}
     index = {module: offered for module, offered in names.items() if module not in packages}
     table = symbol_table(index, set(names["metalit"]))
-    # Terms of `import metalit as ml`, in its own order; modules such as ml.tasks have pages already.
+    # Terms of `import metalit as ml`, in its own order; modules such as ml.tasks have pages
+    # already.
     entrance = [table[f"ml.{name}"] for name in names["metalit"]
                 if f"ml.{name}" in table and f"metalit.{name}" not in index]
 
@@ -131,12 +147,14 @@ def gather(root, executed, folder):
         source = makers.get(module, f"{module.replace('.', '/')}.py")
         stage.write(f"api/{module}.rst", module_page(module, source), source)
     stage.write("api/index.rst", api_page(index, entrance), "nbs/99_api.ipynb")
-    stage.write("results.md", results_page((root / "README.md").read_text(encoding="utf-8")), "README.md")
+    stage.write("results.md", results_page((root / "README.md").read_text(encoding="utf-8")),
+                "README.md")
     stage.write("scaling.svg", (root / "results/scaling.svg").read_bytes(), "results/scaling.svg")
     stage.write("404.md", (root / "site/404.md").read_text(encoding="utf-8"), "site/404.md")
     mathjax = next(f for f in files("sphinx-mathjax-offline") if f.name == "tex-svg-full.js")
     stage.write("static/tex-svg-full.js", mathjax.locate().read_bytes(), "")
-    stage.write("gathered.json", json.dumps({"sources": stage.sources, "names": table}, sort_keys=True), "")
+    stage.write("gathered.json",
+                json.dumps({"sources": stage.sources, "names": table}, sort_keys=True), "")
     stage.sweep()
 
 
@@ -147,12 +165,15 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     stage = ROOT / ".cache/site"
     gather(ROOT, args.executed, stage / "pages")
-    # Into an empty folder, for Sphinx removes no page that is gone; and aside, so that the old site outlives a failure.
+    # Into an empty folder, for Sphinx removes no page that is gone; and aside, so that the old site
+    # outlives a failure.
     fresh = stage / "html"
     shutil.rmtree(fresh, ignore_errors=True)
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "-c", ROOT / "site",
-               "-d", stage / "doctrees", stage / "pages", fresh]
-    code = subprocess.run(command, env=os.environ | {"METALIT_STAGE": str(stage / "pages")}).returncode
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html",
+               "-c", ROOT / "site", "-d", stage / "doctrees", stage / "pages", fresh]
+    code = (
+        subprocess.run(command, env=os.environ | {"METALIT_STAGE": str(stage / "pages")}).returncode
+    )
     if code == 0:
         shutil.rmtree(args.out, ignore_errors=True)
         shutil.move(fresh, args.out)

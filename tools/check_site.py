@@ -20,10 +20,10 @@ import nbformat
 ROOT = Path(__file__).parent.parent
 LIMIT = 1_000_000
 # Where a page takes something from by itself, and not when the reader follows a link.
-LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src",
-         "embed": "src", "object": "data"}
-LOADING_LINKS = {"stylesheet", "icon", "shortcut", "preload", "modulepreload", "prefetch", "preconnect", "dns-prefetch",
-                 "manifest", "apple-touch-icon"}
+LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src",
+         "audio": "src", "embed": "src", "object": "data"}
+LOADING_LINKS = {"stylesheet", "icon", "shortcut", "preload", "modulepreload", "prefetch",
+                 "preconnect", "dns-prefetch", "manifest", "apple-touch-icon"}
 REMOTE_CSS = re.compile(r"""(?:url\(\s*["']?|@import\s+["'])(?:https?:)?//[^)"'\s]+""")
 REMOTE_IMPORT = re.compile(r"""(?:\bfrom|\bimport)\s*\(?\s*["'](?:https?:)?//[^"']+""")
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -92,7 +92,8 @@ def link_problems(site, pages, prefix):
             file, anchor = target(site, page, link, prefix)
             if not file.is_file():
                 yield page, f"leads to {link}, which is not there"
-            elif anchor and file in pages and anchor not in pages[file].ids and not anchor.startswith("mjx-eqn"):
+            elif (anchor and file in pages and anchor not in pages[file].ids
+                  and not anchor.startswith("mjx-eqn")):
                 yield page, f"leads to {link}, but that page has no such anchor"
 
 
@@ -102,7 +103,8 @@ def request_problems(site, pages):
         for address in read.loads:
             if remote(address):
                 yield page, f"loads {address} from elsewhere"
-        for found in REMOTE_CSS.findall(" ".join(read.style)) + REMOTE_IMPORT.findall(" ".join(read.script)):
+        for found in (REMOTE_CSS.findall(" ".join(read.style))
+                      + REMOTE_IMPORT.findall(" ".join(read.script))):
             yield page, f"loads {found} from elsewhere"
     for sheet in sorted(site.rglob("*.css")):
         for found in REMOTE_CSS.findall(sheet.read_text(encoding="utf-8")):
@@ -122,15 +124,18 @@ def text_problems(pages):
             if name not in labels:
                 yield page, f"refers to the equation {name!r}, which is not on the page"
         for image in read.no_alt:
-            yield page, f"has an image without an alt text: {image} (add a line #| fig-alt: … to its cell)"
+            yield page, (f"has an image without an alt text: {image} "
+                         "(add a line #| fig-alt: … to its cell)")
         if read.views:
             yield page, "has a widget that needs a kernel: give it text/html"
 
 
 def size_problems(site, pages, limit, prefix):
-    """Pages that are too heavy: the page itself and its own images, not the scripts that all share."""
+    """Pages that are too heavy: the page itself and its own images, not the scripts that all share.
+    """
     for page, read in pages.items():
-        own = {target(site, page, load, prefix)[0] for load in read.loads if not remote(load) and "_images/" in load}
+        own = {target(site, page, load, prefix)[0]
+               for load in read.loads if not remote(load) and "_images/" in load}
         size = page.stat().st_size + sum(file.stat().st_size for file in own if file.is_file())
         if size > limit:
             yield page, f"weighs {size:,} bytes, more than {limit:,}"
@@ -149,19 +154,22 @@ def run_problems(folder):
                     yield path, f"cell {number} raised {output.ename}"
                 data = output.get("data", {})
                 if VIEW in data and "text/html" not in data:
-                    yield path, f"cell {number} shows a widget that needs a kernel: give it text/html"
+                    yield (path,
+                           f"cell {number} shows a widget that needs a kernel: give it text/html")
 
 
 def problems(site, notebooks, limit=LIMIT, prefix=""):
     """All that is wrong with a site, as (file, message)."""
     site = site.resolve()
-    skipped = {"search.html", "genindex.html", "py-modindex.html"}  # Sphinx's own, but their links count
+    # Sphinx's own, but their links count
+    skipped = {"search.html", "genindex.html", "py-modindex.html"}
     pages = {path: Reader(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))
              if "_static" not in path.parts}
     if not pages:
         return [(site, "has no pages")]
     written = {path: read for path, read in pages.items() if path.name not in skipped}
-    return [*link_problems(site, pages, prefix), *request_problems(site, pages), *text_problems(written),
+    return [*link_problems(site, pages, prefix), *request_problems(site, pages),
+            *text_problems(written),
             *size_problems(site, written, limit, prefix), *run_problems(notebooks)]
 
 

@@ -1,10 +1,14 @@
-"""Kernels that start at once: one process imports what every notebook imports, and forks for each of them.
+"""Kernels that start at once.
 
-Fifty notebooks would import PyTorch and matplotlib fifty times, which takes longer than most of them run. A forked
-kernel is as fresh as any other: nothing has run in it, and metalit itself is not imported. Linux only; elsewhere
-processes with graphics cannot be forked safely, and kernels start as they always do.
+One process imports what every notebook imports, and forks for each of them.
 
-Started as a program, this file is the process that forks: it reads orders and answers with process numbers.
+Fifty notebooks would import PyTorch and matplotlib fifty times, which takes longer than most of
+them run. A forked kernel is as fresh as any other: nothing has run in it, and metalit itself is not
+imported. Linux only; elsewhere processes with graphics cannot be forked safely, and kernels start
+as they always do.
+
+Started as a program, this file is the process that forks: it reads orders and answers with process
+numbers.
 """
 
 import json
@@ -58,11 +62,12 @@ class Nursery:
     def __enter__(self):
         # matplotlib asks when it is imported; the same that a kernel would set.
         environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        self.process = subprocess.Popen([sys.executable, __file__], env=environment, text=True, bufsize=1,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, __file__], env=environment, text=True,
+                                        bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         factory = KernelProvisionerFactory.instance()
         self.usual = factory.default_provisioner_name
-        factory.provisioners["nursery"] = EntryPoint("nursery", f"{__name__}:Forked", factory.GROUP_NAME)
+        factory.provisioners["nursery"] = EntryPoint("nursery", f"{__name__}:Forked",
+                                                     factory.GROUP_NAME)
         factory.default_provisioner_name = "nursery"
         Forked.nursery = self
         return self
@@ -79,7 +84,8 @@ class Nursery:
             self.process.stdin.write(json.dumps(order) + "\n")
             answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError("the process that forks kernels has ended: what it printed stands above")
+            raise RuntimeError("the process that forks kernels has ended: what it printed stands "
+                               "above")
         return Child(int(answer))
 
 
@@ -90,7 +96,8 @@ class Forked(LocalProvisioner):
 
     async def launch_kernel(self, cmd, **options):
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
-        self.process = self.nursery.fork(arguments=arguments, folder=options["cwd"], environment=options["env"])
+        self.process = self.nursery.fork(arguments=arguments, folder=options["cwd"],
+                                         environment=options["env"])
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 
@@ -106,12 +113,14 @@ def become(kernelapp, order):
     os.environ.clear()
     os.environ.update(order["environment"])
     # It ends when the process that forked it does.
-    kernelapp.launch_new_instance([*order["arguments"], f"--IPKernelApp.parent_handle={os.getppid()}"])
+    kernelapp.launch_new_instance([*order["arguments"],
+                                   f"--IPKernelApp.parent_handle={os.getppid()}"])
 
 
 def main():
     del sys.path[0]  # this folder
-    # Nothing that looks for its notebook when it is imported, as matplotlib's backend and ipywidgets do.
+    # Nothing that looks for its notebook when it is imported, as matplotlib's backend and
+    # ipywidgets do.
     import matplotlib.pyplot  # noqa: F401
     import torch._dynamo  # noqa: F401 - vmap and every optimizer import it at their first call
     from ipykernel import kernelapp

@@ -1,6 +1,7 @@
 """Execute every notebook from top to bottom, each in a fresh kernel; an error in one is fatal.
 
-    python tools/run_notebooks.py [--root ROOT] [--limit SECONDS] [--jobs N] [--keep FOLDER [--reuse]] [NOTEBOOK ...]
+    python tools/run_notebooks.py [--root ROOT] [--limit SECONDS] [--jobs N]
+                                  [--keep FOLDER [--reuse]] [NOTEBOOK ...]
 
 Cells that start with one of the directives named by `tst_flags` in settings.ini (`#| slow`,
 `#| gpu`, ...) or with `#| eval: false` are skipped. Nothing is written back.
@@ -182,7 +183,8 @@ def main(arguments=None):
     parser.add_argument("--limit", type=float, default=300, help="seconds for each notebook")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--keep", type=Path, help="a folder for the executed copies")
-    parser.add_argument("--reuse", action="store_true", help="execute only what has no good copy there")
+    parser.add_argument("--reuse", action="store_true",
+                        help="execute only what has no good copy there")
     parser.add_argument("--times", type=Path, help="a file for the seconds of each notebook")
     args = parser.parse_args(arguments)
     root = args.root.resolve()
@@ -200,11 +202,13 @@ def main(arguments=None):
         if args.keep:  # pages show drawings, not pixels
             profile = Path(scratch, "profile_default")
             profile.mkdir()
-            (profile / "ipython_kernel_config.py").write_text("c.InlineBackend.figure_formats = {'svg'}\n")
+            config = profile / "ipython_kernel_config.py"
+            config.write_text("c.InlineBackend.figure_formats = {'svg'}\n")
         try:
             kept = Kept(root, args.keep.resolve(), args.reuse) if args.keep else None
             todo = [path for path in paths if not (kept and kept.has(path))]
-            with Nursery() if sys.platform == "linux" and len(todo) > 1 else contextlib.nullcontext():
+            forks = sys.platform == "linux" and len(todo) > 1
+            with Nursery() if forks else contextlib.nullcontext():
                 failures, times = run_all(root, todo, args.limit, args.jobs, kept)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -212,7 +216,8 @@ def main(arguments=None):
     for message in failures:
         print(f"\nerror: {message}", file=sys.stderr)
     if len(todo) < len(paths):
-        print(f"{len(paths) - len(todo)} of {len(paths)} notebooks were executed before, and nothing changed since")
+        print(f"{len(paths) - len(todo)} of {len(paths)} notebooks were executed before, "
+              "and nothing changed since")
     if len(times) > 10:
         print(f"slowest:\n{slowest.listed(times)}")
     if args.times:

@@ -1,4 +1,6 @@
-"""Turn executed notebooks into pages of the site: what nbdev's `#|` lines mean, and links to the API.
+"""Turn executed notebooks into pages of the site.
+
+What nbdev's `#|` lines mean, and links to the API.
 
 The rest is left to MyST-NB. Only what the chapters use is understood here:
 
@@ -18,7 +20,8 @@ OPTION = re.compile(r"#\s*\|\s*([\w-]+)\s*:?\s*(.*)")
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(!?\[[^\]]*\]\([^)]*\))")
 # The parts of the book: the first chapter of each, and its name.
-PARTS = ((0, "The library, up to MAML"), (20, "Other meta-losses"), (30, "Images"), (40, "Live figures"))
+PARTS = ((0, "The library, up to MAML"), (20, "Other meta-losses"), (30, "Images"),
+         (40, "Live figures"))
 
 
 def part(number):
@@ -77,7 +80,8 @@ def defined(notebook):
     names = set()
     for cell in notebook.cells:
         if cell.cell_type == "code" and not {"export", "exporti"} & options(cell.source)[0].keys():
-            names |= set(re.findall(r"^(?:def|class) (\w+)|^(\w+) *=[^=]", cell.source, re.MULTILINE))
+            names |= set(re.findall(r"^(?:def|class) (\w+)|^(\w+) *=[^=]", cell.source,
+                                    re.MULTILINE))
     return {name for pair in names for name in pair if name}
 
 
@@ -85,8 +89,10 @@ def code_page(cell):
     """A code cell as a page shows it, or None where it shows nothing."""
     says, cell.source = options(cell.source)
     if "default_exp" in says:
-        module = "metalit" if says["default_exp"] == "__init__" else f"metalit.{says['default_exp']}"
-        return nbformat.v4.new_markdown_cell(f":::{{container}} makes\nThis chapter makes {{py:mod}}`{module}`.\n:::")
+        module = ("metalit" if says["default_exp"] == "__init__"
+                  else f"metalit.{says['default_exp']}")
+        return nbformat.v4.new_markdown_cell(f":::{{container}} makes\n"
+                                             f"This chapter makes {{py:mod}}`{module}`.\n:::")
     if "hide" in says or not cell.source:
         return None
     tags = [tag for key, tag in (("export", "exported"), ("exporti", "exported")) if key in says]
@@ -99,7 +105,8 @@ def code_page(cell):
             raise ValueError(f"a cell promises a figure and shows none: {says['fig-alt']}")
         cell.metadata["mystnb"] = {"image": {"alt": says["fig-alt"]}}
     for output in cell.outputs:
-        # A live figure brings a page of its own; a still and a view that needs a kernel come with it.
+        # A live figure brings a page of its own; a still and a view that needs a kernel come with
+        # it.
         if "text/html" in output.get("data", {}):
             output.data = {"text/html": output.data["text/html"]}
     return cell
@@ -127,13 +134,14 @@ def page(notebook, number, table):
 def restructured(text, table):
     """A docstring, written in plain Markdown with formulas between dollars, as reStructuredText."""
     pieces = re.split(r"\$([^$`]+)\$", text)
-    pieces[::2] = ["\n".join(plain_words(line, table) for line in piece.split("\n")) for piece in pieces[::2]]
+    pieces[::2] = ["\n".join(plain_words(line, table) for line in piece.split("\n"))
+                   for piece in pieces[::2]]
     pieces[1::2] = [f":math:`{' '.join(formula.split())}`" for formula in pieces[1::2]]
     return "".join(pieces)
 
 
 def plain_words(line, table):
-    """A line without formulas, or a part of one: code becomes a literal or a link, signs lose their meaning."""
+    """A line without formulas, or part of one: code is a literal or a link, signs lose meaning."""
     pieces = CODE.split(line)
     for number, text in enumerate(pieces):
         if number % 2 == 0:

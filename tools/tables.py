@@ -2,8 +2,8 @@
 
     python tools/tables.py [--check]
 
-A table stands between `<!-- table: FILE -->`, or `<!-- table: FILE-PART -->`, and `<!-- end -->`. With --check nothing
-is written, and the exit code tells whether README.md is as the files say.
+A table stands between `<!-- table: FILE -->`, or `<!-- table: FILE-PART -->`, and `<!-- end -->`.
+With --check nothing is written, and the exit code tells whether README.md is as the files say.
 """
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ def sinusoids(record: dict[str, Any]) -> str:
     """MAML on sinusoids against the figures of the paper."""
     steps = ["0", "1", "2", "5", "10"]
     paper = ["*paper, 5 shots (appendix C)*", "", "*0.67*", "", "*0.38*", "*0.35*"]
-    rows = [[name, *(cell(setting["summary"][k]["mean"], setting["summary"][k]["sd_of_seeds"]) for k in steps)]
+    rows = [[name, *(cell(setting["summary"][k]["mean"], setting["summary"][k]["sd_of_seeds"])
+                     for k in steps)]
             for name, setting in record["settings"].items()]
     seeds = len(next(iter(record["settings"].values()))["runs"])
-    return (markdown(["after inner steps", *steps], [paper, *rows])
-            + f"\n\nMean of {seeds} seeds ± standard deviation between them; {record['meta_steps']:,} meta-steps each. "
+    return (markdown(["after inner steps", *steps], [paper, *rows]) + f"\n\nMean of {seeds} seeds "
+            f"± standard deviation between them; {record['meta_steps']:,} meta-steps each. "
             + environment(record["machine"], record["versions"]))
 
 
 def sinusoid_step(record: dict[str, Any]) -> str:
     """Milliseconds of one meta-step, and how many times as fast metalit is."""
-    names = {"autograd": "per-task autograd loop", "higher": "higher", "torchopt": "TorchOpt", "jax": "JAX, jitted",
+    names = {"autograd": "per-task autograd loop", "higher": "higher", "torchopt": "TorchOpt",
+             "jax": "JAX, jitted",
              "metalit": "**metalit**", "metalit_compiled": "**metalit, compiled**"}
     rows = []
     for key in record["inner_steps"]["1"]["ms"]:
@@ -46,11 +48,12 @@ def sinusoid_step(record: dict[str, Any]) -> str:
         for k in record["inner_steps"]:
             result = record["inner_steps"][k]
             ms, fast = result["ms"][key], result["times_as_fast"]
-            cells += [f"{ms['median']:.2f} ({ms['min']:.2f}–{ms['max']:.2f})", f"{fast['metalit'][key]:.1f}×",
-                      f"{fast['metalit_compiled'][key]:.1f}×"]
+            cells += [f"{ms['median']:.2f} ({ms['min']:.2f}–{ms['max']:.2f})",
+                      f"{fast['metalit'][key]:.1f}×", f"{fast['metalit_compiled'][key]:.1f}×"]
         rows.append([names.get(key, key), *cells])
     head = ["ms, median (min–max)"]
-    for k in record["inner_steps"]: head += [f"K = {k}", "eager is faster by", "compiled is faster by"]
+    for k in record["inner_steps"]:
+        head += [f"K = {k}", "eager is faster by", "compiled is faster by"]
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
 
@@ -63,32 +66,39 @@ def comparison(record: dict[str, Any]) -> str:
         mine = {line["inner_steps"]: line for line in lines if line["method"] == name}
         cells = [cell(mine[k]["loss"], mine[k]["ci95"]) for k in steps]
         rows.append([name, *cells, str(round(mine[steps[0]]["relative_time"] or float("nan"), 1))])
-    return (markdown(["method", *(f"{k} step" + "s" * (k != 1) for k in steps), "time, × MAML"], rows) + "\n\n"
-            + environment(record["environment"], {}))
+    return (
+        markdown(["method", *(f"{k} step" + "s" * (k != 1) for k in steps), "time, × MAML"], rows)
+        + "\n\n" + environment(record["environment"], {})
+    )
 
 
 def omniglot(record: dict[str, Any]) -> str:
     """The long MAML runs on Omniglot, judged in several ways."""
-    rows = [["*paper, 60,000 meta-steps*", "", "", f"*{record['published']['maml']['5-way 1-shot']}*", "", ""]]
+    rows = [["*paper, 60,000 meta-steps*", "", "",
+             f"*{record['published']['maml']['5-way 1-shot']}*", "", ""]]
     for lr, run in record["long"].items():
         for kind, evaluation in run["evaluation"].items():
             rows.append([f"inner step size {lr}: {kind}", *(percent(row) for row in evaluation)])
     steps = [row["inner_steps"] for row in evaluation]
     seconds = " and ".join(f"{run['seconds'] / 60:.0f}" for run in record["long"].values())
-    return (markdown(["after inner steps", *map(str, steps)], rows)
-            + f"\n\nAccuracy in per cent ± 95 % over 600 tasks. {run['meta_steps']:,} meta-steps of 32 tasks each, "
+    return (markdown(["after inner steps", *map(str, steps)], rows) + "\n\nAccuracy in per cent ± "
+            f"95 % over 600 tasks. {run['meta_steps']:,} meta-steps of 32 tasks each, "
             + f"{seconds} minutes on one core each, both at once. "
             + environment(record["machine"], record["versions"]))
 
 
 def omniglot_methods(record: dict[str, Any]) -> str:
-    """Ten methods on Omniglot with the same small budget, beside what their papers reached with theirs."""
+    """Ten methods on Omniglot with one small budget, beside what their papers reached.
+
+    The papers had budgets of their own.
+    """
     looked_at = {"reptile": 50, "protonet": 0}
     rows = []
     for method in next(iter(record["methods"].values())):
         cells = [str(looked_at.get(method, 3))]
         for setting, runs in record["methods"].items():
-            row = next(r for r in runs[method]["evaluation"] if r["inner_steps"] == looked_at.get(method, 3))
+            row = next(r for r in runs[method]["evaluation"]
+                       if r["inner_steps"] == looked_at.get(method, 3))
             published = record["published"].get(method, {}).get(setting)
             cells += [percent(row), f"*{published}*" if published else ""]
         rows.append([method, *cells])
@@ -109,17 +119,21 @@ def image_step(record: dict[str, Any]) -> str:
     for tasks, settings in record["tasks"].items():
         for result in settings.values():
             memory = "freed memory kept" if result["kept_freed_memory"] else "as it is"
-            rows += [[names.get(key, key), tasks, memory, f"{ms['median']:.0f} ({ms['min']:.0f}–{ms['max']:.0f})",
-                      f"{result['times_as_fast_as_loop'][key]:.1f}×", f"{100 * result['share_of_peak'][key]:.0f} %"]
+            rows += [[names.get(key, key), tasks, memory,
+                      f"{ms['median']:.0f} ({ms['min']:.0f}–{ms['max']:.0f})",
+                      f"{result['times_as_fast_as_loop'][key]:.1f}×",
+                      f"{100 * result['share_of_peak'][key]:.0f} %"]
                      for key, ms in result["ms"].items()]
-    head = ["", "tasks", "malloc", "ms, median (min–max)", "as fast as the loop", "share of the matmul peak"]
+    head = ["", "tasks", "malloc", "ms, median (min–max)", "as fast as the loop",
+            "share of the matmul peak"]
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
 
 def memory(record: dict[str, Any]) -> str:
     """Peak memory of a meta-step: predicted and measured."""
     rows = [[record["labels"][point["variant"]], str(point["tasks"]), str(point["steps"]),
-             *(f"{point[name] / 2**20:.0f}" for name in ("predicted_bytes", "measured_bytes", "resident_peak_bytes")),
+             *(f"{point[name] / 2**20:.0f}"
+               for name in ("predicted_bytes", "measured_bytes", "resident_peak_bytes")),
              f"{point['ms']['median']:.0f}"] for point in record["points"]]
     head = ["", "tasks", "K", "predicted, MiB", "measured, MiB", "resident, MiB", "ms"]
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
@@ -128,8 +142,8 @@ def memory(record: dict[str, Any]) -> str:
 def processes(record: dict[str, Any]) -> str:
     """Tasks per second as processes are added."""
     alone = record["measured"][0]["tasks_per_second"]
-    rows = [[str(row["processes"]), f"{row['tasks_per_second']:.0f}", f"{row['tasks_per_second'] / alone:.2f}×"]
-            for row in record["measured"]]
+    rows = [[str(row["processes"]), f"{row['tasks_per_second']:.0f}",
+             f"{row['tasks_per_second'] / alone:.2f}×"] for row in record["measured"]]
     message = (f"The gradient is {record['gradient_bytes'] / 1e6:.2f} MB, and averaging it takes "
                f"{1e3 * record['allreduce_seconds']:.1f} ms. ")
     return (markdown(["processes of one thread", "tasks per second", ""], rows) + "\n\n" + message
@@ -137,21 +151,26 @@ def processes(record: dict[str, Any]) -> str:
 
 
 def pages(record: dict[str, Any]) -> str:
-    """Weight and speed of the site's pages: those of the five figures, and the middle and the worst of all."""
+    """Weight and speed of the site's pages: the five figures', the middle and worst of all."""
     def row(name: str, page: dict[str, Any]) -> list[str]:
         move = page["move_ms"]
-        return [name, f"{page['bytes'] / 1e3:.0f}", f"{page['gzipped'] / 1e3:.0f}", f"{page['first_picture_ms']:.0f}",
+        return [name, f"{page['bytes'] / 1e3:.0f}", f"{page['gzipped'] / 1e3:.0f}",
+                f"{page['first_picture_ms']:.0f}",
                 f"{move['median']:.0f} ({move['max']:.0f})" if move else ""]
 
     def over_all(name: str, pick: Callable[[list[float]], float]) -> list[str]:
         moves = [page["move_ms"] for page in record["pages"].values() if page["move_ms"]]
         numbers = [pick([page[key] for page in record["pages"].values()])
                    for key in ("bytes", "gzipped", "first_picture_ms")]
-        return [name, *(f"{number / scale:.0f}" for number, scale in zip(numbers, (1e3, 1e3, 1), strict=True)),
-                f"{pick([move['median'] for move in moves]):.0f} ({pick([move['max'] for move in moves]):.0f})"]
+        scaled = zip(numbers, (1e3, 1e3, 1), strict=True)
+        middle, longest = (pick([move[key] for move in moves]) for key in ("median", "max"))
+        return [name, *(f"{number / scale:.0f}" for number, scale in scaled),
+                f"{middle:.0f} ({longest:.0f})"]
 
-    rows = [row(name, page) for name, page in record["pages"].items() if name[:2] in ("41", "42", "43", "44", "45")]
-    rows += [over_all(f"*median of {len(record['pages'])} pages*", statistics.median), over_all("*worst*", max)]
+    rows = [row(name, page)
+            for name, page in record["pages"].items() if name[:2] in ("41", "42", "43", "44", "45")]
+    rows += [over_all(f"*median of {len(record['pages'])} pages*", statistics.median),
+             over_all("*worst*", max)]
     head = ["page", "kB", "kB gzipped", "first picture, ms", "a move, ms: median (worst of 20)"]
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
@@ -162,7 +181,7 @@ def percent(row: dict[str, Any]) -> str:
 
 
 def cell(mean: float | None, spread: float | None) -> str:
-    """Mean and spread; a mean that is not finite, or beyond a hundred, speaks of a few tasks that went astray."""
+    """Mean and spread; a mean that is not finite, or beyond a hundred: a few tasks went astray."""
     if mean is None or mean > 100: return "blows up"
     return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
 
@@ -171,7 +190,8 @@ def environment(machine: dict[str, Any], versions: dict[str, str]) -> str:
     """The machine and the versions, in a sentence."""
     known = {"python": machine["python"], "torch": machine.get("torch")} | versions
     releases = ", ".join(f"{name} {version}" for name, version in known.items() if version)
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch threads; {releases}."
+    return (f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch "
+            f"threads; {releases}.")
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -184,7 +204,8 @@ def filled(text: str, results: Path) -> str:
     """The text with every table as its file says; a table without a file says so."""
     def table(match: re.Match[str]) -> str:
         name, file = match[1], results / f"{match[1].partition('-')[0]}.json"
-        body = TABLES[name](json.loads(file.read_text(encoding="utf-8"))) if file.exists() else "*Not measured yet.*"
+        body = (TABLES[name](json.loads(file.read_text(encoding="utf-8"))) if file.exists()
+                else "*Not measured yet.*")
         return f"<!-- table: {name} -->\n{body}\n<!-- end -->"
     return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
@@ -195,7 +216,8 @@ def main() -> None:
     before = readme.read_text(encoding="utf-8")
     after = filled(before, ROOT / "results")
     if "--check" in sys.argv:
-        sys.exit(f"{readme.name} is not as results/ says: run python tools/tables.py" if before != after else 0)
+        sys.exit(f"{readme.name} is not as results/ says: run python tools/tables.py"
+                 if before != after else 0)
     readme.write_text(after, encoding="utf-8")
 
 

@@ -1,4 +1,7 @@
-"""A real Chromium, cut off from everything but this machine; the built site, and pages that must stay silent."""
+"""A real Chromium, cut off from everything but this machine.
+
+The built site, and pages that must stay silent.
+"""
 import os
 import shutil
 import threading
@@ -11,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 NEED = bool(os.environ.get("METALIT_NEED_BROWSER"))
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 def missing(reason):
@@ -25,7 +28,8 @@ def missing(reason):
 @pytest.fixture(scope="session")
 def chromium():
     "One Chromium for all tests."
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)
     if path is None:
         missing("no Chromium is installed (apt-get install chromium)")
     from playwright.sync_api import sync_playwright
@@ -36,33 +40,37 @@ def chromium():
 
 
 class Watch:
-    """What a page did that it must not do: requests to elsewhere, errors, answers that are failures."""
+    """What a page did that it must not: requests to elsewhere, errors, answers that are failures.
+    """
 
     def __init__(self):
         self.requests, self.errors = [], []
-        self.expected = []                                     # beginnings of messages that a test provokes
+        self.expected = []  # beginnings of messages that a test provokes
 
     def over(self, page):
         "Watch a page, and let nothing out."
         page.route("**/*", self.route)
-        page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        page.on("console",
+                lambda message: message.type == "error" and self.errors.append(message.text))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def route(self, route):
         address = urlsplit(route.request.url)
-        if address.scheme in ("data", "blob", "about") or address.hostname in ("127.0.0.1", "localhost"):
+        if address.scheme in ("data", "blob", "about") or address.hostname in ("127.0.0.1",
+                                                                               "localhost"):
             return route.continue_()
         self.requests.append(route.request.url)
         return route.abort()
 
     def complaints(self):
         errors = [text for text in self.errors if not text.startswith(tuple(self.expected))]
-        return [f"asked for {url}" for url in self.requests] + [f"console: {text}" for text in errors]
+        return [f"asked for {url}" for url in self.requests] + [f"console: {text}"
+                                                                for text in errors]
 
 
 @pytest.fixture
 def new_page(chromium):
-    "Make pages of a given width, theme and so on; at the end of the test all of them must have stayed silent."
+    "Make pages of a given width, theme and so on; all of them must have stayed silent."
     contexts, watches = [], []
 
     def make(**options):

@@ -1,4 +1,5 @@
-"""Every live figure on the static site: it moves by keyboard and by pointer, and what it draws is right."""
+"""Every live figure on the static site: it moves by keyboard and pointer, and draws what is right.
+"""
 import json
 from pathlib import Path
 
@@ -18,7 +19,8 @@ LOOK = "node => JSON.parse(JSON.stringify(node.live))"
 def figures(page, site, name):
     "Open a page, and wait until its figures have drawn."
     page.goto(f"{site}/{name}.html")
-    page.wait_for_function("[...document.querySelectorAll('.metalit-figure')].every(node => node.live)")
+    page.wait_for_function("[...document.querySelectorAll('.metalit-figure')].every(node => "
+                           "node.live)")
     return page.locator(".metalit-figure")
 
 
@@ -44,15 +46,19 @@ def slide_by_pointer(page, figure):
     slider.scroll_into_view_if_needed()
     box = slider.bounding_box()
     share = slider.evaluate("node => (node.value - node.min) / (node.max - node.min)")
-    page.mouse.click(box["x"] + box["width"] * (0.05 if share > 0.5 else 0.95), box["y"] + box["height"] / 2)
+    page.mouse.click(box["x"] + box["width"] * (0.05 if share > 0.5 else 0.95),
+                     box["y"] + box["height"] / 2)
     wait_for_move(page, figure, before)
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_chapter_has_a_figure_that_moves_by_pointer_and_every_control_of_it_by_keyboard(site, browser_page, name):
+def test_every_chapter_has_a_figure_that_moves_by_pointer_and_every_control_of_it_by_keyboard(
+    site, browser_page, name
+):
     found = figures(browser_page, site, name)
     assert found.count() > 0, "a chapter without a live figure"
-    figure = found.last if name.startswith("45") else found.first  # its first figure waits for a training
+    # its first figure waits for a training
+    figure = found.last if name.startswith("45") else found.first
     assert not figure.locator(".m-message").is_visible(), figure.locator(".m-message").inner_text()
     controls = figure.locator("input[data-key], select[data-key]")
     assert controls.count() > 0
@@ -75,13 +81,17 @@ def test_every_chapter_has_a_figure_that_moves_by_pointer_and_every_control_of_i
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_what_it_draws_is_what_the_library_computes_wherever_its_controls_are(site, browser_page, name):
+def test_what_it_draws_is_what_the_library_computes_wherever_its_controls_are(
+    site, browser_page, name
+):
     figure, twin = figures(browser_page, site, name).first, TWINS[name]()
     assert_right(figure.evaluate(LOOK), twin)
     controls = figure.locator("input[type=range], select[data-key]")
     for i in range(controls.count()):
         control, before = controls.nth(i), figure.evaluate(LOOK)
-        if control.evaluate("node => node.tagName") == "SELECT" and control.locator("option").count() < 2: continue
+        if (control.evaluate("node => node.tagName") == "SELECT"
+            and control.locator("option").count() < 2):
+            continue
         control.focus()
         browser_page.keyboard.press("ArrowDown" if i % 2 else "ArrowUp")
         browser_page.wait_for_timeout(100)
@@ -112,9 +122,11 @@ def test_points_are_dragged_by_pointer_and_by_keys_and_the_numbers_follow(site, 
 def test_the_line_on_the_page_goes_through_the_numbers(site, browser_page):
     figure = figures(browser_page, site, "41_sinusoid_figure").first
     shown = figure.evaluate(LOOK)
-    truth = figure.locator("svg.m-plot").first.locator("path[data-label=truth], path[data-label='the truth']").first
+    truth = (figure.locator("svg.m-plot")
+             .first.locator("path[data-label=truth], path[data-label='the truth']").first)
     points = truth.get_attribute("d").lstrip("M").split("L")
-    xs, ys = (torch.tensor([float(p.split(",")[i]) for p in points], dtype=torch.float64) for i in (0, 1))
+    xs, ys = (torch.tensor([float(p.split(",")[i]) for p in points], dtype=torch.float64)
+              for i in (0, 1))
     values = torch.tensor(shown["picture"]["truth"], dtype=torch.float64)
     assert len(ys) == len(values)
     # Pixels are a straight line of the values, to the hundredth of a pixel that is written.
@@ -125,7 +137,8 @@ def test_the_line_on_the_page_goes_through_the_numbers(site, browser_page):
 
 def test_figures_of_one_page_share_no_names(site, browser_page):
     figures(browser_page, site, "49_widgets")
-    names = browser_page.evaluate("[...document.querySelectorAll('.metalit-figure [id]')].map(part => part.id)")
+    names = browser_page.evaluate("[...document.querySelectorAll('.metalit-figure [id]')].map(part "
+                                  "=> part.id)")
     assert len(names) >= 5 and len(names) == len(set(names))
 
 
@@ -134,7 +147,8 @@ def test_a_page_without_javascript_shows_a_picture_and_says_so(site, new_page, n
     page = new_page(java_script_enabled=False)
     page.goto(f"{site}/{name}.html")
     words = page.locator("noscript p").first
-    assert words.is_visible() and words.inner_text().startswith("This figure moves where JavaScript is allowed")
+    assert words.is_visible()
+    assert words.inner_text().startswith("This figure moves where JavaScript is allowed")
     picture = page.locator("[id^=metalit-] img").first
     assert picture.get_attribute("alt") and picture.bounding_box()["width"] > 200
 
@@ -146,8 +160,8 @@ def test_on_a_phone_nothing_sticks_out(site, new_page, name, scheme):
     figure = figures(page, site, name).first
     box = figure.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 390
-    wide = figure.evaluate(
-        "node => Math.max(...[...node.querySelectorAll('*')].map(n => n.getBoundingClientRect().right))")
+    wide = figure.evaluate("node => Math.max(...[...node.querySelectorAll('*')].map(n => "
+                           "n.getBoundingClientRect().right))")
     assert wide <= 391
 
 

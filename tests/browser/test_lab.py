@@ -1,4 +1,7 @@
-"""The live figures in a real JupyterLab: sliders reach the kernel, torch answers, and a dead kernel is told apart."""
+"""The live figures in a real JupyterLab.
+
+Sliders reach the kernel, torch answers, and a dead kernel is told apart.
+"""
 import json
 import os
 import re
@@ -49,7 +52,9 @@ print("kernel", os.getpid())
 run
 """
 
-TRAIN = "log = ml.meta_train(J, tasks, steps={steps}, batch_size=4, seed=0, progress=False, watch=run)"
+TRAIN = (
+    "log = ml.meta_train(J, tasks, steps={steps}, batch_size=4, seed=0, progress=False, watch=run)"
+)
 
 WRONG = """
 import torch.nn.functional as F, metalit as ml
@@ -67,7 +72,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "A JupyterLab with a settings folder of its own and a notebook for each figure; the address of its server."
+    "A JupyterLab with its own settings and a notebook for each figure; its server's address."
     folder = tmp_path_factory.mktemp("lab")
     sources = {"built_in": BUILT_IN, "own": OWN, "wrong": WRONG}
     sources |= {name: BUILT_IN.replace("sinusoid", name) for name in OTHERS}
@@ -76,18 +81,23 @@ def lab(tmp_path_factory):
     for name, of_cells in texts.items():
         cells = [nbformat.v4.new_code_cell(text.strip()) for text in of_cells]
         notebook = nbformat.v4.new_notebook(cells=cells)
-        notebook.metadata.kernelspec = {"name": "python3", "display_name": "python3", "language": "python"}
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "python3",
+                                        "language": "python"}
         nbformat.write(notebook, folder / f"{name}.ipynb")
     port = free_port()
-    homes = {name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR",
-             "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR", "JUPYTERLAB_SETTINGS_DIR")}
+    homes = {name: str(folder / name.lower())
+             for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR",
+                          "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR",
+                          "JUPYTERLAB_SETTINGS_DIR")}
     root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     log = (folder / "log").open("w")
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1", *root,
-         f"--IdentityProvider.token={TOKEN}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-         "--LabApp.news_url=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}"],
-        env=os.environ | homes | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT)
+        [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}",
+         "--ServerApp.ip=127.0.0.1", *root, f"--IdentityProvider.token={TOKEN}",
+         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=",
+         "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}"],
+        env=os.environ | homes | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT
+    )
     address = f"http://127.0.0.1:{port}"
     for _ in range(120):
         if server.poll() is not None: break
@@ -129,10 +139,14 @@ def start_cell(page, which):
 
 
 def wait_for_end(page, which, before):
-    "Wait until a cell that has begun shows a new number. After an error, one that is started earlier is forgotten."
-    page.wait_for_function(
-        "([which, before]) => { const prompt = document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')[which];"
-        " return prompt.innerText !== before && /\\d/.test(prompt.innerText); }", arg=[which, before], timeout=90_000)
+    """Wait until a cell that has begun shows a new number.
+
+    After an error, one that is started earlier is forgotten.
+    """
+    page.wait_for_function("([which, before]) => { const prompt = "
+                           "document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')[which];"
+                           " return prompt.innerText !== before && /\\d/.test(prompt.innerText); }",
+                           arg=[which, before], timeout=90_000)
 
 
 def run_cell(page, which=0):
@@ -151,11 +165,13 @@ def threads(page):
 def to_kernels(lab, method, action=""):
     "Ask the server to do something to all its kernels."
     headers = {"Authorization": f"token {TOKEN}"}
-    with urllib.request.urlopen(urllib.request.Request(f"{lab}/api/kernels", headers=headers)) as answer:
+    with urllib.request.urlopen(urllib.request.Request(f"{lab}/api/kernels",
+                                                       headers=headers)) as answer:
         kernels = json.load(answer)
     for kernel in kernels:
         address = f"{lab}/api/kernels/{kernel['id']}{action}"
-        urllib.request.urlopen(urllib.request.Request(address, headers=headers, method=method)).close()
+        urllib.request.urlopen(urllib.request.Request(address, headers=headers,
+                                                      method=method)).close()
 
 
 def live(page):
@@ -167,8 +183,9 @@ def wait_for_torch(page, key, value):
     "Wait until torch has answered for a state."
     page.wait_for_function(
         "([key, value]) => { const { state, by } = document.querySelector('.metalit-figure').live;"
-        " return JSON.stringify(state[key]) === JSON.stringify(value) && by.startsWith('torch'); }", arg=[key, value],
-        timeout=30_000)
+        " return JSON.stringify(state[key]) === JSON.stringify(value) && by.startsWith('torch'); }",
+        arg=[key, value], timeout=30_000
+    )
     return live(page)
 
 
@@ -193,7 +210,9 @@ def test_the_other_figures_reach_the_kernel_and_torch_agrees_with_the_library(la
     key, before = slider.get_attribute("data-key"), live(lab_page)["state"]
     slider.focus()
     lab_page.keyboard.press("ArrowRight")
-    changed = "([key, before]) => document.querySelector('.metalit-figure').live.state[key] !== before"
+    changed = (
+        "([key, before]) => document.querySelector('.metalit-figure').live.state[key] !== before"
+    )
     lab_page.wait_for_function(changed, arg=[key, before[key]])
     moved = live(lab_page)["state"][key]
     after = wait_for_torch(lab_page, key, moved)
@@ -256,9 +275,9 @@ def test_a_stopped_kernel_leaves_a_picture_that_still_moves_and_says_so(lab, lab
     slider = lab_page.locator(".metalit-figure input[data-key=amplitude]")
     slider.focus()
     lab_page.keyboard.press("ArrowRight")
-    lab_page.wait_for_function(
-        "document.querySelector('.metalit-figure .m-status').textContent.startsWith('No answer from the kernel')",
-        timeout=15_000)
+    lab_page.wait_for_function("document.querySelector('.metalit-figure "
+                               ".m-status').textContent.startsWith('No answer from the kernel')",
+                               timeout=15_000)
     shown = live(lab_page)
     assert shown["by"] == "browser"
     from metalit import widgets
@@ -273,13 +292,14 @@ def test_a_model_of_the_wrong_size_gives_words_not_a_frozen_picture(lab, lab_pag
     assert re.search(r"wide", words) and re.search(r"one number", words)
 
 
-# ------------------------------------------------------------------------------------------ a training run
+# ------------------------------------------------------------------------------------------ a
+# training run
 
 STEP = "document.querySelector('.metalit-figure').live.picture.step"
 
 
 def assert_shows(page, twin):
-    "The training figure shows what its twin in this process does, which trained with the same seed."
+    "The training figure shows what its twin in this process does, trained with the same seed."
     picture = live(page)["picture"]
     assert_same_picture({key: picture[key] for key in twin.picture}, twin.picture)
 
@@ -305,7 +325,8 @@ def test_a_training_run_is_followed_while_the_kernel_is_busy_and_its_end_is_told
     note = lab_page.locator(".metalit-figure .m-note")
     def begins(words):
         said = "document.querySelector('.metalit-figure .m-note').textContent"
-        lab_page.wait_for_function(f"(words) => {said}.startsWith(words)", arg=words, timeout=30_000)
+        lab_page.wait_for_function(f"(words) => {said}.startsWith(words)", arg=words,
+                                   timeout=30_000)
     def followed():
         _, before = start_cell(lab_page, 1)
         begins("Training: meta-step ")
@@ -315,13 +336,15 @@ def test_a_training_run_is_followed_while_the_kernel_is_busy_and_its_end_is_told
     before = followed()
     lab_page.locator(".metalit-figure input[data-key=at]").focus()
     lab_page.keyboard.press("Home")                            # looks back while the kernel is busy
-    lab_page.wait_for_function("document.querySelector('.metalit-figure').live.picture.now.step === 0")
+    lab_page.wait_for_function(
+        "document.querySelector('.metalit-figure').live.picture.now.step === 0"
+    )
     to_kernels(lab, "POST", "/interrupt")
     begins("Stopped after meta-step ")
     assert "it was interrupted" in note.inner_text()
     wait_for_end(lab_page, 1, before)
     followed()
     words = lab_page.locator(".jp-OutputArea-output", has_text="kernel").first.inner_text()
-    os.kill(int(words.split()[1]), signal.SIGKILL)             # to be told to end would be an interrupt
+    os.kill(int(words.split()[1]), signal.SIGKILL)  # to be told to end would be an interrupt
     begins("No news for 10 s, since meta-step ")
     assert live(lab_page)["picture"]["count"] > 0

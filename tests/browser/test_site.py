@@ -1,4 +1,7 @@
-"""The built site in a real browser: it is silent, complete without a network, searchable, and readable everywhere."""
+"""The built site in a real browser.
+
+It is silent, complete without a network, searchable, and readable everywhere.
+"""
 import json
 import re
 from itertools import pairwise
@@ -18,7 +21,8 @@ WORDS = """(() => {
 })()"""
 
 # How many formulas must be scrolled to be read.
-CUT = "[...document.querySelectorAll('div.math')].filter(math => math.scrollWidth > math.clientWidth + 1).length"
+CUT = ("[...document.querySelectorAll('div.math')].filter(math => math.scrollWidth > "
+       "math.clientWidth + 1).length")
 
 
 def settled(page):
@@ -46,19 +50,25 @@ def text_and_ground(page):
 def test_every_page_is_silent_and_fits_into_every_window(site, browser_page):
     assert len(CHAPTERS) > 40
     for name in PAGES:
-        if name == "404.html": continue                        # its addresses begin with where the site is published
+        if name == "404.html": continue  # its addresses begin with where the site is published
         browser_page.goto(f"{site}/{name}", wait_until="domcontentloaded")
         settled(browser_page)
-        browser_page.add_style_tag(content="* { transition: none !important }")   # else a new width comes by and by
+        # else a new width comes by and by
+        browser_page.add_style_tag(content="* { transition: none !important }")
         assert browser_page.locator("h1").count() >= 1, name
         errors = browser_page.locator("mjx-merror, [data-mjx-error]").all_inner_texts()
         assert not errors, f"{name}: {errors}"
-        source = re.findall(r"\\(?:begin|end|tag|label|eqref|frac)\b.{,30}", browser_page.evaluate(WORDS))
+        source = re.findall(r"\\(?:begin|end|tag|label|eqref|frac)\b.{,30}",
+                            browser_page.evaluate(WORDS))
         assert not source, f"{name}: formulas that were not drawn: {source}"
-        for width in (390, 800, 1600, 1440):                   # in the last one formulas must fit, too
+        for width in (390, 800, 1600, 1440):  # in the last one formulas must fit, too
             browser_page.set_viewport_size({"width": width, "height": 844})
-            assert browser_page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} at {width}"
-        assert browser_page.evaluate(CUT) == 0, f"{name}: formulas that are wider than a page of 1440 pixels"
+            assert browser_page.evaluate("document.documentElement.scrollWidth") <= width, (
+                f"{name} at {width}"
+            )
+        assert browser_page.evaluate(CUT) == 0, (
+            f"{name}: formulas that are wider than a page of 1440 pixels"
+        )
 
 
 def test_formulas_are_drawn_and_their_numbers_lead_somewhere(site, browser_page):
@@ -68,13 +78,15 @@ def test_formulas_are_drawn_and_their_numbers_lead_somewhere(site, browser_page)
     assert raw > 30
     assert browser_page.locator(".bd-article .math mjx-container").count() == raw
     assert browser_page.locator("mjx-merror, [data-mjx-error]").count() == 0
-    lead = browser_page.evaluate("[...document.querySelectorAll('mjx-container a')].map(a => decodeURIComponent("
-                                 "a.getAttribute('href') || a.getAttribute('xlink:href')))")
-    assert lead and all(browser_page.evaluate("id => !!document.getElementById(id)", link[1:]) for link in set(lead))
+    lead = browser_page.evaluate("[...document.querySelectorAll('mjx-container a')].map(a => "
+                                 "decodeURIComponent(a.getAttribute('href') || "
+                                 "a.getAttribute('xlink:href')))")
+    assert lead and all(browser_page.evaluate("id => !!document.getElementById(id)", link[1:])
+                        for link in set(lead))
 
 
 def terms():
-    "A word of each chapter that stands in no title: the rarest of its words, as Sphinx indexed them."
+    "A word of each chapter that stands in no title: its rarest, as Sphinx indexed them."
     script = (SITE / "searchindex.js").read_text(encoding="utf-8")
     index = json.loads(script.removeprefix("Search.setIndex(").rstrip(")\n"))
     found, best = {}, {}
@@ -123,7 +135,9 @@ def test_dark_follows_the_system_and_the_button_and_holds(site, new_page):
     assert behind and set(behind) == {"rgba(0, 0, 0, 0)"}
     page.goto(f"{site}/07_exact_gradient.html")
     settled(page)
-    assert luminance(page.evaluate("getComputedStyle(document.querySelector('mjx-container a')).fill")) > 0.25
+    assert luminance(page.evaluate(
+        "getComputedStyle(document.querySelector('mjx-container a')).fill"
+    )) > 0.25
 
 
 def test_each_chapter_leads_to_the_next_one_and_back(site, browser_page):
@@ -133,16 +147,20 @@ def test_each_chapter_leads_to_the_next_one_and_back(site, browser_page):
     browser_page.locator("a.left-prev").click()
     browser_page.wait_for_url(f"{site}/{CHAPTERS[6]}")
     for name, following in pairwise(CHAPTERS[:-1]):
-        assert f'class="right-next"\n       href="{following}"' in (SITE / name).read_text(encoding="utf-8"), name
+        assert ('class="right-next"\n'
+                f'       href="{following}"' in (SITE / name).read_text(encoding="utf-8")), name
 
 
 def test_a_chapter_can_be_edited_launched_downloaded_and_reported(site, browser_page):
     browser_page.goto(f"{site}/07_exact_gradient.html")
-    links = browser_page.evaluate("[...document.querySelectorAll('.article-header-buttons a')].map(a => a.href)")
-    for part in ("github.com/metalit/metalit/edit/main/nbs/07_exact_gradient.ipynb",
-                 "github.com/metalit/metalit/issues/new",
-                 "colab.research.google.com/github/metalit/metalit/blob/main/nbs/07_exact_gradient.ipynb",
-                 "mybinder.org/v2/gh/metalit/metalit/main", "_sources/07_exact_gradient.ipynb"):
+    links = browser_page.evaluate("[...document.querySelectorAll('.article-header-buttons "
+                                  "a')].map(a => a.href)")
+    for part in (
+        "github.com/metalit/metalit/edit/main/nbs/07_exact_gradient.ipynb",
+        "github.com/metalit/metalit/issues/new",
+        "colab.research.google.com/github/metalit/metalit/blob/main/nbs/07_exact_gradient.ipynb",
+        "mybinder.org/v2/gh/metalit/metalit/main", "_sources/07_exact_gradient.ipynb"
+    ):
         assert any(part in link for link in links), part
 
 
