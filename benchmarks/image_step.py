@@ -15,7 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import metalit as ml
-from metalit.memory import keep_freed_memory
+from metalit.training.memory import keep_freed_memory
 
 from . import measure
 from .images import (

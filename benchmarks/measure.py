@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from metalit.comparison import environment
+from metalit.judging.comparison import environment
 
 RESULTS = Path("results")
 

@@ -24,8 +24,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 import metalit as ml
-from metalit.memory import keep_freed_memory
-from metalit.processes import parallel, share, team
+from metalit.training.memory import keep_freed_memory
+from metalit.training.processes import parallel, share, team
 
 from . import measure
 from .images import FILTERS, LR, QUERIES, SHOTS, SIZE, WAYS, episodes, network

@@ -11,35 +11,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
-from .inner.sgd import SGD, Params
-from .meta_loss import Loss, MetaLoss, check_model, scalar
-from .models import called, places
-from .tasks import Split, Task, check_task
+from .batching.slope import grad
+from .batching.modes import vmapped
+from .inner.sgd import SGD
+from .inner.walk import LossOn
+from .learner import Loss, check_model, scalar
+from .meta_loss import MetaLoss
+from .models import Params, called, places
+from .tasks.task import Split, Task, check_task
 
 # %% auto #0
-__all__ = ['TaskLoss', 'LISTING', 'maml', 'reptile', 'contrastive', 'meta_curvature', 'AsWritten']
+__all__ = ['LISTING', 'maml', 'reptile', 'contrastive', 'meta_curvature', 'AsWritten']
 
 # %% ../nbs/20_as_written.ipynb #b97e2949
-TaskLoss = Callable[[Params, Split], Tensor]
-
-
 def _per_task(model: nn.Module, task_loss: Loss, task: Task,
-              formula: Callable[[TaskLoss, Params, Task], Any]) -> Any:
+              formula: Callable[[LossOn, Params, Task], Any]) -> Any:
     "The formula for each τ of the batch: a tensor of shape (B, …)."
     if not torch.compiler.is_compiling(): check_model(model)
     at = places(model)
     def L(theta: Params, D: Split) -> Tensor:
         return scalar(task_loss(called(model, at, theta, D.x), D.y))
     theta = dict(model.named_parameters())
-    return vmap(lambda theta, tau: formula(L, theta, tau), in_dims=(None, 0),
-                randomness="different")(theta, check_task(task))
+    return vmapped(lambda theta, tau: formula(L, theta, tau), theta, check_task(task))
 
 # %% ../nbs/20_as_written.ipynb #94692624
-def _fine_tuned(L: TaskLoss, theta: Params, D_train: Split, lr: float) -> Params:
+def _fine_tuned(L: LossOn, theta: Params, D_train: Split, lr: float) -> Params:
     "θ′ = θ − α∇_θ L_train(θ, D_train)."
-    gradient = torch.func.grad(L)(theta, D_train)
+    gradient = grad(L)(theta, D_train)
     return {name: theta[name] - lr * gradient[name] for name in theta}
 
 # %% ../nbs/20_as_written.ipynb #6a6f2210
@@ -57,7 +56,7 @@ def maml(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01) -> Ten
 
     Example: `maml(model, F.mse_loss, task).backward()`.
     """
-    def formula(L: TaskLoss, theta: Params, tau: Task) -> Tensor:
+    def formula(L: LossOn, theta: Params, tau: Task) -> Tensor:
         return L(_fine_tuned(L, theta, tau.support, lr), tau.query)
     return _per_task(model, task_loss, task, formula).mean()
 
@@ -71,7 +70,7 @@ def reptile(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01) -> 
 
     Example: `reptile(model, F.mse_loss, task).backward()`.
     """
-    def formula(L: TaskLoss, theta: Params, tau: Task) -> Tensor:
+    def formula(L: LossOn, theta: Params, tau: Task) -> Tensor:
         return ((_flat(theta) - _flat(_fine_tuned(L, theta, tau.support, lr))) ** 2).sum()
     return _per_task(model, task_loss, task, formula).mean()
 
@@ -119,10 +118,10 @@ def meta_curvature(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.
     """
     if not (math.isfinite(lam) and lam >= 0):
         raise ValueError(f"lam={lam}: λ is a finite number, 0 or more")
-    def formula(L: TaskLoss, theta: Params, tau: Task) -> Tensor:
+    def formula(L: LossOn, theta: Params, tau: Task) -> Tensor:
         def after(theta: Params) -> Tensor:
             return L(_fine_tuned(L, theta, tau.support, lr), tau.query)
-        gradient = torch.func.grad(after)(theta)
+        gradient = grad(after)(theta)
         return after(theta) + 0.5 * lam * (_flat(gradient) ** 2).sum()
     return _per_task(model, task_loss, task, formula).mean()
 
@@ -164,6 +163,10 @@ class MyModel(nn.Module):
         x = self.fc2(x)
         return x
 
+"""
+
+# %% ../nbs/20_as_written.ipynb #78d491cc
+LISTING += """\
 # 定义Reptile算法
 def reptile(model, task_generator, num_tasks, inner_steps, outer_steps, alpha, beta):
     optimizer = optim.Adam(model.parameters(), lr=beta)

@@ -15,13 +15,14 @@ import click
 import torch.nn.functional as F
 
 from . import comparison, plots, training
-from .checkpoints import DivergedError, load_checkpoint, write_table, write_whole
+from .training.checkpoints import DivergedError, load_checkpoint, write_table, write_whole
 from .data.omniglot import PROTOCOLS
-from .experiment import RECIPES, SCHEDULES, Experiment, build, complete, sine_network
-from .memory import keep_freed_memory
+from .judging.recipes import RECIPES, SCHEDULES, Experiment, build, complete, sine_network
+from .training.memory import keep_freed_memory
 from .meta_loss import MetaLoss
-from .processes import LostProcessError, joined, team
-from .tasks import Family, Sinusoids
+from .training.processes import LostProcessError, joined, team
+from .tasks.family import Family
+from .tasks.sinusoids import Sinusoids
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,178 +5,42 @@
 # %% ../nbs/09_meta_loss.ipynb #696596e8
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
+from .batching.chunks import recomputed
 from .gradient.exact import Exact
-from .inner.sgd import SGD, Params
-from .models import called, places
-from .norms import PlainNorms
-from .pooling import Mean
-from .tasks import Split, Task, check_split, check_task
+from .inner.walk import InnerLoop, Walk
+from .learner import Learner, Loss, check_model
+from .models import Params, called, places
+from .pooling.mean import Mean, pooled
+from .schedule import lifted, scheduled
+from .tasks.task import Split, Task, Tree, check_task, length, mapped
 from .terms.query import QueryLoss
 from .terms.term import Path, Sum, Term
 
 # %% auto #0
-__all__ = ['Loss', 'check_model', 'scalar', 'random_state', 'restore_random_state', 'recomputed', 'MetaLoss']
+__all__ = ['Choices', 'MetaLoss', 'Calls', 'function_of', 'in_recomputed_chunks', 'compiled', 'report']
 
-# %% ../nbs/09_meta_loss.ipynb #12d5e5a2
-def check_model(model: nn.Module) -> None:
-    "Raise an error that names the layer or parameter where a model cannot be adapted task by task."
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is a {type(model).__name__}; a torch.nn.Module is needed")
-    parameters = dict(model.named_parameters())
-    if not parameters:
-        raise ValueError(f"{type(model).__name__} has no parameters: there is nothing to adapt, "
-                         "nothing to learn")
-    for name, parameter in parameters.items():
-        if not parameter.requires_grad:
-            raise ValueError(f"parameter {name!r} is frozen (requires_grad=False), but the inner "
-                             "loop adapts it: unfreeze it, or register it as a buffer if it shall "
-                             "stay as it is")
-    for name, layer in model.named_modules():
-        if getattr(layer, "running_mean", None) is not None:
-            raise ValueError(f"layer {name!r} ({type(layer).__name__}) keeps running statistics, "
-                             "which carry information from one task to another: build it with "
-                             "track_running_stats=False, or call "
-                             "torch.func.replace_all_batch_norm_modules_(model) first")
-
-# %% ../nbs/09_meta_loss.ipynb #85da56ea
-def scalar(value: Any) -> Tensor:
-    "The loss of one task, if it is one number; `ValueError` if not."
-    if isinstance(value, Tensor) and value.ndim == 0: return value
-    shaped = isinstance(value, Tensor)
-    found = f"a tensor of shape {tuple(value.shape)}" if shaped else type(value).__name__
-    raise ValueError(f"the task loss returned {found}; it must return one number per task, such as "
-                     "the mean over its examples")
-
-# %% ../nbs/09_meta_loss.ipynb #5ca70e5c
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def _measured(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
-    """The loss of one task.
-
-    A label without an output of the model becomes a `ValueError` that says so.
-    """
-    try:
-        return scalar(loss(prediction, y))
-    # cross-entropy raises the one, under vmap the other
-    except (IndexError, RuntimeError) as error:
-        if "out of bounds" not in str(error): raise
-        outputs = prediction.shape[min(1, prediction.ndim - 1)]
-        raise ValueError(f"a label is out of range: the model has {outputs} outputs, so labels are "
-                         f"0 … {outputs - 1} ({error}). Give the model as many outputs as a task "
-                         "has classes") from error
-
-# %% ../nbs/09_meta_loss.ipynb #cc2d77c8
-def random_state() -> dict[str, Any]:
-    """The state of PyTorch's random numbers, on the CPU and all GPUs in use.
-
-    What dropout draws from.
-    """
-    return {"cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    "Set back what `random_state` returned."
-    torch.set_rng_state(state["cpu"].cpu())
-    here = state["cuda"][:torch.cuda.device_count()]         # a run may go on where there are fewer
-    for device, of_device in enumerate(here): torch.cuda.set_rng_state(of_device.cpu(), device)
-
-# %% ../nbs/09_meta_loss.ipynb #9aca47c0
-def recomputed(J: MetaLoss, task: Task, probe: Tensor) -> list[Tensor]:
-    """What each term measures on each task, keeping no graph.
-
-    The backward pass measures again, equally at random.
-    """
-    names, parameters = zip(*J.named_parameters(prefix="J"), strict=True)
-    return list(_Recomputed.apply(_AllTasks(J), names, *task.support, *task.query, probe,
-                                  *parameters))
-
-
-class _AllTasks(nn.Module):
-    def __init__(self, J: MetaLoss):
-        super().__init__()
-        self.J = J
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.J._all_tasks(Task(Split(*tensors[:2]), Split(*tensors[2:4])),
-                                       probe=tensors[4]))
-
-
-class _Recomputed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, run: nn.Module, names: tuple[str, ...], *tensors: Tensor):
-        ctx.run, ctx.names, ctx.random = run, names, random_state()
-        ctx.save_for_backward(*tensors)  # a change before the backward pass becomes an error
-        return run(*tensors[:5])
-
-    @staticmethod
-    def backward(ctx: Any, *weights: Tensor):
-        if torch.is_grad_enabled():
-            raise RuntimeError("with chunk_size, J can be differentiated once only: for "
-                               "create_graph=True build the meta-loss with chunk_size=None")
-        tensors = [tensor.detach().requires_grad_(tensor.requires_grad)
-                   for tensor in ctx.saved_tensors]
-        with torch.random.fork_rng(), torch.enable_grad():
-            restore_random_state(ctx.random)
-            values = called(ctx.run, places(ctx.run),
-                            dict(zip(ctx.names, tensors[5:], strict=True)), *tensors[:5])
-            total = sum((value * weight).sum()
-                        for value, weight in zip(values, weights, strict=True))
-        wanted = [tensor for tensor in tensors if tensor.requires_grad]
-        gradients = iter(torch.autograd.grad(total, wanted, allow_unused=True))
-        return None, None, *(next(gradients) if tensor.requires_grad else None
-                             for tensor in tensors)
-
-# %% ../nbs/09_meta_loss.ipynb #7b6e6e99
-class MetaLoss(nn.Module):
-    """J(θ): how badly a model that starts at θ learns new tasks. A module whose call is a scalar.
-
-    `model` is any `nn.Module`; its parameters are θ. `loss(prediction, y)` gives one number per
-    task. The other arguments are the choices: `inner`, how a task learns (default `SGD()`);
-    `terms`, what is measured (default `QueryLoss()`); `pooling`, how tasks are pooled (default
-    `Mean()`); `gradient`, how gradients flow back through adaptation (default `Exact()`).
-
-    `chunk_size` bounds memory: that many tasks adapt at a time, and their graphs are built again in
-    the backward pass instead of being kept. Value and gradient are the same; the price is one more
-    forward pass, and that J can be differentiated once only.
-
-    Raises `TypeError` or `ValueError`, naming the layer or parameter, for a model that is no
-    module, has no parameters, has a frozen one, or keeps running statistics of its batches.
-
-    Example: `J = MetaLoss(model, F.mse_loss, inner=SGD(lr=0.01)); J(task).backward()`.
-    """
+# %% ../nbs/09_meta_loss.ipynb #fbbf40b0
+class Choices(Learner):
+    "The seven choices, and what can be done with them but for the value itself: see `MetaLoss`."
     _compiled: Callable[[Task], Tensor] | None = None
-    _places: dict[str, str]
 
-    def __init__(self, model: nn.Module, loss: Loss, *, inner: SGD | None = None,
+    def __init__(self, model: nn.Module, loss: Loss, *, inner: InnerLoop | None = None,
                  terms: Term | Sum | None = None, pooling: nn.Module | None = None,
-                 gradient: nn.Module | None = None, chunk_size: int | None = None):
-        super().__init__()
-        check_model(model)
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: how many tasks adapt at a time, 1 or more; "
-                             "None for all")
-        self.model, self.loss, self.chunk_size = model, loss, chunk_size
-        self.inner = SGD() if inner is None else inner
-        self.terms = 1.0 * (QueryLoss() if terms is None else terms)
+                 gradient: nn.Module | None = None, chunk_size: int | None = None,
+                 batching: str = "vmap"):
+        super().__init__(model, loss, inner=inner, chunk_size=chunk_size, batching=batching)
+        self.terms: Sum = 1.0 * (QueryLoss() if terms is None else terms)
         self.pooling = Mean() if pooling is None else pooling
         self.gradient = Exact() if gradient is None else gradient
-
-    def forward(self, task: Task) -> Tensor:
-        "J for a batch of tasks, a scalar; `.backward()` on it is the meta-gradient."
-        task = check_task(task)
-        if self._compiled is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return self._value(task)
-        return self._compiled(task)
 
     def compile(self, **options: Any) -> None:
         """Compile value and gradient of J into one graph, in place.
@@ -187,126 +51,134 @@ class MetaLoss(nn.Module):
         differentiated once only, and with respect to its parameters only; a copy or a pickle of it
         is not compiled.
 
-        Raises `ValueError` for a J with `chunk_size`.
-
-        Example: `J.compile(); J(task).backward()`.
+        Raises `ValueError` for a J with `chunk_size`, or one that computes its tasks by a loop.
         """
-        # loads the compiler, which most programs do not need
-        from metalit.compiled import one_graph
-        self._compiled = one_graph(self, **options)
+        self._compiled = compiled(self, **options)
 
-    def per_task(self, task: Task, theta: Params | None = None) -> list[Tensor]:
-        """What each term measures on each task, not pooled: one tensor (B, …) per term.
+    @property
+    def is_compiled(self) -> bool:
+        "Whether the next call runs a compiled graph."
+        return self._compiled is not None
 
-        `theta` are other parameters to start from. Raises `ValueError` for them together with
-        `chunk_size`.
-        """
-        if self.chunk_size is None or self.chunk_size >= task.batch_size:
-            return self._all_tasks(task, task.query.x[0], theta)
-        if theta is not None:
-            raise ValueError(f"chunk_size={self.chunk_size} adapts from J's own parameters only: "
-                             "use chunk_size=None")
-        starts = range(0, task.batch_size, self.chunk_size)
-        chunks = (task.select(slice(start, start + self.chunk_size)) for start in starts)
-        values = [recomputed(self, chunk, task.query.x[0]) for chunk in chunks]
-        return [torch.cat(of_one_term) for of_one_term in zip(*values, strict=True)]
+    def at(self, step: int, steps: int) -> None:
+        "Set all weights and rates that have a schedule to those of meta-step `step` of `steps`."
+        for part in scheduled(self): part.at(step, steps)
 
-    def adapt(self, support: Split, steps: int | None = None) -> Params:
-        """φ_K of each task, from its support set: a dictionary of tensors (B, …).
-
-        `steps` replaces K.
-        """
-        support = Split(*support)
-        check_split(support)
-        def last(theta: Params, split: Split) -> Params:
-            return self._adapt(theta, split, steps=steps)[-1]
-        return vmap(last, in_dims=(None, 0), randomness="different")(self._theta(), support)
-
-    def predict(self, phi: Params, x: Tensor) -> Tensor:
-        "The model's output for each task: `phi` of `adapt`, x (B, S, …), output (B, S, …)."
-        self._places = places(self.model)
-        return vmap(self._predict, randomness="different")(phi, x)
-
-    @torch.no_grad()
-    def curve(self, task: Task, steps: Sequence[int] = (0, 1), metric: Loss | None = None, *,
-              transductive: bool = True) -> Tensor:
-        """A metric of each task after each of `steps` inner steps: (B, len(steps)).
-
-        The query loss where none is given.
-
-        A model with batch normalisation sees all queries of a task together, and so learns from
-        them (`transductive`); without, it sees each query by itself, together with the support
-        examples.
-        """
-        task, metric = check_task(task), self.loss if metric is None else metric
-        def one_task(theta: Params, task: Task) -> Tensor:
-            points = self._adapt(theta, task.support, steps=max(steps))
-            answers = (self._answers(points[k], task, transductive) for k in steps)
-            return torch.stack([_measured(metric, answer, task.query.y) for answer in answers])
-        run = vmap(one_task, in_dims=(None, 0), randomness="different", chunk_size=self.chunk_size)
-        return run(self._theta(), task)
-
-    @torch.no_grad()
     def report(self, task: Task) -> dict[str, float]:
         "J, each of its terms, and the query loss before and after adaptation, as numbers."
-        values = self.per_task(check_task(task))
-        before, after = self.curve(task, (0, self.inner.steps)).mean(0).tolist()
-        terms = {name: term.pool(value, self.pooling).item()
-                 for name, (_, term), value in zip(self.terms.names(), self.terms.parts(), values,
-                                                   strict=True)}
-        return {"meta_loss": self._value(task).item(), **terms,
-                "loss_before": before, "loss_after": after}
+        return report(self, check_task(task))
 
     def on(self, model: nn.Module, loss: Loss) -> MetaLoss:
         "The same choices for another model and another task loss, as a new meta-loss."
         check_model(model)
         twin = copy.deepcopy(self)
-        twin.model, twin.loss, twin.inner = model, loss, self.inner.for_model(model)
+        twin.model, twin.loss = model, loss
+        twin.inner, twin.terms = self.inner.for_model(model), self.terms.for_model(model)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value
-                for name, value in super().__getstate__().items() if name != "_compiled"}
+        return {name: value for name, value in super().__getstate__().items()
+                if name != "_compiled"}
+
+# %% ../nbs/09_meta_loss.ipynb #7b6e6e99
+class MetaLoss(Choices):
+    """J(θ): how badly a model that starts at θ learns new tasks. A module whose call is a scalar.
+
+    `model` is any `nn.Module`; its parameters are θ. `loss(prediction, y)` gives one number per
+    task. The other arguments are the choices: `inner`, how a task learns (default `SGD()`);
+    `terms`, what is measured (default `QueryLoss()`); `pooling`, how tasks are pooled (default
+    `Mean()`); `gradient`, how gradients flow back through adaptation (default `Exact()`).
+
+    `chunk_size` bounds memory: that many tasks adapt at a time, and their graphs are built again in
+    the backward pass, at the price of one more forward pass; J can then be differentiated once
+    only. `batching="loop"` takes one task after another, without `vmap`.
+
+    Raises `TypeError` or `ValueError` for a model that cannot be adapted: see `check_model`.
+
+    Example: `J = MetaLoss(model, F.mse_loss, inner=SGD(lr=0.01)); J(task).backward()`.
+    """
+    def forward(self, task: Task) -> Tensor:
+        "J for a batch of tasks, a scalar; `.backward()` on it is the meta-gradient."
+        task = check_task(task)
+        if self._compiled is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return self._value(task)
+        return self._compiled(task)
+
+    def per_task(self, task: Task, theta: Params | None = None) -> list[Tensor]:
+        "What each term measures on each task, (B, …), before pooling. `theta`: other parameters."
+        probe = mapped(lambda tensor: tensor[0], task.query.x)
+        if self.chunk_size is None or self.chunk_size >= task.batch_size:
+            return self._all_tasks(task, probe, theta)
+        if theta is not None:
+            raise ValueError("with chunk_size J adapts from its own parameters only: leave it out")
+        return in_recomputed_chunks(self, task, probe)
+
+    def pool(self, values: list[Tensor], task: Task) -> Tensor:
+        "J, from what each term measured on each task."
+        return self.terms.pool(values, partial(pooled, self.pooling, task=task))
 
     def _value(self, task: Task, theta: Params | None = None) -> Tensor:
-        return self.terms.pool(self.per_task(task, theta), self.pooling)
+        return self.pool(self.per_task(task, theta), task)
 
-    def _all_tasks(self, task: Task, probe: Tensor, theta: Params | None = None) -> list[Tensor]:
-        run = vmap(self._one_task, in_dims=(None, 0, None), randomness="different")
-        return run(self._theta() if theta is None else theta, task, probe)
+    def _all_tasks(self, task: Task, probe: Tree, theta: Params | None = None) -> list[Tensor]:
+        one = partial(self._one_task, self.walk(), probe)
+        return self.each(one, self.theta() if theta is None else theta, task)
 
-    def _one_task(self, theta: Params, task: Task, probe: Tensor) -> list[Tensor]:
-        def value(adapt: Callable[..., list[Params]]) -> list[Tensor]:
-            path = Path(adapt(task.support), self._predict, self._loss, adapt, probe)
+    def _one_task(self, walk: Callable[[Params], Walk], probe: Tree, theta: Params,
+                  task: Task) -> list[Tensor]:
+        def value(walk: Walk) -> list[Tensor]:
+            points = walk(task.support)
+            path = Path(points, theta, walk.predict, walk.loss, walk, probe)
             return self.terms.per_task(path, task)
-        return self.gradient(self._adapt, value, theta)
+        return self.gradient(walk(theta), value, theta)
 
-    def _adapt(self, theta: Params, split: Split, **options: Any) -> list[Params]:
-        start = self.inner.first(self._predict, theta, split)
-        if extra := start.keys() - theta.keys() - dict(self.model.named_buffers()).keys():
-            raise ValueError(f"{type(self.inner).__name__} was made for another model: this one "
-                             f"has no parameter and no buffer {min(extra)!r}. Make it anew: "
-                             f"{type(self.inner).__name__}(model, …)")
-        return self.inner.adapt(self._loss, start, split, **options)
+# %% ../nbs/09_meta_loss.ipynb #0800647b
+class Calls(nn.Module):
+    "A module whose call is another one's method, which so can run with other parameters."
+    def __init__(self, owner: nn.Module, method: Callable[..., Any]):
+        super().__init__()
+        self.owner, self.method = owner, method
 
-    def _loss(self, phi: Params, split: Split) -> Tensor:
-        return _measured(self.loss, self._predict(phi, split.x), split.y)
+    def forward(self, *args: Any) -> Any:
+        return self.method(*args)
 
-    def _answers(self, phi: Params, task: Task, transductive: bool) -> Tensor:
-        if transductive: return self._predict(phi, task.query.x)
-        def alone(x: Tensor) -> Tensor:
-            return self._predict(phi, torch.cat([task.support.x, x[None]]))[-1]
-        return vmap(alone, randomness="different")(task.query.x)
 
-    def _predict(self, phi: Params, x: Tensor) -> Tensor:
-        try:
-            with PlainNorms(): return called(self.model, self._places, phi, x)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError): raise
-            raise ValueError(f"the model cannot read x of shape {tuple(x.shape)}, the examples of "
-                             f"one task: {error}. Tensors of a task have the shape (tasks, "
-                             "examples, …); is the task axis missing?") from error
+def function_of(calls: Calls) -> Callable[..., Any]:
+    "A method as a function of all parameters that its owner has, and of its arguments."
+    return lambda parameters, *args: called(calls, places(calls), parameters, *args)
 
-    def _theta(self) -> Params:
-        self._places = places(self.model)
-        return dict(self.model.named_parameters())
+# %% ../nbs/09_meta_loss.ipynb #4db06752
+def in_recomputed_chunks(J: MetaLoss, task: Task, probe: Tree) -> list[Tensor]:
+    "`J.per_task`, chunk by chunk, keeping no graph."
+    calls = Calls(J, lambda batch: J._all_tasks(*batch))
+    run, parameters = function_of(calls), dict(calls.named_parameters())
+    parts = [recomputed(run, parameters, (task.select(slice(i, i + J.chunk_size)), probe))
+             for i in range(0, task.batch_size, J.chunk_size)]
+    return [torch.cat(of_one_term) for of_one_term in zip(*parts, strict=True)]
+
+# %% ../nbs/09_meta_loss.ipynb #2a0c1485
+def compiled(J: MetaLoss, **options: Any) -> Callable[[Task], Tensor]:
+    "J as a function of tasks whose value and gradient are one graph: see `MetaLoss.compile`."
+    if J.chunk_size is not None:
+        raise ValueError(f"chunk_size={J.chunk_size} computes gradients chunk by chunk in the "
+                         "backward pass, but a compiled J has them before: build the meta-loss "
+                         "with chunk_size=None, or do not compile it")
+    if J.batching != "vmap":
+        raise ValueError(f"batching={J.batching!r} runs one task after another, which is no single "
+                         "graph: use batching='vmap', or do not compile J")
+    from metalit.batching.compiled import one_graph  # loads the compiler, which few programs need
+    calls = Calls(J, J._value)
+    return one_graph(function_of(calls), calls.named_parameters, partial(lifted, J), **options)
+
+# %% ../nbs/09_meta_loss.ipynb #33c9c0b6
+@torch.no_grad()
+def report(J: MetaLoss, task: Task) -> dict[str, float]:
+    "J, each of its terms, and the query loss before and after adaptation: see `MetaLoss.report`."
+    values = J.per_task(task)
+    before, after = J.curve(task, (0, J.inner.steps)).mean(0).tolist()
+    terms = {
+        name: (term.pool(value) if term.across_tasks else pooled(J.pooling, value, task)).item()
+        for name, term, value in zip(J.terms.names(), J.terms.terms, values, strict=True)
+    }
+    return {"meta_loss": J._value(task).item(), **terms,
+            "loss_before": before, "loss_after": after}

@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batching.slope import grad
 from .gradient.first_order import FirstOrder
 from .inner.masked import Context, Masked, head_of
 from .inner.prototypes import Prototypes
 from .inner.sam import SAM, check_rho, uphill
-from .inner.sgd import SGD, Params
-from .meta_loss import Loss, MetaLoss
-from .tasks import Task
+from .inner.sgd import SGD
+from .learner import Loss
+from .meta_loss import MetaLoss
+from .models import Params
+from .tasks.task import Task
 from .terms.contrast import Contrast, Triplet
 from .terms.distance import ParameterDistance
 from .terms.query import QueryLoss
@@ -129,10 +132,10 @@ class SharpMAML(MetaLoss):
         self.across_tasks = rho_outer > 0
 
     def _value(self, task: Task, theta: Params | None = None) -> Tensor:
-        theta = self._theta() if theta is None else theta
+        theta = self.theta() if theta is None else theta
         if self.rho_outer == 0: return super()._value(task, theta)
         at = partial(super()._value, task)
-        gradient = torch.func.grad(at)({name: value.detach() for name, value in theta.items()})
+        gradient = grad(at)({name: value.detach() for name, value in theta.items()})
         return at(uphill(theta, gradient, self.rho_outer))
 
 # %% ../nbs/10_methods.ipynb #bc86744c

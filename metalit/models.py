@@ -8,14 +8,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+Params = dict[str, Tensor]  # parameters by name: θ, or what became of them, φ
+
 # %% auto #0
-__all__ = ['places', 'called', 'mlp', 'Point', 'Conv4', 'Contextual']
+__all__ = ['Params', 'places', 'called', 'mlp', 'Point', 'Conv4', 'Contextual']
 
 # %% ../nbs/02_models.ipynb #288279e0
 def places(module: nn.Module) -> dict[str, str]:
@@ -37,8 +40,8 @@ def places(module: nn.Module) -> dict[str, str]:
     return found
 
 
-def called(module: nn.Module, at: Mapping[str, str], tensors: Mapping[str, Tensor],
-           *args: Any) -> Any:
+def called(module: nn.Module, at: Mapping[str, str], tensors: Mapping[str, Tensor], *args: Any,
+           **kwargs: Any) -> Any:
     """The module's output, with other `tensors` in its places: `at` is what `places` found, before.
 
     What has no tensor in the dictionary keeps its own. Afterwards the module is as it was, also
@@ -47,7 +50,7 @@ def called(module: nn.Module, at: Mapping[str, str], tensors: Mapping[str, Tenso
     Example: `called(model, places(model), {"0.weight": torch.zeros(8, 1)}, torch.ones(5, 1))`.
     """
     there = {place: tensors[name] for place, name in at.items() if name in tensors}
-    return functional_call(module, there, args, tie_weights=False)
+    return functional_call(module, there, args, kwargs, tie_weights=False)
 
 # %% ../nbs/02_models.ipynb #cb47a692
 def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, init: str = "uniform",
@@ -118,9 +121,7 @@ def _drawn(layer: Callable[..., nn.Module], generator: torch.Generator, *args,
 
 # %% ../nbs/34_conv4.ipynb #2ccd1959
 class Conv4(nn.Module):
-    """The network of the few-shot literature.
-
-    Four times convolution 3 × 3, batch normalisation, ReLU; then a head.
+    """Four times convolution 3 × 3, batch normalisation, ReLU; then a head: the few-shot network.
 
     `pool="stride"` halves the image by a stride of 2, and the head sees the mean over the last map:
     the network of Finn et al. (2017) for Omniglot. `pool="max"` halves it by max pooling, and the
@@ -134,33 +135,23 @@ class Conv4(nn.Module):
     a buffer of so many numbers, zeros, from which a linear layer makes a scale and an offset for
     each channel of the third map: what CAVIA adapts.
 
-    Raises `ValueError` for counts below one, an unknown `pool`, and images too small to be halved
-    four times by max pooling.
+    Raises `ValueError` for counts below one, an unknown `pool`, and images too small for it.
 
     Example: `Conv4(ways=5, seed=3)`.
     """
     def __init__(self, ways: int, *, channels: int = 1, size: int = 28, filters: int = 64,
                  pool: str = "stride", context: int = 0, seed: int = 0):
         super().__init__()
-        if context < 0: raise ValueError(f"context={context}: the size of the context is 0 or more")
-        counts = {"ways": ways, "channels": channels, "size": size, "filters": filters}
-        for name, value in counts.items():
-            if value < 1: raise ValueError(f"{name}={value}: at least 1 is needed")
-        if pool not in ("stride", "max"):
-            raise ValueError(f"pool={pool!r}: choose 'stride' or 'max'")
-        if pool == "max" and size < 16:
-            raise ValueError(f"size={size}: max pooling halves an image four times, which takes 16 "
-                             "pixels or more")
+        _check_conv4(pool, context, ways=ways, channels=channels, size=size, filters=filters)
         generator = torch.Generator().manual_seed(seed)
         self.pool, stride = pool, 2 if pool == "stride" else 1
-        self.convolutions = nn.ModuleList(
-            _drawn(nn.Conv2d, generator, fan_in, filters, 3, stride=stride, padding=1, bias=False)
-            for fan_in in (channels, *[filters] * 3)
-        )
+        convolution = partial(_drawn, nn.Conv2d, generator, stride=stride, padding=1, bias=False)
+        self.convolutions = nn.ModuleList(convolution(fan_in, filters, 3)
+                                          for fan_in in (channels, *[filters] * 3))
         self.norms = nn.ModuleList(nn.BatchNorm2d(filters, track_running_stats=False)
                                    for _ in range(4))
-        head = _drawn(nn.Linear, generator,
-                      filters * (1 if pool == "stride" else (size // 16) ** 2), ways)
+        seen = 1 if pool == "stride" else (size // 16) ** 2
+        head = _drawn(nn.Linear, generator, filters * seen, ways)
         self.film = _drawn(nn.Linear, generator, context, 2 * filters) if context else None
         self.head = head  # the last layer, as `ANIL` and `BOIL` look for it
         if context: self.register_buffer("context", torch.zeros(context), persistent=False)
@@ -179,6 +170,17 @@ class Conv4(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
+
+# %% ../nbs/34_conv4.ipynb #06b4a0d7
+def _check_conv4(pool: str, context: int, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1: raise ValueError(f"{name}={value}: at least 1 is needed")
+    if context < 0: raise ValueError(f"context={context}: the size of the context is 0 or more")
+    if pool not in ("stride", "max"):
+        raise ValueError(f"pool={pool!r}: choose 'stride' or 'max'")
+    if pool == "max" and counts["size"] < 16:
+        raise ValueError(f"size={counts['size']}: max pooling halves an image four times, which "
+                         "takes 16 pixels or more")
 
 # %% ../nbs/35_masked.ipynb #504eb256
 class Contextual(nn.Module):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from metalit.meta_loss import MetaLoss
-    from metalit.tasks import Task
+    from metalit.tasks.task import Task
 
 # %% auto #0
 __all__ = ['COLOURS', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'training_log']

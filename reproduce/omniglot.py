@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import metalit as ml
 from benchmarks.measure import machine, versions, write_json
-from metalit.checkpoints import load_checkpoint
+from metalit.training.checkpoints import load_checkpoint
 from metalit.cli import load_best, read_settings
-from metalit.experiment import Experiment, build
+from metalit.judging.recipes import Experiment, build
 from metalit.tasks import Episodes
 
 FOLDER = Path("runs/omniglot")

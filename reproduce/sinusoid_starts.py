@@ -25,7 +25,7 @@ from torch import nn
 
 import metalit as ml
 from benchmarks.measure import machine, versions, write_json
-from metalit.comparison import number
+from metalit.judging.comparison import number
 
 WEIGHTS = Path("metalit/widgets/data/sinusoid_starts.npz")
 SEED, SHOTS, LR, BATCH_SIZE = 0, 10, 0.01, 25

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import metalit as ml
 from benchmarks.measure import machine, versions, write_json
-from metalit.comparison import number
+from metalit.judging.comparison import number
 from metalit.training import Evaluation
 
 STEPS = (0, 1, 2, 5, 10)

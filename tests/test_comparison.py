@@ -11,7 +11,7 @@ from helpers import metalit
 
 import metalit as ml
 from metalit import comparison
-from metalit.comparison import (
+from metalit.judging.comparison import (
     Difference,
     Line,
     Run,
@@ -22,7 +22,7 @@ from metalit.comparison import (
     summarise,
     table,
 )
-from metalit.experiment import RECIPES, Recipe, build, complete, named, sine_network
+from metalit.judging.recipes import RECIPES, Recipe, build, complete, named, sine_network
 
 
 def made_up(method: str, seed: int, losses: dict, seconds: float = 2.0, ci95: float = 0.1) -> Run:

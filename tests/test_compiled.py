@@ -253,7 +253,7 @@ def test_what_is_not_one_graph_is_an_error(waves):
 def test_wide_products_turn_narrow_ones_only():
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from metalit.compiled import CustomGraphPass, WideProducts
+    from metalit.batching.compiled import CustomGraphPass, WideProducts
     def products(a, b, c):
         return torch.bmm(torch.bmm(a, b), c), torch.bmm(b.mT, b), torch.bmm(a, b[..., :1])
     a, b, c = (torch.randn(3, *shape, dtype=torch.float64) for shape in ((8, 4), (4, 2), (2, 16)))

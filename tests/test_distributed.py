@@ -21,9 +21,9 @@ import torch.nn.functional as F
 import metalit as ml
 from metalit import as_written
 from metalit.as_written import AsWritten
-from metalit.checkpoints import load_checkpoint
+from metalit.training.checkpoints import load_checkpoint
 from metalit.methods import ProtoNet
-from metalit.processes import (
+from metalit.training.processes import (
     LostProcessError,
     Team,
     across_tasks,

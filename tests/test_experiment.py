@@ -4,7 +4,7 @@ import torch
 
 import metalit as ml
 from metalit.data.glyphs import glyphs
-from metalit.experiment import RECIPES, build, complete, schedule
+from metalit.judging.recipes import RECIPES, build, complete, schedule
 
 WORDS = {"seed": 0, "filters": 4, "queries": 2, "batch_size": 2, "steps": 3}
 

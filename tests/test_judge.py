@@ -104,7 +104,7 @@ def test_a_term_of_the_readers_own_alone_and_in_a_sum():
 
 def test_the_rates_beside_the_dead_point_are_the_closed_form():
     "α²‖∇L‖² ≈ 4α²m²w²(u² + v²) near zero, with slope 8α²m²w² a unit."
-    from metalit.judge import lines, pulls
+    from metalit.judging.judge import lines, pulls
     task = lines(0)
     w, m = (task.support.y / task.support.x)[:, 0, 0], (task.support.x**2).mean((1, 2))
     found = pulls(AsWritten(net(), F.mse_loss, as_written.reptile, lr=0.03), task, 1e-4)

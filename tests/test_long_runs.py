@@ -21,7 +21,7 @@ from helpers import maml, quick, same
 
 import metalit as ml
 from metalit import checkpoints, training
-from metalit.checkpoints import (
+from metalit.training.checkpoints import (
     CheckpointError,
     Checkpoints,
     Progress,

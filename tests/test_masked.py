@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 import metalit as ml
 from metalit.inner.masked import Context, Masked, head_of, matching
-from metalit.judge import flops
+from metalit.judging.judge import flops
 from metalit.methods import ANIL, BOIL, CAVIA
 from metalit.models import Contextual, Conv4, Point, mlp
 from metalit.tasks import curvature, half_square

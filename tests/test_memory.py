@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import metalit as ml
-from metalit.memory import (
+from metalit.training.memory import (
     Memory,
     extended,
     keep_freed_memory,
@@ -152,7 +152,7 @@ def test_random_state_is_kept_with_dropout():
 
 def test_prediction_takes_small_steps_only(monkeypatch):
     seen = []
-    monkeypatch.setattr("metalit.memory.step_memory", lambda J, task:
+    monkeypatch.setattr("metalit.training.memory.step_memory", lambda J, task:
                         seen.append((task.batch_size, J.inner.steps)) or Memory(1, 1, 1))
     predicted_memory(conv(steps=50), images(40))
     assert max(seen) == (3, 3)
@@ -211,7 +211,7 @@ def test_a_list_of_values_is_a_leak_and_is_seen():
 def test_keep_freed_memory_says_whether_it_did():
     program = """if True:
         import torch
-        from metalit.memory import keep_freed_memory, measured_memory
+        from metalit.training.memory import keep_freed_memory, measured_memory
         print(keep_freed_memory(), keep_freed_memory())
         assert measured_memory(lambda: torch.empty(8)) == 32
         """

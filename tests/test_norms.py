@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 import metalit as ml
-from metalit.norms import PlainNorms
+from metalit.batching.norms import PlainNorms
 
 
 class Pooled(nn.Module):

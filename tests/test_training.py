@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from helpers import maml, quick, same
 
 import metalit as ml
-from metalit.checkpoints import (
+from metalit.training.checkpoints import (
     CheckpointError,
     DivergedError,
     load_checkpoint,
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     program = """
 import resource, signal, sys
 from pathlib import Path
-from metalit.checkpoints import write_whole
+from metalit.training.checkpoints import write_whole
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = Path(sys.argv[1]) / "checkpoint.pt"
 write_whole(path, b"old")
@@ -291,7 +291,7 @@ def test_processes_that_write_one_file_at_once_leave_it_whole_and_nothing_else(t
     program = """
 import sys
 from pathlib import Path
-from metalit.checkpoints import write_whole
+from metalit.training.checkpoints import write_whole
 for i in range(300): write_whole(Path(sys.argv[1]) / "file", sys.argv[2].encode() * 50_000)
 """
     writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), letter],

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from helpers import in_javascript
 
 import metalit as ml
-from metalit.checkpoints import Progress
+from metalit.training.checkpoints import Progress
 from metalit.widgets import training as module
 from metalit.widgets.training import picture_of, training_run
 

@@ -59,7 +59,7 @@ LEFT_OUT = {
     "metalit.data.omniglot.omniglot_images": "downloads the data set",
 }
 if shutil.which("c++") is None and shutil.which("g++") is None:
-    LEFT_OUT["metalit.compiled.one_graph"] = "needs a C++ compiler"
+    LEFT_OUT["metalit.batching.compiled.one_graph"] = "needs a C++ compiler"
     LEFT_OUT["metalit.meta_loss.MetaLoss.compile"] = "needs a C++ compiler"
 
 COMMON = {"ml": ml, "torch": torch, "F": F, "nn": nn, "Tensor": Tensor, "partial": partial}

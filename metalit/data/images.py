@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import write_whole
-from ..tasks import Episodes
+from ..training.checkpoints import write_whole
+from ..tasks.episodes import Episodes
 
 # %% auto #0
 __all__ = ['ENDINGS', 'Images', 'read_image', 'from_folder', 'data_folder', 'user_cache', 'load_images', 'save_images',

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .images import Images, data_folder, kept_images
-from ..tasks import Episodes
+from ..tasks.episodes import Episodes
 
 # %% auto #0
 __all__ = ['KEPT', 'LARGEST', 'AGAIN', 'HOME', 'ARCHIVES', 'ALL_TURNS', 'PROTOCOLS', 'Archive', 'fetch', 'members', 'drawings',

@@ -9,26 +9,28 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ..inner.sgd import Params
-from ..tasks import Split
+from ..inner.walk import Walk
+from ..models import Params
 
 # %% auto #0
-__all__ = ['Exact']
+__all__ = ['Value', 'Exact']
 
 # %% ../../nbs/07_exact_gradient.ipynb #1584db5a
+Value = Callable[[Walk], list[Tensor]]
+
+
 class Exact(nn.Module):
     """The gradient of what is written, through every step of the inner loop (Finn et al. 2017).
 
-    A gradient rule is called as `rule(adapt, value, theta)` for one task. `adapt(start, split)`
-    gives the points φ₀ … φ_K; `value(adapt)` measures with an inner loop that starts at θ unless
-    told otherwise. What the rule returns has the right value, and its `.backward()` is the rule.
+    A gradient rule is called as `rule(walk, value, theta)` for one task. `walk(split)` gives the
+    points φ₀ … φ_K (see `metalit.inner.walk.Walk`, which also has the task loss and its
+    Hessian-vector products); `value(walk)` measures along a walk. A rule hands `value` another walk
+    with the same points, whose derivative in θ is the rule's.
 
     Costs K Hessian-vector products and the memory of K graphs.
 
     Example: `ml.MetaLoss(model, loss, gradient=ml.Exact())`, the default.
     """
-    def forward(self, adapt: Callable[..., list[Params]], value: Callable[..., list[Tensor]],
-                theta: Params) -> list[Tensor]:
-        def from_theta(split: Split, start: Params = theta) -> list[Params]:
-            return adapt(start, split)
-        return value(from_theta)
+    def forward(self, walk: Walk, value: Value, theta: Params) -> list[Tensor]:
+        "What is measured, as it is."
+        return value(walk)

@@ -5,30 +5,27 @@
 # %% ../../nbs/08_first_order.ipynb #8d64047e
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-from ..inner.sgd import Params
-from ..tasks import Split
+from .exact import Value
+from ..inner.walk import Walk, held_constant
+from ..models import Params
 
 # %% auto #0
 __all__ = ['FirstOrder']
 
 # %% ../../nbs/08_first_order.ipynb #95bf58b2
 class FirstOrder(nn.Module):
-    """The gradient with inner gradients held constant (Finn et al. 2017, section 5.2).
+    """The gradient with every inner gradient held constant, so that ∂φ_K/∂θ = I.
 
-    So ∂φ_K/∂θ = I.
+    Finn et al. (2017), section 5.2.
 
     The value of the meta-loss is the same as with `Exact`. Step sizes and other parameters of the
-    inner loop still learn, because only the inner *gradients* are detached. Costs no Hessian-vector
-    product, and the memory of one graph and the K + 1 points of the path.
+    inner loop still learn, because only the inner *gradients* are held constant. Costs no
+    Hessian-vector product, and the memory of one graph and the K + 1 points of the path.
 
     Example: `ml.MetaLoss(model, loss, gradient=ml.FirstOrder())`.
     """
-    def forward(self, adapt: Callable[..., list[Params]], value: Callable[..., list[Tensor]],
-                theta: Params) -> list[Tensor]:
-        def from_theta(split: Split, start: Params = theta) -> list[Params]:
-            return adapt(start, split, detach=True)
-        return value(from_theta)
+    def forward(self, walk: Walk, value: Value, theta: Params) -> list[Tensor]:
+        "What is measured along a walk whose steps pass derivatives on unchanged."
+        return value(walk.changed(held_constant))

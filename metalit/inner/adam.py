@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 
-from .sgd import SGD, Params
+from .sgd import SGD
+from .walk import InnerLoss, Predict, State
+from ..models import Params
+from ..schedule import Number
+from ..tasks.task import Split
 
 # %% auto #0
 __all__ = ['Adam']
@@ -31,8 +34,8 @@ class Adam(SGD):
 
     Example: `Adam(lr=1e-3, steps=5, batch_size=10)`.
     """
-    def __init__(self, lr: float = 1e-3, steps: int = 5, *, beta2: float = 0.999, eps: float = 1e-8,
-                 batch_size: int | None = None):
+    def __init__(self, lr: Number = 1e-3, steps: int = 5, *, beta2: float = 0.999,
+                 eps: float = 1e-8, batch_size: int | None = None):
         super().__init__(lr, steps, batch_size=batch_size)
         if not 0 <= beta2 < 1:
             raise ValueError(f"beta2={beta2}: a number from 0 up to, not including, 1 is needed")
@@ -40,20 +43,18 @@ class Adam(SGD):
             raise ValueError(f"eps={eps}: a finite number above 0 is needed")
         self.beta2, self.eps = beta2, eps
 
-    def start(self) -> Callable[[Params], Params]:
-        "A direction that remembers the squares of the gradients it has seen."
-        squares: Params = {}
-        seen = 0
+    def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:
+        "θ, and no squares yet."
+        phi = self.first(predict, theta, support)
+        return phi, {name: torch.zeros_like(value) for name, value in phi.items()}
 
-        def direction(gradient: Params) -> Params:
-            nonlocal seen
-            seen += 1
-            for name, g in gradient.items():
-                squares[name] = (self.beta2 * squares.get(name, torch.zeros_like(g))
-                                 + (1 - self.beta2) * g * g)
-            correction = 1 - self.beta2**seen
-            # ε stands under the root, not beside it: √0 has no slope, and a weight without gradient
-            # would give NaN.
-            return {name: g / (squares[name] / correction + self.eps**2).sqrt()
-                    for name, g in gradient.items()}
-        return direction
+    def step(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
+        "φ − lr·∇ℓ/√v, with v the running mean of squares, corrected for its start at zero."
+        slopes = self.slope(loss, phi)
+        squares = state | {name: self.beta2 * state[name] + (1 - self.beta2) * g * g
+                           for name, g in slopes.items()}
+        whole = 1 - self.beta2 ** (k + 1)
+        # ε stands under the root: √0 has no slope, and a weight without gradient would give NaN.
+        after = {name: phi[name] - self.lr * (g / (squares[name] / whole + self.eps**2).sqrt())
+                 for name, g in slopes.items()}
+        return phi | after, squares

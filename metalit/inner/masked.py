@@ -5,27 +5,30 @@
 # %% ../../nbs/35_masked.ipynb #9e78cbb5
 from __future__ import annotations
 
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .sgd import SGD, Params
-from ..tasks import Split
+from ..batching.slope import grad
+from .sgd import SGD
+from .walk import InnerLoss, Predict
+from ..models import Params
+from ..schedule import Number
+from ..tasks.task import Split
 
 # %% auto #0
 __all__ = ['matching', 'head_of', 'Masked', 'Context']
 
 # %% ../../nbs/35_masked.ipynb #b24e325a
 def matching(model: nn.Module, pattern: str | None) -> set[str]:
-    """The names of the model's parameters that a pattern such as `"head.*"` matches.
-
-    They are matched as file names are.
+    """The parameters that a pattern such as `"head.*"` matches by name, as file names are matched.
 
     Several patterns have commas between them; None stands for none. Raises `ValueError` for one
     that matches nothing.
+
+    Example: `matching(mlp(1, 8, 1), "2.*")`.
     """
     names, found = [name for name, _ in model.named_parameters()], set()
     for part in (part.strip() for part in (pattern or "").split(",") if part.strip()):
@@ -38,9 +41,14 @@ def matching(model: nn.Module, pattern: str | None) -> set[str]:
 
 # %% ../../nbs/35_masked.ipynb #fa18283f
 def head_of(model: nn.Module) -> str:
-    "A pattern for the parameters of the model's last layer: the last module that owns parameters."
-    owners = [name
-              for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    """A pattern for the parameters of the model's last layer: the last module that owns parameters.
+
+    Raises `ValueError` for a model without parameters.
+
+    Example: `head_of(mlp(1, 8, 1))`, which is `"2.*"`.
+    """
+    owners = [name for name, module in model.named_modules()
+              if list(module.parameters(recurse=False))]
     if not owners: raise ValueError(f"{type(model).__name__} has no layer with parameters")
     return f"{owners[-1]}.*" if owners[-1] else "*"
 
@@ -58,9 +66,9 @@ class Masked(SGD):
     Raises `ValueError` as `SGD` does, for a pattern that matches no parameter, where nothing is
     left to adapt, and, when it adapts, for a model without these parameters.
 
-    Example: `Masked(model, lr=0.4, only="head.*")`.
+    Example: `Masked(mlp(1, 8, 1), lr=0.4, only="2.*")`.
     """
-    def __init__(self, model: nn.Module, lr: float = 0.01, steps: int = 1, *,
+    def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 1, *,
                  only: str | None = None, without: str | None = None, **options: Any):
         super().__init__(lr, steps, **options)
         self.only, self.without, self.options = only, without, options
@@ -69,26 +77,24 @@ class Masked(SGD):
         if not self.names:
             raise ValueError(f"only={only!r} and without={without!r} leave no parameter to adapt")
 
-    def slope(self, loss: Callable[[Params], Tensor], phi: Params) -> Params:
+    def slope(self, loss: InnerLoss, phi: Params) -> Params:
         "The gradient of the adapted parameters."
         gone = [name for name in self.names if name not in phi]
         if gone:
-            raise ValueError(f"{type(self).__name__} was made for another model: this one has no "
-                             f"parameter {gone[0]!r}. Make it anew: {type(self).__name__}(model, "
-                             "…)")
-        return torch.func.grad(lambda part: loss(phi | part))(
-            {name: phi[name] for name in self.names}
-        )
+            kind = type(self).__name__
+            raise ValueError(f"{kind} was made for another model: this one has no parameter "
+                             f"{gone[0]!r}. Make it anew: {kind}(model, …)")
+        return grad(lambda part: loss(phi | part))({name: phi[name] for name in self.names})
 
     def for_model(self, model: nn.Module) -> Masked:
         "The same patterns, for another model."
-        return type(self)(model, lr=self.lr, steps=self.steps, only=self.only, without=self.without,
-                          **self.options)
+        return type(self)(model, lr=self.lr, steps=self.steps, only=self.only,
+                          without=self.without, **self.options)
 
     def extra_repr(self) -> str:
         patterns = {"only": self.only, "without": self.without}
-        named = [f", {name}={value!r}" for name, value in patterns.items() if value]
-        return super().extra_repr() + "".join(named)
+        return super().extra_repr() + "".join(f", {name}={pattern!r}"
+                                              for name, pattern in patterns.items() if pattern)
 
 # %% ../../nbs/35_masked.ipynb #ddb30036
 class Context(SGD):
@@ -100,14 +106,13 @@ class Context(SGD):
 
     Raises `ValueError` as `SGD` does, and for a model without a buffer `context`.
 
-    Example: `MetaLoss(model, loss, inner=Context(model, lr=1.0))`, with `model = Contextual(mlp(6,
-    40, 1), 5)`.
+    Example: `Context(ml.models.Contextual(mlp(6, 40, 1), size=5), lr=1.0)`.
     """
-    def __init__(self, model: nn.Module, lr: float = 1.0, steps: int = 1, **options: Any):
+    def __init__(self, model: nn.Module, lr: Number = 1.0, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options
-        found = [(name, buffer)
-                 for name, buffer in model.named_buffers() if name.split(".")[-1] == "context"]
+        found = [(name, buffer) for name, buffer in model.named_buffers()
+                 if name.split(".")[-1] == "context"]
         if len(found) != 1:
             raise ValueError(f"{type(model).__name__} has {len(found)} buffers called 'context', "
                              "and exactly one is needed: see ml.models.Contextual, or Conv4(…, "
@@ -115,15 +120,13 @@ class Context(SGD):
         self.name = found[0][0]
         self.register_buffer("zero", torch.zeros_like(found[0][1]), persistent=False)
 
-    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params,
-              support: Split) -> Params:
+    def first(self, predict: Predict, theta: Params, support: Split) -> Params:
         "θ and a context of zeros."
         return theta | {self.name: self.zero}
 
-    def slope(self, loss: Callable[[Params], Tensor], phi: Params) -> Params:
+    def slope(self, loss: InnerLoss, phi: Params) -> Params:
         "The gradient of the context."
-        return {self.name:
-                torch.func.grad(lambda context: loss(phi | {self.name: context}))(phi[self.name])}
+        return grad(lambda part: loss(phi | part))({self.name: phi[self.name]})
 
     def for_model(self, model: nn.Module) -> Context:
         "The same loop, for another model with a context."

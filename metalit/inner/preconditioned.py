@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sgd import SGD, Params
+from .sgd import SGD
+from ..models import Params
+from ..schedule import Number
 
 # %% auto #0
 __all__ = ['Preconditioned', 'MetaSGD', 'MetaCurvature']
@@ -26,10 +28,10 @@ class Preconditioned(SGD):
     Raises `ValueError` as `SGD` does, and, when it adapts, for a model with other parameters than
     it was made for.
 
-    Example: `class Mine(Preconditioned)` with the methods `factors(self, parameter)` and `act(self,
+    Example: `class Mine(Preconditioned)` with methods `factors(self, parameter)` and `act(self,
     gradient, factors)`.
     """
-    def __init__(self, model: nn.Module, lr: float = 0.01, steps: int = 1, **options: Any):
+    def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options
         self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -50,14 +52,17 @@ class Preconditioned(SGD):
     def direction(self, gradient: Params) -> Params:
         "P(∇ℓ), one parameter at a time."
         shapes = {name: tuple(g.shape) for name, g in gradient.items()}
-        if shapes != self.shapes:
-            name = next(n for n in [*shapes, *self.shapes] if shapes.get(n) != self.shapes.get(n))
-            raise ValueError(f"{type(self).__name__} was made for another model: at {name!r} it "
-                             f"knows {self.shapes.get(name, 'nothing')}, and the model has "
-                             f"{shapes.get(name, 'nothing')}. Make it anew: "
-                             f"{type(self).__name__}(model, …)")
-        return {name: self.act(gradient[name], list(factors)) for name, factors
-                in zip(self.shapes, self.learned, strict=True)}
+        if shapes != self.shapes: self._refuse(shapes)
+        return {name: self.act(gradient[name], list(factors))
+                for name, factors in zip(self.shapes, self.learned, strict=True)}
+
+    def _refuse(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        names = [*shapes, *self.shapes]
+        name = next(n for n in names if shapes.get(n) != self.shapes.get(n))
+        kind = type(self).__name__
+        raise ValueError(f"{kind} was made for another model: at {name!r} it knows "
+                         f"{self.shapes.get(name, 'nothing')}, and the model has "
+                         f"{shapes.get(name, 'nothing')}. Make it anew: {kind}(model, …)")
 
     def for_model(self, model: nn.Module) -> Preconditioned:
         "The same kind of inner loop for another model, with factors at their start."

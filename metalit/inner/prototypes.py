@@ -5,70 +5,76 @@
 # %% ../../nbs/36_prototypes.ipynb #9582d446
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .sgd import SGD, Params
-from ..tasks import Split
+from .sgd import SGD
+from .walk import Predict
+from ..models import Params
+from ..schedule import Number
+from ..tasks.task import Split
 
 # %% auto #0
 __all__ = ['class_means', 'Prototypes']
 
 # %% ../../nbs/36_prototypes.ipynb #77ba1196
 def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
-    "Each class's mean feature, its prototype: features (S, F), labels y (S,) → (ways, F)."
+    """Each class's mean feature, its prototype: features (S, F), labels y (S,) → (ways, F).
+
+    Example: `class_means(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]), ways=2)`.
+    """
     member = (y[None] == torch.arange(ways, device=y.device)[:, None]).to(features.dtype)
     return member @ features / member.sum(1, keepdim=True)
 
 # %% ../../nbs/36_prototypes.ipynb #9d5fb92d
 class Prototypes(SGD):
-    """Gradient descent from a head that measures distances.
+    """Gradient descent from a head that measures distances to class means.
 
-    φ₀ = θ with W = 2c and b = −‖c‖², c the class means.
+    φ₀ is θ, with W = 2c and b = −‖c‖² in its head, c the means of the classes.
 
     The logits Wf + b are then −‖f − c‖² up to a number that all classes share. With `steps=0` this
     is the prototypical network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al.
     2020). Gradients flow through the class means, too. `head` names the model's last linear layer;
     its own parameters are used for nothing but their shape.
 
-    A class without a support example has no mean: its logits are NaN.
-
-    Raises `ValueError` as `SGD` does, where the head is no linear layer with a bias, and, when it
+    A class without a support example has no mean: its logits are NaN. Raises `ValueError` as `SGD` does, where the head is no linear layer with a bias, and, when it
     adapts, for a model without that head.
 
     Example: `MetaLoss(model, F.cross_entropy, inner=Prototypes(model, steps=0))`.
     """
-    def __init__(self, model: nn.Module, lr: float = 0.01, steps: int = 0, *,
+    def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 0, *,
                  head: str | None = None, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options | {"head": head}
         layers = [name for name, module in model.named_modules()
                   if list(module.parameters(recurse=False))]
         self.head = (layers or [""])[-1] if head is None else head
-        layer = dict(model.named_modules()).get(self.head)
-        if not isinstance(layer, nn.Linear) or layer.bias is None:
-            found = "no layer of the model" if layer is None else f"a {type(layer).__name__}"
-            if isinstance(layer, nn.Linear): found += " without bias"
-            raise ValueError(f"head={self.head!r} is {found}: the head must be a nn.Linear with a "
-                             "bias, so that it can be made of class means")
+        _check_head(self.head, dict(model.named_modules()).get(self.head))
 
-    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params,
-              support: Split) -> Params:
+    def first(self, predict: Predict, theta: Params, support: Split) -> Params:
         "θ, with a head that is made of the support set's class means."
         weight, bias = (f"{self.head}.{part}".lstrip(".") for part in ("weight", "bias"))
         if weight not in theta:
-            raise ValueError(f"{type(self).__name__} was made for another model: this one has no "
-                             f"parameter {weight!r}. Make it anew: {type(self).__name__}(model, …)")
+            kind = type(self).__name__
+            raise ValueError(f"{kind} was made for another model: this one has no parameter "
+                             f"{weight!r}. Make it anew: {kind}(model, …)")
         ways, width = theta[weight].shape
         # With the identity for a head the model's output is what the head sees.
-        bare = theta | {weight: torch.eye(width).to(theta[weight]),
-                        bias: torch.zeros(width).to(theta[bias])}
-        means = class_means(predict(bare, support.x), support.y, ways)
+        bare = {weight: torch.eye(width).to(theta[weight]),
+                bias: torch.zeros(width).to(theta[bias])}
+        means = class_means(predict(theta | bare, support.x), support.y, ways)
         return theta | {weight: 2 * means, bias: -(means ** 2).sum(1)}
 
     def for_model(self, model: nn.Module) -> Prototypes:
         "The same loop, for another model."
         return type(self)(model, lr=self.lr, steps=self.steps, **self.options)
+
+
+def _check_head(name: str, layer: nn.Module | None) -> None:
+    if isinstance(layer, nn.Linear) and layer.bias is not None: return
+    found = "no layer of the model" if layer is None else f"a {type(layer).__name__}"
+    if isinstance(layer, nn.Linear): found += " without bias"
+    raise ValueError(f"head={name!r} is {found}: the head must be a nn.Linear with a bias, so that "
+                     "it can be made of class means")

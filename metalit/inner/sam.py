@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .sgd import SGD, Params
+from ..batching.slope import grad
+from .sgd import SGD
+from .walk import InnerLoss
+from ..models import Params
+from ..schedule import Number
 
 # %% auto #0
 __all__ = ['check_rho', 'uphill', 'SAM']
@@ -43,10 +45,10 @@ class SAM(SGD):
 
     Example: `SAM(lr=0.01, steps=1, rho=0.005)`.
     """
-    def __init__(self, lr: float = 0.01, steps: int = 1, *, rho: float = 0.05, **options: Any):
+    def __init__(self, lr: Number = 0.01, steps: int = 1, *, rho: float = 0.05, **options: Any):
         super().__init__(lr, steps, **options)
         self.rho = check_rho(rho)
 
-    def slope(self, loss: Callable[[Params], Tensor], phi: Params) -> Params:
+    def slope(self, loss: InnerLoss, phi: Params) -> Params:
         "∇ℓ at the worst point within ρ, to first order."
-        return torch.func.grad(loss)(uphill(phi, torch.func.grad(loss)(phi), self.rho))
+        return grad(loss)(uphill(phi, grad(loss)(phi), self.rho))

@@ -5,112 +5,76 @@
 # %% ../../nbs/03_inner_loop.ipynb #da1ed1b4
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from ..tasks import Split
+from ..batching.slope import grad
+from .walk import InnerLoop, InnerLoss, Predict, State
+from ..models import Params
+from ..schedule import Number
+from ..tasks.task import Split
 
 # %% auto #0
-__all__ = ['Params', 'check_steps', 'SGD']
+__all__ = ['Direction', 'check_lr', 'SGD']
 
-# %% ../../nbs/03_inner_loop.ipynb #74012468
-Params = dict[str, Tensor]
+# %% ../../nbs/03_inner_loop.ipynb #e1703217
+Direction = Callable[[Params], Params]
 
-# %% ../../nbs/03_inner_loop.ipynb #19487a43
-def check_steps(steps: int) -> int:
-    "The number of inner steps, if it is one; `ValueError` if not."
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-        raise ValueError(f"steps={steps!r}: the number of inner steps is a whole number, 0 or more")
-    return steps
 
-# %% ../../nbs/03_inner_loop.ipynb #4466bae0
-def _detached(params: Params) -> Params:
-    return {name: value.detach() for name, value in params.items()}
+def check_lr(lr: Number) -> Number:
+    "The inner step size, if it is one, or a schedule of it; `ValueError` if not."
+    if not callable(lr) and not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr={lr}: the inner step size must be a finite number above 0")
+    return lr
 
 # %% ../../nbs/03_inner_loop.ipynb #cecfff34
-class SGD(nn.Module):
-    """Gradient descent from θ (Finn et al. 2017, equation 1).
+class SGD(InnerLoop):
+    """Gradient descent from θ: φ₀ = θ, φₖ₊₁ = φₖ − lr·∇ℓ(φₖ), `steps` times (Finn et al. 2017).
 
-    φ₀ = θ, φₖ₊₁ = φₖ − lr·∇ℓ(φₖ), `steps` times.
+    `lr` is the inner step size α, by default the paper's 0.01 for sinusoids, or a schedule of it;
+    `steps` is K, `batch_size` as for every `InnerLoop`. A subclass that overrides `direction` steps
+    elsewhere, one that overrides `slope` measures another gradient, one that overrides `first`
+    starts elsewhere.
 
-    `lr` is the inner step size α, by default the paper's 0.01 for sinusoids; `steps` is K. With
-    `batch_size` each step sees only so many of the support examples, the next ones in turn, around
-    and around; by default it sees them all. A subclass that overrides `direction` steps elsewhere,
-    one that overrides `slope` measures another gradient; parameters that it owns become
-    meta-parameters.
-
-    Raises `ValueError` where lr is not a finite number above 0, steps not a whole number, 0 or
-    more, or batch_size below 1.
+    Raises `ValueError` as `InnerLoop` does, and where lr is not a finite number above 0.
 
     Example: `SGD(lr=0.01, steps=5)`.
     """
-    def __init__(self, lr: float = 0.01, steps: int = 1, *, batch_size: int | None = None):
-        super().__init__()
-        if not (math.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr={lr}: the inner step size must be a finite number above 0")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: how many support examples a step sees, 1 "
-                             "or more; None for all")
-        self.lr, self.steps, self.batch_size = lr, check_steps(steps), batch_size
+    lr: float
 
-    def adapt(self, loss: Callable[[Params, Split], Tensor], theta: Params, support: Split,
-              steps: int | None = None, *, detach: bool = False) -> list[Params]:
-        """The points φ₀ … φ_K of one task.
+    def __init__(self, lr: Number = 0.01, steps: int = 1, *, batch_size: int | None = None):
+        super().__init__(steps, batch_size=batch_size)
+        self.numbers(lr=check_lr(lr))
 
-        They stay connected to θ, so gradients flow back through every step.
+    def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:
+        "φ₀ as `first` says; where `start` is overridden, the direction that it makes is the state."
+        remembers = type(self).start is not SGD.start
+        return self.first(predict, theta, support), self.start() if remembers else ()
 
-        `loss` maps parameters and examples to a scalar. `steps` replaces K. With `detach` the inner
-        gradients count as constants: the first-order rule.
-        """
-        points, direction = [theta], self.start()
-        for k in range(self.steps if steps is None else check_steps(steps)):
-            phi, batch = points[-1], self.examples(support, k)
-            gradient = self.slope(lambda phi, batch=batch: loss(phi, batch),
-                                  _detached(phi) if detach else phi)
-            step = direction(_detached(gradient) if detach else gradient)
-            points.append(phi
-                          | {name: phi[name] - self.lr * towards for name, towards in step.items()})
-        return points
+    def step(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
+        "φ − lr·direction, by the hooks below."
+        direction = state if callable(state) else self.direction
+        towards = direction(self.slope(loss, phi))
+        return phi | {name: phi[name] - self.lr * d for name, d in towards.items()}, state
 
-    def first(self, predict: Callable[[Params, Tensor], Tensor], theta: Params,
-              support: Split) -> Params:
-        """φ₀ of a task: θ.
-
-        Override it where a task starts elsewhere; `predict(phi, x)` is the model's output at φ.
-        """
+    def first(self, predict: Predict, theta: Params, support: Split) -> Params:
+        "φ₀ of a task: θ. `predict(phi, x)` is the model's output at φ."
         return theta
 
-    def examples(self, support: Split, k: int) -> Split:
-        "The support examples that step k sees."
-        if self.batch_size is None or self.batch_size >= support.x.shape[0]: return support
-        count = support.x.shape[0]
-        rows = torch.arange(k * self.batch_size, (k + 1) * self.batch_size,
-                            device=support.x.device) % count
-        return Split(support.x[rows], support.y[rows])
-
-    def slope(self, loss: Callable[[Params], Tensor], phi: Params) -> Params:
+    def slope(self, loss: InnerLoss, phi: Params) -> Params:
         "The gradient that a step follows: ∇ℓ(φ)."
-        return torch.func.grad(loss)(phi)
+        return grad(loss)(phi)
 
-    def start(self) -> Callable[[Params], Params]:
-        "A fresh `direction` for one task. Override it where a step depends on the steps before."
+    def start(self) -> Direction:
+        "A fresh `direction` for one task, where a step depends on the steps before."
         return self.direction
 
     def direction(self, gradient: Params) -> Params:
         "Where to step, given the gradient: P·(m ⊙ ∇ℓ). Here the gradient itself."
         return gradient
 
-    def for_model(self, model: nn.Module) -> SGD:
-        """The same inner loop for another model.
-
-        Override it where parameters depend on the model's shapes.
-        """
-        return copy.deepcopy(self)
-
     def extra_repr(self) -> str:
-        return f"lr={self.lr}, steps={self.steps}" + (f", batch_size={self.batch_size}"
-                                                      if self.batch_size else "")
+        seen = f", batch_size={self.batch_size}" if self.batch_size else ""
+        return f"lr={self.schedules.get('lr', self.lr)}, steps={self.steps}" + seen

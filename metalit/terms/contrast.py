@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..inner.sgd import Params
-from ..tasks import Split, Task
+from ..models import Params
+from ..tasks.task import Split, Task, length, mapped
 from .term import Path, Term
 
 # %% auto #0
@@ -32,11 +31,11 @@ EMBEDDINGS = ("predictions", "parameters", "change")
 def embed(path: Path, phi: Params, embedding: str) -> Tensor:
     """What an adapted model is, as a vector.
 
-    Its predictions on the inputs that all tasks share, its parameters, or their change φ − θ.
+    Its predictions on the inputs that all tasks share, its parameters, or their change φ − φ₀.
     """
     if embedding == "predictions": return path.predict(phi, path.probe).flatten()
     if embedding == "parameters": return torch.cat([value.flatten() for value in phi.values()])
-    return torch.cat([(value - path.theta[name]).flatten() for name, value in phi.items()])
+    return torch.cat([(value - path.start[name]).flatten() for name, value in phi.items()])
 
 
 def check_embedding(embedding: str) -> str:
@@ -48,13 +47,12 @@ def check_embedding(embedding: str) -> str:
 # %% ../../nbs/23_contrast.ipynb #0621bf78
 def halves(support: Split) -> tuple[Split, Split]:
     "The first and the second half of a support set; `ValueError` where it is too small to split."
-    count = support.x.shape[0]
+    count = length(support)
     if count < 2:
         raise ValueError(f"a support set of {count} example cannot be split in two: give every "
                          "task 2 or more shots")
     middle = count // 2
-    return (Split(support.x[:middle], support.y[:middle]),
-            Split(support.x[middle:], support.y[middle:]))
+    return support.select(slice(middle)), support.select(slice(middle, None))
 
 # %% ../../nbs/23_contrast.ipynb #3e90016c
 def others(table: Tensor, name: str) -> Tensor:
@@ -100,12 +98,12 @@ class Triplet(Term):
         ends = [path.adapt(half)[-1] for half in halves(task.support)] + [path.final]
         return torch.stack([embed(path, phi, self.embedding) for phi in ends])
 
-    def pool(self, values: Tensor, pooling: Callable[[Tensor], Tensor]) -> Tensor:
-        "The mean hinge of each task over all others, pooled."
+    def pool(self, values: Tensor) -> Tensor:
+        "The mean hinge over all pairs of tasks."
         one, other, whole = values.unbind(1)
         between = others(rms_distance(whole[:, None], whole[None]), "Triplet")
         within = rms_distance(one, other)[:, None]
-        return pooling((self.margin + within - between).clamp_min(0).mean(1))
+        return (self.margin + within - between).clamp_min(0).mean()
 
 # %% ../../nbs/23_contrast.ipynb #8486722f
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -143,12 +141,12 @@ class Contrast(Term):
 
         Shape (2, E).
         """
-        both = Split(*(torch.cat(pair) for pair in zip(task.support, task.query, strict=True)))
+        both = task.support.joined(task.query)
         return torch.stack([embed(path, phi, self.embedding)
                             for phi in (path.final, path.adapt(both)[-1])])
 
-    def pool(self, values: Tensor, pooling: Callable[[Tensor], Tensor]) -> Tensor:
+    def pool(self, values: Tensor) -> Tensor:
         "D_in − D_out."
         from_support, from_all = values.unbind(1)
         between = others(1 - _direction(from_all) @ _direction(from_all).mT, "Contrast")
-        return pooling(cosine_distance(from_support, from_all) - between.mean(1))
+        return (cosine_distance(from_support, from_all) - between.mean(1)).mean()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..tasks import Task
+from ..tasks.task import Task
 from .term import Path, Term
 
 # %% auto #0
@@ -25,5 +25,5 @@ class ParameterDistance(Term):
     """
     def per_task(self, path: Path, task: Task) -> Tensor:
         "½‖θ − sg φ_K‖² of one task, a scalar."
-        return 0.5 * sum(((path.theta[name] - end.detach()) ** 2).sum()
-                         for name, end in path.final.items())
+        return 0.5 * sum(((value - path.final[name].detach()) ** 2).sum()
+                         for name, value in path.theta.items())

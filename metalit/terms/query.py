@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..tasks import Task
+from ..tasks.task import Task
 from .term import Path, Term
 
 # %% auto #0

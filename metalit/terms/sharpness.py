@@ -5,11 +5,11 @@
 # %% ../../nbs/24_sharpness.ipynb #4fa27114
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..inner.sgd import Params
-from ..tasks import Task
+from ..batching.slope import grad
+from ..models import Params
+from ..tasks.task import Task
 from .term import Path, Term
 
 # %% auto #0
@@ -39,6 +39,6 @@ class GradientNorm(Term):
         "Half the squared norm for one task, a scalar."
         def at_adapted(phi: Params) -> Tensor: return path.loss(phi, task.query)
         def at_init(theta: Params) -> Tensor: return at_adapted(path.adapt(task.support, theta)[-1])
-        gradient = (torch.func.grad(at_adapted)(path.final) if self.at == "adapted"
-                    else torch.func.grad(at_init)(path.theta))
+        gradient = (grad(at_adapted)(path.final) if self.at == "adapted"
+                    else grad(at_init)(path.theta))
         return 0.5 * sum((g**2).sum() for g in gradient.values())

@@ -5,39 +5,45 @@
 # %% ../../nbs/04_terms.ipynb #9c22cde5
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..inner.sgd import Params
-from ..tasks import Split, Task
+from ..inner.walk import LossOn, Predict
+from ..models import Params
+from ..schedule import Number, Scheduled, times
+from ..tasks.task import Task, Tree
 
 # %% auto #0
-__all__ = ['Path', 'Term', 'Sum']
+__all__ = ['Path', 'Term', 'Weighted', 'Sum']
 
 # %% ../../nbs/04_terms.ipynb #6009b3b6
 @dataclass(frozen=True)
 class Path:
     """The way of one task from θ to φ_K, and the means to measure it.
 
-    `points`: φ₀ … φ_K, each a dictionary from parameter names to tensors. `predict(phi, x)`: the
-    model's output at φ. `loss(phi, split)`: the task loss at φ, a scalar. `adapt(split)`: the
-    points of another inner loop from θ, on other examples of the same task; `adapt(split, start)`
-    begins elsewhere. `probe`: inputs that are the same for all tasks of the batch, on which models
-    of different tasks can be compared.
+    `points`: φ₀ … φ_K, each a dictionary from parameter names to tensors. `theta`: θ, which is φ₀
+    but where a task starts elsewhere. `predict(phi, x)`: the model's output at φ. `loss(phi,
+    split)`: the task loss at φ, a scalar. `adapt(split)`: the points of another inner loop from θ,
+    on other examples of the same task; `adapt(split, start, steps)` begins elsewhere or takes other
+    steps. `probe`: inputs that are the same for all tasks of the batch, on which models of
+    different tasks can be compared.
     """
     points: list[Params]
-    predict: Callable[[Params, Tensor], Tensor]
-    loss: Callable[[Params, Split], Tensor]
+    theta: Params
+    predict: Predict
+    loss: LossOn
     adapt: Callable[..., list[Params]]
-    probe: Tensor
+    probe: Tree
 
     @property
-    def theta(self) -> Params:
-        "φ₀ = θ, where adaptation started."
+    def start(self) -> Params:
+        "φ₀, where adaptation started."
         return self.points[0]
 
     @property
@@ -46,72 +52,122 @@ class Path:
         return self.points[-1]
 
 # %% ../../nbs/04_terms.ipynb #574ac03b
-class Term(nn.Module):
+class Term(Scheduled):
     """One thing that a meta-loss measures.
 
     A subclass defines `per_task`; `+` and a factor combine terms.
 
-    `per_task(path, task)` sees one task (no task axis) and returns a tensor: a scalar, or an
-    embedding where tasks are compared with each other. Then `pool` turns the values of all tasks,
-    stacked along a first axis, into one number; by default the pooling of the meta-loss does.
+    `per_task(path, task)` sees one task (no task axis) and returns a scalar; the pooling of the
+    meta-loss makes one number of those of all tasks. A term that compares tasks with each other
+    says `across_tasks = True`: then `per_task` may return any tensor, such as an embedding, and
+    `pool(values)` makes the number of all of them, stacked along a first axis.
 
-    Example: `terms = ml.QueryLoss() + 0.1 * MyTerm()`.
+    Example: `terms = ml.QueryLoss() + 0.1 * ml.GradientNorm()`.
     """
+    across_tasks = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.pool is not Term.pool and not cls.across_tasks:
+            raise TypeError(f"{cls.__name__} has a way of its own to pool tasks, so it compares "
+                            "tasks with each other: say so with across_tasks = True in the class")
+
     def per_task(self, path: Path, task: Task) -> Tensor:
         "What this term measures on one task."
         raise TypeError(f"{type(self).__name__} does not say what it measures: give it a method "
                         "per_task(self, path, task) that returns a tensor")
 
-    def pool(self, values: Tensor, pooling: Callable[[Tensor], Tensor]) -> Tensor:
-        "The values of all tasks, (B, …), as one number."
-        return pooling(values)
+    def pool(self, values: Tensor) -> Tensor:
+        "The values of all tasks, (B, …), as one number: for terms that compare tasks."
+        raise TypeError(f"{type(self).__name__} compares tasks, but does not say how: give it a "
+                        "method pool(self, values) that returns a scalar")
+
+    def for_model(self, model: nn.Module) -> Term:
+        "The same term for another model. Override it where it keeps something of the model's."
+        return copy.deepcopy(self)
 
     def __add__(self, other: Term | Sum) -> Sum: return Sum((1.0, self)) + other
-    def __mul__(self, weight: float) -> Sum: return Sum((weight, self))
+    def __mul__(self, weight: Number) -> Sum: return Sum((weight, self))
     __rmul__ = __mul__
 
-# %% ../../nbs/04_terms.ipynb #efaf4585
-class Sum(nn.Module):
-    """A weighted sum of terms, as `QueryLoss() + 0.1 * GradientNorm()` makes it.
-
-    Raises `ValueError` where a weight is not a finite number, `TypeError` where a part is not a
-    `Term`.
-    """
-    def __init__(self, *parts: tuple[float, Term]):
+# %% ../../nbs/04_terms.ipynb #ef6c93b3
+class Weighted(Scheduled):
+    "Terms and their weights, each a finite number or a schedule of one: see `Sum`."
+    def __init__(self, *parts: tuple[Number, Term]):
         super().__init__()
-        for weight, term in parts:
-            if not isinstance(term, Term):
-                raise TypeError(f"a meta-loss is a sum of terms; found {type(term).__name__}")
-            if not isinstance(weight, (int, float)) or not math.isfinite(weight):
-                raise ValueError(f"the weight of {type(term).__name__} is {weight!r}; a finite "
-                                 "number is needed")
-        self.weights = [float(weight) for weight, _ in parts]
+        for weight, term in parts: _check_part(weight, term)
         self.terms = nn.ModuleList(term for _, term in parts)
+        self.numbers(**{f"weight_{i}": weight for i, (weight, _) in enumerate(parts)})
 
-    def per_task(self, path: Path, task: Task) -> list[Tensor]:
-        "What each term measures on one task."
-        return [term.per_task(path, task) for term in self.terms]
+    @property
+    def weights(self) -> list[float]:
+        "The weights, as they are now."
+        return [getattr(self, f"weight_{i}") for i in range(len(self.terms))]
 
-    def pool(self, values: list[Tensor], pooling: Callable[[Tensor], Tensor]) -> Tensor:
-        "The weighted sum of the pooled terms."
-        return sum(weight * term.pool(value, pooling)
-                   for weight, term, value in zip(self.weights, self.terms, values, strict=True))
-
-    def __add__(self, other: Term | Sum) -> Sum:
-        if isinstance(other, Term): other = Sum((1.0, other))
-        if not isinstance(other, Sum): return NotImplemented
-        return Sum(*self.parts(), *other.parts())
-
-    def __mul__(self, weight: float) -> Sum:
-        return Sum(*((weight * w, term) for w, term in self.parts()))
-    __rmul__ = __mul__
-
-    def parts(self) -> list[tuple[float, Any]]:
-        "The pairs (weight, term)."
-        return list(zip(self.weights, self.terms, strict=True))
+    def parts(self) -> list[tuple[Number, Any]]:
+        "The pairs (weight, term), a weight with its schedule."
+        weights = (self.schedules.get(f"weight_{i}", now) for i, now in enumerate(self.weights))
+        return list(zip(weights, self.terms, strict=True))
 
     def names(self) -> list[str]:
         "A name for each term; a repeated one is numbered."
         plain = [type(term).__name__ for term in self.terms]
         return [name if plain.count(name) == 1 else f"{name} {plain[:i + 1].count(name)}"
                 for i, name in enumerate(plain)]
+
+# %% ../../nbs/04_terms.ipynb #efaf4585
+class Sum(Weighted):
+    """A weighted sum of terms, as `QueryLoss() + 0.1 * GradientNorm()` makes it.
+
+    A weight is a finite number, or a schedule of one (see `metalit.schedule`). Raises `ValueError`
+    for another weight, `TypeError` where a part is not a `Term`.
+
+    Example: `Sum((1.0, ml.QueryLoss()), (0.1, ml.GradientNorm()))`.
+    """
+    def per_task(self, path: Path, task: Task) -> list[Tensor]:
+        "What each term measures on one task."
+        return [self._measured(term, term.per_task(path, task)) for term in self.terms]
+
+    def pool(self, values: list[Tensor], pooling: Callable[[Tensor], Tensor]) -> Tensor:
+        "Each task's weighted sum, pooled; and what terms that compare tasks add to it, weighted."
+        weighed = list(zip(self.weights, self.terms, values, strict=True))
+        alone = [weight * value for weight, term, value in weighed if not term.across_tasks]
+        between = [weight * term.pool(value)
+                   for weight, term, value in weighed if term.across_tasks]
+        pooled = [pooling(_total(alone))] if alone else []
+        return _total(pooled + between)
+
+    def for_model(self, model: nn.Module) -> Sum:
+        "The same terms for another model."
+        return Sum(*((weight, term.for_model(model)) for weight, term in self.parts()))
+
+    def __add__(self, other: Term | Sum) -> Sum:
+        if isinstance(other, Term): other = Sum((1.0, other))
+        if not isinstance(other, Sum): return NotImplemented
+        return Sum(*self.parts(), *other.parts())
+
+    def __mul__(self, weight: Number) -> Sum:
+        return Sum(*((times(weight, mine), term) for mine, term in self.parts()))
+
+    __rmul__ = __mul__
+
+    @staticmethod
+    def _measured(term: Any, value: Tensor) -> Tensor:
+        if term.across_tasks or value.ndim == 0: return value
+        raise ValueError(f"{type(term).__name__}.per_task returned a tensor of shape "
+                         f"{tuple(value.shape)}; a term returns one number per task, unless it "
+                         "says across_tasks = True and how it pools")
+
+# %% ../../nbs/04_terms.ipynb #20d363bf
+def _check_part(weight: Any, term: Any) -> None:
+    if not isinstance(term, Term):
+        raise TypeError(f"a meta-loss is a sum of terms; found {type(term).__name__}")
+    if not callable(weight) and not (isinstance(weight, int | float) and math.isfinite(weight)):
+        raise ValueError(f"the weight of {type(term).__name__} is {weight!r}; a finite number is "
+                         "needed")
+
+
+def _total(values: list[Tensor]) -> Tensor:
+    total = values[0]
+    for value in values[1:]: total = total + value
+    return total

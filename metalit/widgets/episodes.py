@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .. import plots
-from ..inner.sgd import SGD, Params
+from ..inner.sgd import SGD
+from ..models import Params
 from ..meta_loss import MetaLoss
 from ..methods import MAML
 from ..models import Conv4
-from ..tasks import Episodes, Family, Split, Task, check_task
+from ..tasks.episodes import Episodes
+from ..tasks.family import Family
+from ..tasks.task import Split, Task, check_task
 from .figure import LiveFigure, Picture, State, pack
 from .sinusoids import is_plain
 

@@ -14,7 +14,8 @@ from torch.func import functional_call
 from .. import plots
 from ..meta_loss import MetaLoss
 from ..models import Point
-from ..tasks import Task, half_square
+from ..tasks.quadratics import half_square
+from ..tasks.task import Task
 from .figure import LiveFigure, Picture, State
 from metalit.widgets.plane import (
     CHOICES,

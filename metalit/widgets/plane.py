@@ -19,7 +19,8 @@ from ..inner.sgd import SGD
 from ..meta_loss import MetaLoss
 from ..methods import FOMAML, MAML, ConML, Reptile, TripletMAML
 from ..models import Point
-from ..tasks import Task, curvature, half_square, quadratic_task
+from ..tasks.quadratics import curvature, half_square, quadratic_task
+from ..tasks.task import Task
 from ..terms.query import QueryLoss
 from ..terms.sharpness import GradientNorm
 from .figure import LiveFigure, Picture, State

@@ -20,7 +20,7 @@ from ..inner.sgd import SGD
 from ..meta_loss import MetaLoss
 from ..methods import MAML
 from ..models import mlp
-from ..tasks import Split
+from ..tasks.task import Split
 from .figure import LiveFigure, Picture, State, pack
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import plots
-from ..checkpoints import Progress
+from ..training.checkpoints import Progress
 from ..meta_loss import MetaLoss
-from ..tasks import Family
-from ..training import evaluate, own_random_numbers
+from ..tasks.family import Family
+from ..training.evaluation import evaluate, own_random_numbers
 from .figure import LiveFigure, Picture, State, bundle, finite
 
 if TYPE_CHECKING:
