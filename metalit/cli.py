@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch.nn.functional as F
 
-from . import comparison, plots, training
+from . import plots, training
+from .judging import comparison
 from .training.checkpoints import DivergedError, load_checkpoint, write_table, write_whole
 from .data.omniglot import PROTOCOLS
 from .judging.recipes import RECIPES, SCHEDULES, Experiment, build, complete, sine_network
