@@ -77,8 +77,13 @@ class Stage:
 
 
 def number_of(name):
-    """The number of a chapter, or None for a page that has none."""
+    """The number of a chapter, or None for a page that has none: 3 for 03a_walk."""
     return int(name[:2]) if name[:2].isdigit() and name[:2] != "99" else None
+
+
+def label_of(name):
+    """What stands before the title of a chapter, or None: "3a" for 03a_walk."""
+    return None if number_of(name) is None else name.split("_")[0].lstrip("0") or "0"
 
 
 def contents(chapters):
@@ -139,7 +144,7 @@ def gather(root, executed, folder):
     paths = notebooks_in(root / "nbs")
     for path in paths:
         copy = executed / path.relative_to(root)
-        notebook = page(nbformat.read(copy, as_version=4), number_of(path.name), table)
+        notebook = page(nbformat.read(copy, as_version=4), label_of(path.stem), table)
         if path.name == "index.ipynb":
             notebook.cells.append(contents([p.stem for p in paths]))
         stage.write(path.name, nbformat.writes(notebook), path.relative_to(root).as_posix())

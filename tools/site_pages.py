@@ -21,7 +21,8 @@ CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(!?\[[^\]]*\]\([^)]*\))")
 # The parts of the book: the first chapter of each, and its name.
 PARTS = ((0, "The library, up to MAML"), (20, "Other meta-losses"), (30, "Images"),
-         (40, "Live figures"))
+         (40, "Live figures"),
+         (90, "The rooms"))
 
 
 def part(number):

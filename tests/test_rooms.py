@@ -1,0 +1,101 @@
+"""The rooms of the library: who knows the sentence of seven choices knows where things are.
+
+A file imports only from files above it in `ORDER`, counted with the imports that stand inside
+functions and under `TYPE_CHECKING`; so there is no circle.
+"""
+import ast
+from pathlib import Path
+
+import pytest
+
+import metalit
+
+LIBRARY = Path(metalit.__file__).parent
+ORDER = """
+tasks.task tasks.random tasks.family tasks.sinusoids tasks.quadratics tasks.episodes tasks
+models checks schedule
+batching.slope batching.modes batching.norms batching.chunks batching.compiled batching
+inner.walk inner.sgd inner.adam inner.sam inner.masked inner.preconditioned inner.prototypes inner
+terms.term terms.query terms.distance terms.contrast terms.sharpness terms
+pooling.mean pooling
+gradient.exact gradient.first_order gradient
+learner meta_loss methods as_written
+training.identity training.checkpoints training.evaluation training.processes training.memory
+training.watching training.loop training
+plots
+data data.images data.glyphs data.omniglot
+judging.judge judging.recipes judging.comparison judging
+widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes
+widgets.explorer widgets.training widgets
+cli
+comparison compiled judge
+__init__ __main__
+""".split()
+
+
+def name_of(path: Path, library: Path) -> str:
+    "`inner.sgd` for inner/sgd.py, `inner` for inner/__init__.py."
+    parts = path.relative_to(library).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def files(library: Path) -> dict[str, Path]:
+    return {name_of(path, library): path for path in sorted(library.rglob("*.py"))
+            if path.name != "_modidx.py"}
+
+
+def imported(source: str, package: list[str], known: set[str]) -> set[str]:
+    "The files of the library that a file imports, wherever in it the import stands."
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            wholes = [alias.name.split(".") for alias in node.names]
+            found |= {".".join(parts[1:]) or "__init__" for parts in wholes if parts[0] == "metalit"}
+        if not isinstance(node, ast.ImportFrom): continue
+        module = (node.module or "").split(".") if node.module else []
+        if node.level: module = ["metalit", *package[:len(package) - node.level + 1], *module]
+        if module[:1] != ["metalit"]: continue
+        within = ".".join(module[1:])
+        for alias in node.names:
+            inside = f"{within}.{alias.name}".lstrip(".")
+            found.add(inside if inside in known else within or "__init__")
+    return found
+
+
+def imports(library: Path) -> dict[str, set[str]]:
+    "For each file, the files that it imports; a room's own `__init__` sees its files."
+    paths = files(library)
+    return {name: imported(path.read_text(encoding="utf-8"),
+                           list(path.relative_to(library).parts[:-1]), set(paths)) - {name}
+            for name, path in paths.items()}
+
+
+def test_every_file_has_its_place():
+    assert sorted(ORDER) == sorted(files(LIBRARY))
+    assert len(set(ORDER)) == len(ORDER)
+
+
+def test_a_file_imports_only_from_files_above_it():
+    place = {name: number for number, name in enumerate(ORDER)}
+    below = {name: sorted(other for other in others if place[other] > place[name])
+             for name, others in imports(LIBRARY).items()}
+    assert {name: others for name, others in below.items() if others} == {}
+
+
+@pytest.mark.parametrize(("source", "package", "expected"), [
+    ("import metalit.models", [], {"models"}),
+    ("import metalit", [], {"__init__"}),
+    ("from metalit import models", [], {"models"}),
+    ("from metalit import __version__", [], {"__init__"}),
+    ("from metalit.inner.sgd import SGD", [], {"inner.sgd"}),
+    ("from metalit.inner import SGD", [], {"inner"}),
+    ("from ..models import Params", ["inner"], {"models"}),
+    ("from .sgd import SGD", ["inner"], {"inner.sgd"}),
+    ("from . import models", [], {"models"}),
+    ("def f():\n    from .sgd import SGD", ["inner"], {"inner.sgd"}),
+    ("if TYPE_CHECKING:\n    from metalit.models import Params", [], {"models"}),
+    ("import torch\nfrom torch import nn", [], set()),
+])
+def test_imports_are_seen_wherever_they_stand(source, package, expected):
+    known = {"models", "inner", "inner.sgd"}
+    assert imported(source, package, known) == expected
