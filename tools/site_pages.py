@@ -21,8 +21,7 @@ CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(!?\[[^\]]*\]\([^)]*\))")
 # The parts of the book: the first chapter of each, and its name.
 PARTS = ((0, "The library, up to MAML"), (20, "Other meta-losses"), (30, "Images"),
-         (40, "Live figures"),
-         (90, "The rooms"))
+         (40, "Live figures"), (90, "The rooms"))
 
 
 def part(number):
@@ -90,8 +89,7 @@ def code_page(cell):
     """A code cell as a page shows it, or None where it shows nothing."""
     says, cell.source = options(cell.source)
     if "default_exp" in says:
-        module = ("metalit" if says["default_exp"] == "__init__"
-                  else f"metalit.{says['default_exp']}")
+        module = f"metalit.{says['default_exp']}".removesuffix(".__init__")
         return nbformat.v4.new_markdown_cell(f":::{{container}} makes\n"
                                              f"This chapter makes {{py:mod}}`{module}`.\n:::")
     if "hide" in says or not cell.source:
