@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 import metalit as ml
+from metalit.checks import times as times  # for the test modules
 from metalit.cli import main
 from metalit.widgets.figure import SCRIPTS
 
@@ -24,11 +25,6 @@ def close(actual, expected, atol=1e-10):
     if not isinstance(expected, torch.Tensor):
         expected = torch.as_tensor(expected, dtype=actual.dtype)
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
-
-
-def times(matrix, vector):
-    "Matrix times vector, for whole batches of them."
-    return (matrix @ vector[..., None])[..., 0]
 
 
 def backward(J, task):

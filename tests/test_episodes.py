@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from metalit.tasks import Episodes, Family, Quadratics, Sinusoids, Task, _distinct, check_task
+from metalit.tasks import Episodes, Family, Quadratics, Random, Sinusoids, Task, check_task
+from metalit.tasks.episodes import distinct
 
 SIZES = (6, 7, 8, 9, 10, 11)                                  # unequal classes
 LABELS = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
@@ -119,7 +120,7 @@ def test_each_image_of_a_class_is_drawn_equally_often_also_as_support(episodes):
 
 
 def test_distinct_gives_each_ordered_choice_equally_often():
-    pairs = _distinct((60_000, 4), 2, torch.Generator().manual_seed(0))
+    pairs = distinct(Random.of_steps(0, [0], 60_000), (60_000, 4), 2)
     counts = torch.bincount(pairs[:, 0] * 4 + pairs[:, 1], minlength=16)
     assert (counts[::5] == 0).all()
     assert chi_square(counts[counts > 0]) < 58                # 11 degrees of freedom

@@ -34,12 +34,12 @@ BAD_TASKS = {
                 r"support.x has shape \(2, 3, 1\) and support.y \(2, 4, 1\)"),
     "batch sizes": (task((2, 3), (3, 3)), "support holds 2 tasks and query 3"),
     "no task axis": (ml.Task(ml.Split(torch.ones(3), torch.ones(3)), task().query),
-                     r"no task axis.*x\[None\]"),
+                     r"support.x has shape \(3,\), and no task axis.*tensor\[None\]"),
     "not a task": (torch.ones(3), r"a task is Task\(Split\(x, y\), Split\(x, y\)\)"),
     "one split only": (ml.Split(torch.ones(2, 3, 1), torch.ones(2, 3, 1)), r"found Split"),
     "not tensors": (([[1.0]], [[2.0]]), "a task is Task"),
     "numbers in place of tensors": ((([1.0], [1.0]), ([1.0], [1.0])),
-                                    "support.x is a list; a tensor is needed"),
+                                    r"support.x\[0\] is a float; a tensor is needed"),
     "NaN in support": (with_value("support.x", NAN),
                        "support.x holds values that are not finite.* first in task 1"),
     "infinite query target": (with_value("query.y", math.inf),
@@ -167,8 +167,11 @@ def test_curvature_must_be_positive_definite():
         quadratic_task(-torch.eye(2)[None], torch.zeros(1, 2))
 
 
-def test_family_without_sample():
-    with pytest.raises(TypeError, match="does not say how to sample"): ml.tasks.Family().batch(1)
+@pytest.mark.parametrize("ask", [lambda family: family.batch(1), lambda family: family.held_out(1),
+                                 lambda family: list(family.stream(1, 1))])
+def test_family_without_a_way_to_make_tasks(ask):
+    with pytest.raises(TypeError, match=r"Family does not say how to make tasks.*draw.*sample"):
+        ask(ml.tasks.Family())
 
 
 def test_large_finite_values_whose_sum_overflows_are_welcome():
