@@ -51,7 +51,7 @@ for parameter, w in zip(J.parameters(), weights, strict=True):
 
 assert "function" in widgets.sinusoid()._esm
 assert "message" not in widgets.episode().picture
-print(ml.__file__)
+print(ml.__version__, ml.__file__)
 """
 
 
@@ -153,7 +153,9 @@ def test_what_is_required_always_and_what_on_request(metadata):
 
 def test_a_meta_step_and_the_figures_without_the_repository(environment, tmp_path):
     (tmp_path / "smoke_test.py").write_text(SMOKE_TEST)
-    found = run(environment / "bin/python", "-W", "error", "smoke_test.py", cwd=tmp_path).strip()
+    printed = run(environment / "bin/python", "-W", "error", "smoke_test.py", cwd=tmp_path)
+    version, found = printed.strip().split(" ", 1)
+    assert version == SETTINGS["version"]
     assert Path(found).is_relative_to(environment), f"not the wheel was tried, but {found}"
 
 
