@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers import metalit
 
 import metalit as ml
-from metalit import comparison
+from metalit.judging import comparison
 from metalit.judging.comparison import (
     Difference,
     Line,
@@ -158,11 +158,12 @@ def test_runs_agree_with_training_by_hand(tmp_path):
 class Interrupting(ml.tasks.Sinusoids):
     "Presses Ctrl-C before the n-th batch."
     left = 10  # the first looks whether the tasks have classes
+    at_once = 1
 
-    def sample(self, batch_size, generator):
+    def batch(self, batch_size, seed=0, step=0):
         type(self).left -= 1
         if self.left == 0: signal.raise_signal(signal.SIGINT)
-        return super().sample(batch_size, generator)
+        return super().batch(batch_size, seed, step)
 
 
 def test_stopped_and_resumed_gives_the_same(tmp_path):

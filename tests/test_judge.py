@@ -7,9 +7,6 @@ import metalit as ml
 from metalit import as_written, judge
 from metalit.as_written import AsWritten
 
-# the package exports the function under the name of its module
-if not callable(judge): judge = judge.judge
-
 
 def net() -> torch.nn.Module:
     return ml.models.mlp(1, 5, 1)
@@ -143,8 +140,9 @@ def test_a_query_set_that_enters_the_value_alone():
 
 def test_a_question_that_fails_is_an_answer_and_the_others_go_on():
     class Root(ml.Term):
+        across_tasks = True
         def per_task(self, path, task): return path.loss(path.final, task.query)
-        def pool(self, values, pooling): return ((values - values.mean()) ** 2).mean().sqrt()
+        def pool(self, values): return ((values - values.mean()) ** 2).mean().sqrt()
     found = verdicts(ml.MAML(net(), F.mse_loss, terms=ml.QueryLoss() + Root()))
     assert found["at αλ = 1.5, K = 1"] == "not finite"
     assert found["a scalar, or a vector field"] == "a scalar"

@@ -50,8 +50,8 @@ METHODS = ("maml", "fomaml", "reptile", "as-written-reptile", "as-written-contra
 # The recipe of its authors' code has twice the shots in training, and here all methods get the same
 # tasks. The 0.02 of their sine demo, for a smaller tanh network, diverged here, with ε = 1 and with
 # ε = 0.1. Of three short trials this one learned most without diverging.
-REPTILE = RECIPES["reptile"]._replace(build=named(Reptile), lr=(0.005, 0.005), inner_steps=10,
-                                      shots=None)
+REPTILE = RECIPES["reptile"]._replace(build=named(Reptile), lr=0.005, lr_images=0.005,
+                                      inner_steps=10, shots=None)
 
 
 def compared(name: str, classes: bool) -> Recipe:
@@ -67,12 +67,12 @@ def made(name: str, model: Callable[..., nn.Module], seed: int, loss: Loss, lr: 
     Raises `ValueError` for a method that does not go with the tasks or the model.
     """
     recipe = compared(name, classes)
-    size = recipe.context[classes]
+    size = recipe.context_for(classes)
     if size and "context" not in inspect.signature(model).parameters:
         raise ValueError(f"{name} needs a model with a context: give a function model(seed, "
                          "context=0) that makes one, such as metalit.judging.recipes.sine_network")
     start = model(seed, context=size) if size else model(seed)
-    return recipe.build(start, loss, recipe.lr[classes] if recipe.own_lr else lr,
+    return recipe.build(start, loss, recipe.lr_for(classes) if recipe.own_lr else lr,
                         recipe.inner_steps)
 
 # %% ../../nbs/28_comparison.ipynb #62d810f3

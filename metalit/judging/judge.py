@@ -13,24 +13,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from ..inner.sgd import SGD
+from ..batching.slope import grad
+from ..inner.walk import held_constant
 from ..learner import Loss
 from ..meta_loss import MetaLoss
 from ..models import Point, mlp
-from ..tasks.family import seeded_generator
 from ..tasks.quadratics import Quadratics, curvature, half_square, quadratic_task
+from ..tasks.random import Random
 from ..tasks.sinusoids import Sinusoids
 from ..tasks.task import Split, Task
+from ..training.memory import flops
 
 # %% auto #0
-__all__ = ['Finding', 'DIM', 'QUESTIONS', 'Answer', 'Verdict', 'on_bed', 'on_bowls', 'on_net', 'waves', 'bowls', 'a_start',
-           'value', 'gradient', 'moved', 'slope', 'turn', 'directions', 'Chain', 'lines', 'rewards_not_adapting',
-           'pulls', 'uses_held_out_data', 'is_a_scalar', 'Through', 'what_is_stopped', 'place', 'is_invariant', 'away',
-           'in_other_units', 'halved', 'is_blind_on_shared_curvature', 'share', 'rest', 'depends_on_the_horizon',
-           'has_K', 'cost_in_steps', 'beyond_the_edge', 'judge']
+__all__ = ['Finding', 'DIM', 'QUESTIONS', 'Answer', 'Verdict', 'on_bed', 'on_bowls', 'on_net', 'rate_of', 'at_rate', 'waves',
+           'bowls', 'a_start', 'value', 'gradient', 'moved', 'slope', 'turn', 'directions', 'Chain', 'lines',
+           'rewards_not_adapting', 'pulls', 'uses_held_out_data', 'is_a_scalar', 'Through', 'caller_of_detach',
+           'what_is_stopped', 'place', 'is_invariant', 'shifted', 'away', 'in_other_units', 'halved',
+           'is_blind_on_shared_curvature', 'share', 'rest', 'depends_on_the_horizon', 'has_K', 'cost_in_steps',
+           'beyond_the_edge', 'judge']
 
 # %% ../../nbs/27_judge.ipynb #49f542a1
 class Answer(NamedTuple):
@@ -40,7 +41,7 @@ class Answer(NamedTuple):
     evidence: str
 
 # %% ../../nbs/27_judge.ipynb #8e8e170e
-class Verdict(list):
+class Verdict(list[Answer]):
     "The answers to all questions about one meta-loss; prints as a table."
     def __str__(self) -> str:
         widths = [max(len(answer[i]) for answer in self) for i in (0, 1)]
@@ -80,6 +81,22 @@ def on_bowls(J: MetaLoss, start: Tensor) -> MetaLoss:
 def on_net(J: MetaLoss, seed: int) -> MetaLoss:
     "The choices of J for a small smooth network."
     return on_bed(J, mlp(1, 6, 1, activation=nn.Tanh, seed=seed), nn.functional.mse_loss)
+
+
+def rate_of(J: MetaLoss) -> float | None:
+    "The inner step size, where it is a plain number that a question can change; else None."
+    lr = getattr(J.inner, "lr", None)
+    return lr if isinstance(lr, int | float) else None
+
+
+def at_rate(J: MetaLoss, lr: float) -> MetaLoss:
+    "J itself, with this inner step size; `TypeError` where its inner loop has none to set."
+    if rate_of(J) is None:
+        raise TypeError(f"{type(J.inner).__name__} has no step size lr that is a plain number, and "
+                        "this question sets one")
+    inner: Any = J.inner
+    inner.lr = lr
+    return J
 
 
 def waves(seed: int) -> Task:
@@ -168,9 +185,9 @@ class Chain(nn.Module):
 
 def lines(seed: int) -> Task:
     "Tasks y = w·x with slopes w between ½ and 2, for `Chain`."
-    random = seeded_generator(seed, 0)
-    x = torch.randn(5, 8, 1, generator=random, dtype=torch.float64)
-    y = (0.5 + 1.5 * torch.rand(5, 1, 1, generator=random, dtype=torch.float64)) * x
+    random = Random.of_steps(seed, [0], batch_size=5)
+    x = random.normal((5, 8, 1), torch.float64)
+    y = random.uniform((5, 1, 1), 0.5, 2.0, torch.float64) * x
     return Task(Split(x[:, :4], y[:, :4]), Split(x[:, 4:], y[:, 4:]))
 
 # %% ../../nbs/27_judge.ipynb #1694c9e3
@@ -229,18 +246,32 @@ def is_a_scalar(J: MetaLoss, seed: int) -> Finding:
 class Through(TorchFunctionMode):
     """Inside, `detach` lets gradients through: all of them, or those that one module calls.
 
-    `seen`: who called it.
+    `seen`: who called it. `metalit.batching.slope` does not count: it detaches only what depends on
+    nothing.
     """
     def __init__(self, module: str | None = None):
         super().__init__()
-        self.module, self.seen = module, set()
+        self.module = module
+        self.seen: set[str] = set()
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
         if func is Tensor.detach:
-            caller = sys._getframe(1).f_globals.get("__name__", "?")
-            self.seen.add(caller)
-            if self.module in (None, caller): return args[0]
+            caller = caller_of_detach()
+            if caller != grad.__module__:
+                self.seen.add(caller)
+                if self.module in (None, caller): return args[0]
         return func(*args, **(kwargs or {}))
+
+
+def caller_of_detach() -> str:
+    """The module of the line that calls `detach`, asked from inside of `__torch_function__`.
+
+    The one place of the library that looks at the stack, for want of another way: PyTorch tells a
+    mode which function is called and with what, not from where; a detached tensor keeps no trace of
+    what it was; and modules cannot be asked to say what they detach, for some are yours.
+    """
+    return sys._getframe(2).f_globals.get("__name__", "?")
 
 # %% ../../nbs/27_judge.ipynb #a2134849
 def what_is_stopped(J: MetaLoss, seed: int) -> Finding:
@@ -267,24 +298,28 @@ def what_is_stopped(J: MetaLoss, seed: int) -> Finding:
 
 def place(module: str) -> str:
     "What a module holds constant, in words: inner gradients, or part of a term, rule, method."
-    if module == SGD.__module__: return "inner gradients"
+    if module == held_constant.__module__: return "inner gradients"
     return "in " + module.removeprefix("metalit.").replace("__main__", "your code")
 
 # %% ../../nbs/27_judge.ipynb #460a1f4f
 def is_invariant(J: MetaLoss, seed: int) -> Finding:
     "Does it care for the order of tasks, the origin of parameters, the unit of the task loss?"
     shift, start, task = torch.full((DIM,), 3.0, dtype=torch.float64), a_start(seed), bowls(seed)
-    # every optimum moved by the same shift
-    there = Task(*(Split(x, y + x @ shift) for x, y in task))
+    there = Task(shifted(task.support, shift), shifted(task.query, shift))
     g = gradient(on_bowls(J, start), task)
     changes = {
         "order": away(gradient(on_bowls(J, start), task.select(torch.tensor([3, 1, 4, 0, 2]))), g),
         "origin": away(gradient(on_bowls(J, start + shift), there), g)
     }
-    if hasattr(J.inner, "lr"): changes["unit of loss"] = min(in_other_units(J, start, task, g))
+    if rate_of(J) is not None: changes["unit of loss"] = min(in_other_units(J, start, task, g))
     kept = [name for name, change in changes.items() if change < 1e-9]
     return ", ".join(kept) or "none", "the gradient changes by " + ", ".join(
         f"{change:.1g} ({name})" for name, change in changes.items())
+
+
+def shifted(split: Split, shift: Tensor) -> Split:
+    "Quadratic tasks with every optimum moved by the same shift."
+    return Split(split.x, split.y + split.x @ shift)
 
 
 def away(a: Tensor, b: Tensor) -> float:
@@ -294,11 +329,10 @@ def away(a: Tensor, b: Tensor) -> float:
 
 def in_other_units(J: MetaLoss, start: Tensor, task: Task, g: Tensor) -> list[float]:
     "How the gradient turns when the loss is in fourths, with lr / 4 or the same lr."
-    changes = []
+    changes, lr = [], rate_of(J) or 0.0
     for factor in (0.25, 1.0):
         twin = on_bed(J, Point(start), lambda prediction, y: 4 * half_square(prediction, y))
-        twin.inner.lr = factor * twin.inner.lr
-        other = gradient(twin, task)[:DIM]
+        other = gradient(at_rate(twin, factor * lr), task)[:DIM]
         changes.append(away(other / (other.norm() + 1e-300), g[:DIM] / (g[:DIM].norm() + 1e-300)))
     return changes
 
@@ -374,10 +408,10 @@ def depends_on_the_horizon(J: MetaLoss, seed: int) -> Finding:
         if not has_K(twin, task):
             return "has no K", "the value is the same with 1 and with 5 inner steps"
         twin.inner.steps = steps
-        if hasattr(twin.inner, "lr"): twin.inner.lr = 0.2
-        ends.append(rest(twin, task))
-        if ends[-1] is None:
+        end = rest(twin if rate_of(twin) is None else at_rate(twin, 0.2), task)
+        if end is None:
             return "no optimum found", f"Newton's method found no point of rest for K = {steps}"
+        ends.append(end)
     distance, spread = ((ends[0] - ends[1]).norm().item(),
                         (optima - optima.mean(0)).norm(dim=1).mean().item())
     return "yes" if distance > 1e-6 * spread else "no", (
@@ -419,8 +453,8 @@ def beyond_the_edge(J: MetaLoss, seed: int) -> Finding:
     """
     A = 1.5 * torch.eye(DIM, dtype=torch.float64).expand(4, -1, -1)
     centre, ones = torch.zeros(4, DIM, dtype=torch.float64), torch.ones(DIM, dtype=torch.float64)
-    twin = on_bowls(J, ones)
-    twin.inner.lr, twin.inner.steps = 1.0, 1
+    twin = at_rate(on_bowls(J, ones), 1.0)
+    twin.inner.steps = 1
     along = (gradient(twin, quadratic_task(A, centre))[:DIM] @ ones).item() / DIM
     verdict = "descends" if along > 1e-9 else "climbs" if along < -1e-9 else "stands still"
     return verdict, f"slope {along:.4g} at a unit distance from the optimum, which all tasks share"
@@ -436,9 +470,6 @@ QUESTIONS: dict[str, Callable[[MetaLoss, int], Finding]] = {
     "does the horizon move the optimum?": depends_on_the_horizon,
     "cost in K?": cost_in_steps,
     "at αλ = 1.5, K = 1?": beyond_the_edge}
-
-# %% ../../nbs/27_judge.ipynb #6c646912
-Finding = tuple[str, str]  # verdict, evidence
 
 # %% ../../nbs/27_judge.ipynb #2fea27ef
 def judge(J: MetaLoss, *, seed: int = 0) -> Verdict:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from .. import as_written as article
 from .. import methods
@@ -29,37 +31,59 @@ from ..terms.sharpness import GradientNorm
 from ..training.evaluation import accuracy
 
 # %% auto #0
-__all__ = ['RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'SCHEDULES', 'Recipe', 'named', 'recipe_for', 'complete', 'schedule',
-           'Experiment', 'build', 'sinusoids', 'sine_network', 'few_shot', 'image_families']
+__all__ = ['Build', 'RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'SCHEDULES', 'Recipe', 'named', 'recipe_for', 'complete',
+           'schedule', 'Problem', 'sinusoids', 'sine_network', 'few_shot', 'image_families', 'Experiment', 'build']
 
 # %% ../../nbs/18_experiment.ipynb #5b85c687
+Build = Callable[[nn.Module, Loss, float, int], MetaLoss]  # from model, loss, lr, inner steps
+
+
 class Recipe(NamedTuple):
     """How a method is trained.
 
-    `build(model, loss, lr, steps)` makes J, `lr` is its inner step size (sinusoids, images),
-    `meta_lr` the step size of the outer loop.
+    `build(model, loss, lr, steps)` makes J. `lr` is its inner step size for sinusoids, `lr_images`
+    that for images; `inner_steps` is K. `meta_lr` is the step size of the outer loop, `optimizer`
+    what makes its optimizer, and `schedule`, where it is not None, how its step size shrinks,
+    whatever an experiment asks for.
 
-    `shots`: support examples in training, where a method wants its own. `context`: the numbers of
-    context that its model needs (sinusoids, images). `classes`: it needs tasks that have classes.
-    `own_lr`: a step size that suits the others does not suit it, so a comparison leaves it its own.
+    `shots`: support examples in training, where a method wants its own. `context` and
+    `context_images`: how many numbers of context its model needs. `classes`: it needs tasks that
+    have classes. `own_lr`: a step size that suits the others does not suit it, so a comparison
+    leaves it its own.
+
+    Example: `Recipe(named(ml.MAML), lr=0.1)`.
     """
-    build: Callable[[nn.Module, Loss, float, int], MetaLoss]
-    lr: tuple[float, float] = (0.01, 0.4)
+    build: Build
+    lr: float = 0.01
+    lr_images: float = 0.4
     meta_lr: float = 1e-3
     inner_steps: int = 1
     shots: int | None = None
-    optimizer: Callable = torch.optim.Adam
-    context: tuple[int, int] = (0, 0)
+    optimizer: Callable[..., Optimizer] = torch.optim.Adam
+    schedule: str | None = None
+    context: int = 0
+    context_images: int = 0
     classes: bool = False
     own_lr: bool = False
 
+    def lr_for(self, images: bool) -> float:
+        "The inner step size for images, or for sinusoids and other regressions."
+        return self.lr_images if images else self.lr
 
-def named(kind: Callable[..., MetaLoss], **options: Any) -> Callable:
-    "How a recipe builds a class of `metalit.methods`: `Recipe(named(MAML))`."
+    def context_for(self, images: bool) -> int:
+        "How many numbers of context the model needs for images, or for sinusoids."
+        return self.context_images if images else self.context
+
+# %% ../../nbs/18_experiment.ipynb #3f612a52
+def named(kind: Callable[..., MetaLoss], **options: Any) -> Build:
+    """How a recipe builds a class of `metalit.methods`.
+
+    Example: `Recipe(named(ml.ConML, weight=0.01))`.
+    """
     return lambda model, loss, lr, steps: kind(model, loss, lr=lr, steps=steps, **options)
 
 
-def _inner(kind: Callable[..., Any]) -> Callable:
+def _inner(kind: Callable[..., Any]) -> Build:
     return lambda model, loss, lr, steps: MetaLoss(model, loss,
                                                    inner=kind(model, lr=lr, steps=steps))
 
@@ -72,7 +96,11 @@ def _gradient_norm(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaL
     return methods.MAML(model, loss, lr=lr, steps=steps, terms=QueryLoss() + 0.001 * GradientNorm())
 
 
-def _written(formula: Callable) -> Callable:
+def _prototypes(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
+    return methods.ProtoNet(model, loss)
+
+
+def _written(formula: Callable[..., Any]) -> Build:
     def build(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
         if steps != 1:
             raise ValueError(
@@ -81,7 +109,7 @@ def _written(formula: Callable) -> Callable:
         return article.AsWritten(model, loss, formula, lr=lr)
     return build
 
-
+# %% ../../nbs/18_experiment.ipynb #dacc40a1
 # Step sizes and factors are the papers' or their code's where they are known: for sinusoids and
 # MAML on images those of Finn et al. (2017), Reptile's, BOIL's and CAVIA's (for sinusoids) those of
 # their authors' code. The other step sizes are taken from MAML, the other factors are round
@@ -89,13 +117,14 @@ def _written(formula: Callable) -> Callable:
 # near chance in short runs, with 10 and 100 it learned; the smaller of these is here.
 RECIPES: dict[str, Recipe] = {
     "maml": Recipe(named(methods.MAML)), "fomaml": Recipe(named(methods.FOMAML)),
-    "reptile": Recipe(_reptile, (1e-3, 1e-3), meta_lr=1.0, inner_steps=5, shots=10,
-                      optimizer=torch.optim.SGD, own_lr=True),
-    "anil": Recipe(named(methods.ANIL)), "boil": Recipe(named(methods.BOIL), (0.01, 0.5)),
+    "reptile": Recipe(_reptile, lr=1e-3, lr_images=1e-3, meta_lr=1.0, inner_steps=5, shots=10,
+                      optimizer=torch.optim.SGD, schedule="linear", own_lr=True),
+    "anil": Recipe(named(methods.ANIL)),
+    "boil": Recipe(named(methods.BOIL), lr_images=0.5),
     "meta-sgd": Recipe(_inner(MetaSGD)), "meta-curvature": Recipe(_inner(MetaCurvature)),
-    "cavia": Recipe(named(methods.CAVIA), (1.0, 10.0), context=(5, 100), own_lr=True),
-    "protonet": Recipe(lambda model, loss, lr, steps: methods.ProtoNet(model, loss), inner_steps=0,
-                       classes=True),
+    "cavia": Recipe(named(methods.CAVIA), lr=1.0, lr_images=10.0, context=5, context_images=100,
+                    own_lr=True),
+    "protonet": Recipe(_prototypes, inner_steps=0, classes=True),
     "protomaml": Recipe(named(methods.ProtoMAML), classes=True),
     "triplet-maml": Recipe(named(methods.TripletMAML)), "conml": Recipe(named(methods.ConML)),
     "gradient-norm": Recipe(_gradient_norm),
@@ -111,6 +140,8 @@ def recipe_for(method: str, classes: bool) -> Recipe:
 
     Raises `ValueError` where there is none, naming those there are, and for a method that does not
     go with the tasks.
+
+    Example: `recipe_for("reptile", classes=False).inner_steps`, which is `5`.
     """
     if method not in RECIPES:
         raise ValueError(f"no method {method!r}; there are {', '.join(RECIPES)}")
@@ -120,8 +151,8 @@ def recipe_for(method: str, classes: bool) -> Recipe:
     return RECIPES[method]
 
 # %% ../../nbs/18_experiment.ipynb #be74b75e
-SINUSOIDS = {"shots": 5, "queries": None, "steps": 2000, "batch_size": 25}
-IMAGES = {"ways": 5, "shots": 1, "queries": 5, "steps": 2000, "batch_size": 32}
+SINUSOIDS: dict[str, Any] = {"shots": 5, "queries": None, "steps": 2000, "batch_size": 25}
+IMAGES: dict[str, Any] = {"ways": 5, "shots": 1, "queries": 5, "steps": 2000, "batch_size": 32}
 DEFAULTS = {"sinusoids": SINUSOIDS, "glyphs": IMAGES | {"steps": 500, "batch_size": 16},
             "omniglot": IMAGES}
 
@@ -131,12 +162,15 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
 
     Raises `ValueError` for a family that is no name and no folder, and a method that does not go
     with it.
+
+    Example: `complete({"family": "sinusoids", "method": "maml", "seed": 0})["inner_lr"]`.
     """
     family, method = settings["family"], settings["method"]
     if family not in DEFAULTS and not Path(family).is_dir():
         raise ValueError(f"{family!r} is no family ({', '.join(DEFAULTS)}) and no folder of images")
-    recipe = recipe_for(method, classes=family != "sinusoids")
-    of_method = {"inner_lr": recipe.lr[family != "sinusoids"], "inner_steps": recipe.inner_steps,
+    images = family != "sinusoids"
+    recipe = recipe_for(method, classes=images)
+    of_method = {"inner_lr": recipe.lr_for(images), "inner_steps": recipe.inner_steps,
                  "meta_lr": recipe.meta_lr}
     open_ones = DEFAULTS.get(family, IMAGES) | of_method
     return settings | {name: value
@@ -146,74 +180,65 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def schedule(name: str, steps: int, recipe: Recipe) -> Callable | None:
-    "What makes a learning-rate scheduler of an optimizer; Reptile's goes to zero in a line."
+def schedule(name: str, steps: int, recipe: Recipe) -> Callable[[Optimizer], LRScheduler] | None:
+    """What makes a learning-rate scheduler of an optimizer; a recipe's own schedule goes first.
+
+    Raises `ValueError` for a name that is not in `SCHEDULES`.
+
+    Example: `schedule("cosine", 2000, RECIPES["maml"])`.
+    """
     if name not in SCHEDULES:
         raise ValueError(f"schedule={name!r}: choose one of {', '.join(SCHEDULES)}")
-    steps = max(steps, 1)
-    if name == "linear" or recipe.optimizer is torch.optim.SGD:
-        return partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=1e-3,
-                       total_iters=steps)
-    return (partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps) if name == "cosine"
-            else None)
+    name, steps = recipe.schedule or name, max(steps, 1)
+    if name == "linear":
+        return partial(LinearLR, start_factor=1.0, end_factor=1e-3, total_iters=steps)
+    return partial(CosineAnnealingLR, T_max=steps) if name == "cosine" else None
 
 # %% ../../nbs/18_experiment.ipynb #a664c769
-class Experiment(NamedTuple):
-    "What there is to train, to choose by, and to judge with."
-    J: MetaLoss
+class Problem(NamedTuple):
+    """What a family gives to every method.
+
+    A network and its loss; tasks to train, to choose and to judge with; a metric (None: the loss),
+    and after how many inner steps to look.
+    """
+    model: nn.Module
+    loss: Loss
     train: Family
     validation: Family | None
     test: Family
-    optimizer: Callable
-    scheduler: Callable | None
     metric: Loss | None
     steps: list[int]
 
 
-def build(settings: dict[str, Any], root: str | Path | None = None) -> Experiment:
-    """The experiment that complete settings speak of. `root`: the folder of the data.
-
-    Raises `ValueError` and `OSError` as the parts do that it is made of.
-
-    Example: `build(complete({"family": "sinusoids", "method": "maml", "seed": 0}))`.
-    """
-    settings = complete(settings)
-    recipe = RECIPES[settings["method"]]
-    make = sinusoids if settings["family"] == "sinusoids" else few_shot
-    model, loss, families, metric, steps = make(settings, recipe, root)
-    J = recipe.build(model, loss, settings["inner_lr"], settings["inner_steps"])
-    return Experiment(J, *families, partial(recipe.optimizer, lr=settings["meta_lr"]),
-                      schedule(settings.get("schedule", "constant"), settings["steps"], recipe),
-                      metric, steps)
-
-
-def sinusoids(settings: dict[str, Any], recipe: Recipe, root: Any) -> tuple:
-    "Model, loss, families, metric and inner steps to look at, for sinusoids."
-    model = sine_network(settings["seed"], recipe.context[0], settings.get("init", "uniform"))
+def sinusoids(settings: dict[str, Any], recipe: Recipe) -> Problem:
+    "Sine waves for the network of the MAML paper."
+    model = sine_network(settings["seed"], recipe.context, settings.get("init", "uniform"))
     shots = recipe.shots or settings["shots"]
     test = Sinusoids(settings["shots"], settings["queries"])
-    return (model, F.mse_loss, (Sinusoids(shots, settings["queries"]), test, test), None,
-            [0, 1, 2, 5, 10])
+    return Problem(model, F.mse_loss, Sinusoids(shots, settings["queries"]), test, test, None,
+                   [0, 1, 2, 5, 10])
 
 
 def sine_network(seed: int = 0, context: int = 0, init: str = "uniform") -> nn.Module:
     """The network of the MAML paper for sinusoids, 1-40-40-1 with ReLU.
 
     With numbers of context, there are so many more inputs.
+
+    Example: `sine_network(seed=0)`.
     """
     model = mlp(1 + context, 40, 40, 1, init=init, seed=seed)
     return Contextual(model, context) if context else model
 
-
-def few_shot(settings: dict[str, Any], recipe: Recipe, root: str | Path | None) -> tuple:
-    "Model, loss, families, metric and inner steps to look at, for images."
+# %% ../../nbs/18_experiment.ipynb #43e34ffe
+def few_shot(settings: dict[str, Any], recipe: Recipe, root: str | Path | None) -> Problem:
+    "Images for four convolutions."
     train, validation, test = image_families(settings, recipe.shots, root)
     _, channels, _, size = train.images.shape
     model = Conv4(settings["ways"], channels=channels, size=size,
                   filters=settings.get("filters", 64), pool=settings.get("pool", "stride"),
-                  context=recipe.context[1], seed=settings["seed"])
+                  context=recipe.context_images, seed=settings["seed"])
     steps = [0, 1, 5, 10, 50] if settings["method"] == "reptile" else [0, 1, 3, 5, 10]
-    return model, F.cross_entropy, (train, validation, test), accuracy, steps
+    return Problem(model, F.cross_entropy, train, validation, test, accuracy, steps)
 
 
 def image_families(settings: dict[str, Any], shots: int | None,
@@ -234,3 +259,34 @@ def image_families(settings: dict[str, Any], shots: int | None,
         check_disjoint(train, validation)
         check_disjoint(train, test)
     return train if shots is None else train.having(shots=shots), validation, test
+
+# %% ../../nbs/18_experiment.ipynb #07db0e42
+class Experiment(NamedTuple):
+    "What there is to train, to choose by, and to judge with."
+    J: MetaLoss
+    train: Family
+    validation: Family | None
+    test: Family
+    optimizer: Callable[..., Optimizer]
+    scheduler: Callable[[Optimizer], LRScheduler] | None
+    metric: Loss | None
+    steps: list[int]
+
+
+def build(settings: dict[str, Any], root: str | Path | None = None) -> Experiment:
+    """The experiment that complete settings speak of. `root`: the folder of the data.
+
+    Raises `ValueError` and `OSError` as the parts do that it is made of.
+
+    Example: `build(complete({"family": "sinusoids", "method": "maml", "seed": 0}))`.
+    """
+    settings = complete(settings)
+    recipe = RECIPES[settings["method"]]
+    problem = (sinusoids(settings, recipe) if settings["family"] == "sinusoids"
+               else few_shot(settings, recipe, root))
+    J = recipe.build(problem.model, problem.loss, settings["inner_lr"], settings["inner_steps"])
+    return Experiment(
+        J, problem.train, problem.validation, problem.test,
+        partial(recipe.optimizer, lr=settings["meta_lr"]),
+        schedule(settings.get("schedule", "constant"), settings["steps"], recipe),
+        problem.metric, problem.steps)
