@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['WORD', 'TURNS', 'threefry', 'Words', 'Random']
+__all__ = ['WORD', 'TURNS', 'Own', 'threefry', 'Words', 'Random']
 
 # %% ../../nbs/01a_random.ipynb #fc5a523d
 WORD = 0xFFFFFFFF
@@ -23,7 +23,8 @@ TURNS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Threefry-2x32 with 20 rounds (Salmon et al. 2011): two random words for each key and counter.
 
-    All are int64 tensors that hold words of 32 bits, and broadcast against each other.
+    All are int64 tensors that hold words of 32 bits, and broadcast against each other. For one key,
+    different counters give different pairs of words.
 
     Example: `threefry((torch.tensor(0), torch.tensor(0)), (torch.arange(4), torch.tensor(0)))`.
     """
@@ -38,6 +39,9 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
     return a, b
 
 # %% ../../nbs/01a_random.ipynb #8e06fdb2
+Own = TypeVar("Own", bound="Words")
+
+
 class Words:
     "Random words of 32 bits for many tasks at once: what `Random` makes its numbers of."
     def __init__(self, seed: int, steps: Tensor, tasks: Tensor):
@@ -46,19 +50,19 @@ class Words:
         self.rows, self.asked = len(steps), 0
 
     @classmethod
-    def of_steps(cls, seed: int, steps: Sequence[int], batch_size: int,
-                 device: str | torch.device = "cpu") -> Any:
+    def of_steps(cls: type[Own], seed: int, steps: Sequence[int], batch_size: int,
+                 device: str | torch.device = "cpu") -> Own:
         "The numbers for `batch_size` tasks of each of some steps, one step after the other."
         which = torch.tensor(list(steps), device=device).repeat_interleave(batch_size)
         return cls(seed, which, torch.arange(batch_size, device=device).repeat(len(steps)))
 
     @classmethod
-    def of_generator(cls, generator: torch.Generator, batch_size: int) -> Any:
+    def of_generator(cls: type[Own], generator: torch.Generator, batch_size: int) -> Own:
         "The numbers for one batch, from a seed that a generator draws."
         seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
         return cls.of_steps(int(seed), [0], batch_size, generator.device)
 
-    def to(self, device: str | torch.device) -> Any:
+    def to(self: Own, device: str | torch.device) -> Own:
         "The same numbers, made on another device."
         moved = object.__new__(type(self))
         moved.key = (self.key[0].to(device), self.key[1].to(device))
@@ -80,15 +84,16 @@ class Random(Words):
     """Random numbers of many tasks at once: those of a task depend on seed, step and place alone.
 
     Row i of everything drawn belongs to task `tasks[i]` of the batch of step `steps[i]` (both
-    int64, of shape (rows,)); which rows are drawn together makes no difference, nor does the
-    device. The first axis of every `shape` is the number of rows. Nothing is kept but how often
-    numbers were asked for: the next ones are new. Step −1 is that of held-out tasks.
+    int64, of shape (rows,)); which rows are drawn together makes no difference. The first axis of
+    every `shape` is the number of rows. Nothing is kept but how often numbers were asked for: the
+    next ones are new. Step −1 is that of held-out tasks. Whole numbers are the same on every
+    device, and compiled; floating-point ones are, up to the last bit.
 
     Example: `Random.of_steps(0, range(10), batch_size=4).uniform((40, 5, 1), -1.0, 1.0)`.
     """
     def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0,
                 dtype: torch.dtype = torch.float32) -> Tensor:
-        "Uniform in [low, high), of 24 bits in float32, else of 53."
+        "Uniform from low up to high, which rounding may reach; of 24 bits in float32, else of 53."
         return self._unit(*self.words(shape), dtype) * (high - low) + low
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -98,6 +103,8 @@ class Random(Words):
 
     def integers(self, shape: tuple[int, ...], high: int) -> Tensor:
         "Whole numbers 0 … high − 1. Their chances differ by at most one in 2³² / high."
+        if not 1 <= high <= 2**31:
+            raise ValueError(f"high={high}: whole numbers are drawn below a limit of 1 … 2³¹")
         return self.words(shape)[0] * high >> 32
 
     def order(self, shape: tuple[int, ...]) -> Tensor:
@@ -107,4 +114,7 @@ class Random(Words):
     @staticmethod
     def _unit(one: Tensor, two: Tensor, dtype: torch.dtype) -> Tensor:
         if dtype == torch.float32: return (one >> 8).to(dtype) * 2.0**-24
-        return ((one >> 5).to(dtype) * 2.0**26 + (two >> 6).to(dtype)) * 2.0**-53
+        if dtype == torch.float64:
+            return ((one >> 5).to(dtype) * 2.0**26 + (two >> 6).to(dtype)) * 2.0**-53
+        raise ValueError(f"dtype={dtype}: numbers are drawn as torch.float32 or torch.float64; "
+                         "turn them into others afterwards")
