@@ -110,11 +110,12 @@ class Point(nn.Module):
         return x @ self.theta
 
 # %% ../nbs/34_conv4.ipynb #62dfc4f3
-def _drawn(layer: Callable[..., nn.Module], generator: torch.Generator, *args,
-           **options) -> nn.Module:
+def _drawn(layer: type[nn.Module], generator: torch.Generator, *sizes: int,
+           **options: Any) -> nn.Module:
     "A layer with parameters uniform within ±1/√fan_in, as PyTorch's, from a generator."
-    made = nn.utils.skip_init(layer, *args, **options)
-    bound = 1 / math.sqrt(made.weight[0].numel())
+    made = nn.utils.skip_init(layer, *sizes, **options)
+    weight = next(made.parameters())
+    bound = 1 / math.sqrt(weight[0].numel())
     with torch.no_grad():
         for parameter in made.parameters(): parameter.uniform_(-bound, bound, generator=generator)
     return made
@@ -139,6 +140,7 @@ class Conv4(nn.Module):
 
     Example: `Conv4(ways=5, seed=3)`.
     """
+    context: Tensor
     def __init__(self, ways: int, *, channels: int = 1, size: int = 28, filters: int = 64,
                  pool: str = "stride", context: int = 0, seed: int = 0):
         super().__init__()
@@ -158,9 +160,8 @@ class Conv4(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         "What the head sees: (S, filters), or with max pooling (S, filters · (size // 16)²)."
-        layers = zip(self.convolutions, self.norms, strict=True)
-        for layer, (convolution, norm) in enumerate(layers):
-            x = norm(convolution(x))
+        for layer, (convolve, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            x = norm(convolve(x))
             if self.film is not None and layer == 2:
                 scale, offset = self.film(self.context)[:, None, None].chunk(2)
                 x = (1 + scale) * x + offset
@@ -193,6 +194,8 @@ class Contextual(nn.Module):
 
     Example: `Contextual(mlp(1 + 5, 40, 40, 1), size=5)`.
     """
+    context: Tensor
+
     def __init__(self, model: nn.Module, size: int):
         super().__init__()
         if size < 1: raise ValueError(f"size={size}: a context of at least 1 number is needed")

@@ -23,8 +23,46 @@ from ..training.checkpoints import write_whole
 from ..tasks.episodes import Episodes
 
 # %% auto #0
-__all__ = ['ENDINGS', 'Images', 'read_image', 'from_folder', 'data_folder', 'user_cache', 'load_images', 'save_images',
-           'kept_images', 'same_picture', 'check_disjoint']
+__all__ = ['ENDINGS', 'check_belonging', 'check_classes', 'part_sizes', 'Images', 'read_image', 'from_folder', 'data_folder',
+           'user_cache', 'load_images', 'save_images', 'kept_images', 'same_picture', 'check_disjoint']
+
+# %% ../../nbs/31_images.ipynb #4bfdd6e7
+def check_belonging(images: Any, labels: Any, names: Sequence[str]) -> None:
+    "Raise `ValueError` where images, labels and names of classes do not belong together."
+    found = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+             for t in (images, labels)]
+    if not isinstance(found[0], tuple) or len(found[0]) != 4 or found[1] != found[0][:1]:
+        raise ValueError("two tensors are needed, images (n, channels, height, width) and "
+                         f"labels (n,); found {found[0]} and {found[1]}")
+    if labels.is_floating_point():
+        raise ValueError(f"labels are of type {labels.dtype}; whole numbers are needed")
+    out = (labels < 0) | (labels >= len(names))
+    if out.any():
+        where = int(out.nonzero()[0, 0])
+        raise ValueError(f"label {int(labels[where])} of image {where} is out of range: there are "
+                         f"{len(names)} names, so labels are 0 … {len(names) - 1}")
+    empty = (torch.bincount(labels, minlength=len(names)) == 0).nonzero()
+    if len(empty):
+        raise ValueError(f"class {int(empty[0])} ({names[int(empty[0])]}) has no image")
+
+
+def check_classes(classes: Sequence[int], total: int) -> None:
+    "Raise `ValueError` where these are no different numbers of classes, 0 … total − 1."
+    if len(set(classes)) < len(classes) or not set(classes) <= set(range(total)):
+        raise ValueError(f"classes={classes}: different numbers from 0 to {total - 1} are needed")
+
+
+def part_sizes(sizes: Sequence[float], total: int) -> list[int]:
+    "How many of `total` classes each part gets; `ValueError` where they cannot be had."
+    if all(0 < size < 1 for size in sizes):
+        ends = [round(total * sum(sizes[:i + 1])) for i in range(len(sizes))]
+        counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    else: counts = [int(size) if size == int(size) else -1 for size in sizes]
+    if min(counts, default=0) < 1 or sum(counts) > total:
+        raise ValueError(f"sizes={tuple(sizes)} of {total} classes: whole numbers of classes "
+                         "are needed, or shares below 1; each part must get at least 1 class, "
+                         f"and all parts together at most {total}")
+    return counts
 
 # %% ../../nbs/31_images.ipynb #2e5f9f4f
 @dataclass(frozen=True, eq=False)
@@ -44,22 +82,7 @@ class Images:
     names: Sequence[str]
 
     def __post_init__(self) -> None:
-        found = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
-                 for t in (self.images, self.labels)]
-        if not isinstance(found[0], tuple) or len(found[0]) != 4 or found[1] != found[0][:1]:
-            raise ValueError("two tensors are needed, images (n, channels, height, width) and "
-                             f"labels (n,); found {found[0]} and {found[1]}")
-        if self.labels.is_floating_point():
-            raise ValueError(f"labels are of type {self.labels.dtype}; whole numbers are needed")
-        out = (self.labels < 0) | (self.labels >= len(self.names))
-        if out.any():
-            where = int(out.nonzero()[0, 0])
-            raise ValueError(f"label {int(self.labels[where])} of image {where} is out of range: "
-                             f"there are {len(self.names)} names, so labels are 0 … "
-                             f"{len(self.names) - 1}")
-        empty = (torch.bincount(self.labels, minlength=len(self.names)) == 0).nonzero()
-        if len(empty):
-            raise ValueError(f"class {int(empty[0])} ({self.names[int(empty[0])]}) has no image")
+        check_belonging(self.images, self.labels, self.names)
 
     def episodes(self, ways: int = 5, shots: int = 1, queries: int | None = None,
                  **options: Any) -> Episodes:
@@ -67,13 +90,8 @@ class Images:
         return Episodes(self.images, self.labels, ways, shots, queries, **options)
 
     def select(self, classes: Sequence[int]) -> Images:
-        """Some of the classes, numbered anew in the order given.
-
-        `ValueError` for one that is not there, or given twice.
-        """
-        if len(set(classes)) < len(classes) or not set(classes) <= set(range(len(self.names))):
-            raise ValueError(f"classes={classes}: different numbers from 0 to "
-                             f"{len(self.names) - 1} are needed")
+        "Some classes, in this order; `ValueError` for one that is not there, or given twice."
+        check_classes(classes, len(self.names))
         number = torch.full((len(self.names),), -1, device=self.labels.device)
         for new, old in enumerate(classes): number[old] = new
         labels = number[self.labels.long()]
@@ -81,9 +99,7 @@ class Images:
                       [self.names[int(c)] for c in classes])
 
     def split(self, sizes: Sequence[float], seed: int = 0) -> list[Images]:
-        """Parts that share no class.
-
-        So many classes each, or, where all sizes are fractions below 1, such shares.
+        """Parts that share no class: so many classes each, or, of sizes all below 1, such shares.
 
         Shares that add up to 1 leave no class out. Which class goes where depends on `seed` alone.
         Split before rotating: a class and its rotated copy must be on the same side. Raises
@@ -91,16 +107,9 @@ class Images:
 
         Example: `train, validation, test = images.split((1100, 100, 423))`.
         """
-        total = len(self.names)
-        if all(0 < size < 1 for size in sizes):
-            ends = [round(total * sum(sizes[:i + 1])) for i in range(len(sizes))]
-            counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        else: counts = [int(size) if size == int(size) else -1 for size in sizes]
-        if min(counts, default=0) < 1 or sum(counts) > total:
-            raise ValueError(f"sizes={tuple(sizes)} of {total} classes: whole numbers of classes "
-                             "are needed, or shares below 1; each part must get at least 1 class, "
-                             f"and all parts together at most {total}")
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        counts = part_sizes(sizes, len(self.names))
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.names), generator=generator)
         return [self.select(sorted(part.tolist())) for part in order[:sum(counts)].split(counts)]
 
     def __repr__(self) -> str:

@@ -204,8 +204,9 @@ class Omniglot(NamedTuple):
                  queries: int | None = None) -> tuple[Episodes, Episodes | None, Episodes]:
         "Families for training, validation and test, turned as the protocol says."
         turned = {"rotations": ALL_TURNS, "rotations_as_classes": self.protocol.turns_as_classes}
-        train, validation = (part and part.episodes(ways, shots, queries, **turned)
-                             for part in (self.train, self.validation))
+        train = self.train.episodes(ways, shots, queries, **turned)
+        validation = (None if self.validation is None
+                      else self.validation.episodes(ways, shots, queries, **turned))
         if not self.protocol.test_turned: turned = {}
         return train, validation, self.test.episodes(ways, shots, queries, **turned)
 

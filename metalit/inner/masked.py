@@ -88,8 +88,9 @@ class Masked(SGD):
 
     def for_model(self, model: nn.Module) -> Masked:
         "The same patterns, for another model."
-        return type(self)(model, lr=self.lr, steps=self.steps, only=self.only,
-                          without=self.without, **self.options)
+        lr = self.schedules.get("lr", self.lr)
+        return type(self)(model, lr=lr, steps=self.steps, only=self.only, without=self.without,
+                          **self.options)
 
     def extra_repr(self) -> str:
         patterns = {"only": self.only, "without": self.without}
@@ -108,6 +109,8 @@ class Context(SGD):
 
     Example: `Context(ml.models.Contextual(mlp(6, 40, 1), size=5), lr=1.0)`.
     """
+    zero: Tensor
+
     def __init__(self, model: nn.Module, lr: Number = 1.0, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options
@@ -130,4 +133,5 @@ class Context(SGD):
 
     def for_model(self, model: nn.Module) -> Context:
         "The same loop, for another model with a context."
-        return type(self)(model, lr=self.lr, steps=self.steps, **self.options)
+        lr = self.schedules.get("lr", self.lr)
+        return type(self)(model, lr=lr, steps=self.steps, **self.options)

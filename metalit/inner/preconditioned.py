@@ -5,7 +5,8 @@
 # %% ../../nbs/26_preconditioned.ipynb #79871e45
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,12 +54,12 @@ class Preconditioned(SGD):
         "P(∇ℓ), one parameter at a time."
         shapes = {name: tuple(g.shape) for name, g in gradient.items()}
         if shapes != self.shapes: self._refuse(shapes)
+        learned = cast(Iterable[Iterable[Tensor]], self.learned)  # a list of lists, as modules
         return {name: self.act(gradient[name], list(factors))
-                for name, factors in zip(self.shapes, self.learned, strict=True)}
+                for name, factors in zip(self.shapes, learned, strict=True)}
 
     def _refuse(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        names = [*shapes, *self.shapes]
-        name = next(n for n in names if shapes.get(n) != self.shapes.get(n))
+        name = next(n for n in (*shapes, *self.shapes) if shapes.get(n) != self.shapes.get(n))
         kind = type(self).__name__
         raise ValueError(f"{kind} was made for another model: at {name!r} it knows "
                          f"{self.shapes.get(name, 'nothing')}, and the model has "
@@ -66,7 +67,8 @@ class Preconditioned(SGD):
 
     def for_model(self, model: nn.Module) -> Preconditioned:
         "The same kind of inner loop for another model, with factors at their start."
-        return type(self)(model, lr=self.lr, steps=self.steps, **self.options)
+        lr = self.schedules.get("lr", self.lr)
+        return type(self)(model, lr=lr, steps=self.steps, **self.options)
 
 # %% ../../nbs/26_preconditioned.ipynb #3d690d43
 class MetaSGD(Preconditioned):

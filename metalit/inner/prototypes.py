@@ -32,15 +32,15 @@ def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
 class Prototypes(SGD):
     """Gradient descent from a head that measures distances to class means.
 
-    φ₀ is θ, with W = 2c and b = −‖c‖² in its head, c the means of the classes.
+    φ₀ is θ, with W = 2c and b = −‖c‖² in its head, c the means of the classes. The logits Wf + b
+    are then −‖f − c‖² up to a number that all classes share. With `steps=0` this is the
+    prototypical network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al. 2020).
+    Gradients flow through the class means, too. `head` names the model's last linear layer; its own
+    parameters are used for nothing but their shape.
 
-    The logits Wf + b are then −‖f − c‖² up to a number that all classes share. With `steps=0` this
-    is the prototypical network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al.
-    2020). Gradients flow through the class means, too. `head` names the model's last linear layer;
-    its own parameters are used for nothing but their shape.
-
-    A class without a support example has no mean: its logits are NaN. Raises `ValueError` as `SGD` does, where the head is no linear layer with a bias, and, when it
-    adapts, for a model without that head.
+    A class without a support example has no mean: its logits are NaN. Raises `ValueError` as `SGD`
+    does, where the head is no linear layer with a bias, and, when it adapts, for a model without
+    that head.
 
     Example: `MetaLoss(model, F.cross_entropy, inner=Prototypes(model, steps=0))`.
     """
@@ -69,7 +69,8 @@ class Prototypes(SGD):
 
     def for_model(self, model: nn.Module) -> Prototypes:
         "The same loop, for another model."
-        return type(self)(model, lr=self.lr, steps=self.steps, **self.options)
+        lr = self.schedules.get("lr", self.lr)
+        return type(self)(model, lr=lr, steps=self.steps, **self.options)
 
 
 def _check_head(name: str, layer: nn.Module | None) -> None:

@@ -29,7 +29,7 @@ def check_rho(rho: float) -> float:
 # %% ../../nbs/25_sam.ipynb #8418d058
 def uphill(point: Params, gradient: Params, rho: float) -> Params:
     "The point moved by ρ along the gradient, by a constant; a zero gradient moves nothing."
-    squared = sum((g.detach() ** 2).sum() for g in gradient.values())
+    squared = torch.stack([(g.detach() ** 2).sum() for g in gradient.values()]).sum()
     scale = rho / squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
     return {name: value + scale * gradient[name].detach() for name, value in point.items()}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models import Params
-from ..tasks.task import Split, Task, length, mapped
+from ..tasks.task import Split, Task, length
 from .term import Path, Term
 
 # %% auto #0

@@ -5,6 +5,7 @@
 # %% ../../nbs/21_reptile.ipynb #61b8f0af
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..tasks.task import Task
@@ -25,5 +26,5 @@ class ParameterDistance(Term):
     """
     def per_task(self, path: Path, task: Task) -> Tensor:
         "½‖θ − sg φ_K‖² of one task, a scalar."
-        return 0.5 * sum(((value - path.final[name].detach()) ** 2).sum()
-                         for name, value in path.theta.items())
+        return 0.5 * torch.stack([((value - path.final[name].detach()) ** 2).sum()
+                                  for name, value in path.theta.items()]).sum()

@@ -5,6 +5,7 @@
 # %% ../../nbs/24_sharpness.ipynb #4fa27114
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..batching.slope import grad
@@ -33,12 +34,12 @@ class GradientNorm(Term):
         if at not in ("adapted", "init"):
             raise ValueError(f"at={at!r}: choose 'adapted' (the gradient at φ_K) or 'init' (the "
                              "meta-gradient at θ)")
-        self.at = at
+        self.reading = at
 
     def per_task(self, path: Path, task: Task) -> Tensor:
         "Half the squared norm for one task, a scalar."
         def at_adapted(phi: Params) -> Tensor: return path.loss(phi, task.query)
         def at_init(theta: Params) -> Tensor: return at_adapted(path.adapt(task.support, theta)[-1])
-        gradient = (grad(at_adapted)(path.final) if self.at == "adapted"
+        gradient = (grad(at_adapted)(path.final) if self.reading == "adapted"
                     else grad(at_init)(path.theta))
-        return 0.5 * sum((g**2).sum() for g in gradient.values())
+        return 0.5 * torch.stack([(g**2).sum() for g in gradient.values()]).sum()

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import vmap
 
 from .. import plots
 from ..inner.sgd import SGD
-from ..models import Params
+from ..inner.walk import Predict
 from ..meta_loss import MetaLoss
 from ..methods import MAML
-from ..models import Conv4
+from ..models import Conv4, Params
 from ..tasks.episodes import Episodes
 from ..tasks.family import Family
 from ..tasks.task import Split, Task, check_task
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LABELS', 'MOST_STEPS', 'QUERIES', 'LRS', 'EMPTY', 'kept', 'trained', 'Scenes', 'from_bytes', 'built_in', 'scenes',
-           'answers', 'path', 'as_text', 'as_image', 'Start', 'as_conv', 'start', 'still', 'sure', 'table', 'episode',
-           'computed', 'check', 'blown', 'readable', 'specification']
+           'seen', 'beside', 'answers', 'path', 'as_text', 'as_image', 'Start', 'as_conv', 'start', 'still', 'sure',
+           'table', 'starts_of', 'in_words', 'computed', 'check', 'blown', 'readable', 'specification', 'episode']
 
 # %% ../../nbs/44_episode_figure.ipynb #5a1b33ec
 LABELS = {"random": "random", "maml": "MAML"}
@@ -97,7 +96,7 @@ def built_in() -> Scenes:
     y = torch.arange(ways).repeat(pictures.shape[1] // ways).expand(len(pictures), -1)
     return from_bytes(pictures, ways, y, found["titles"].tolist(), found["names"].tolist())
 
-
+# %% ../../nbs/44_episode_figure.ipynb #2de90922
 def scenes(tasks: Family | Callable[[], Family], count: int) -> Scenes:
     """The first held-out episodes of a family of a reader, or of a function that makes one.
 
@@ -110,12 +109,18 @@ def scenes(tasks: Family | Callable[[], Family], count: int) -> Scenes:
                         "glyphs().episodes()")
     if isinstance(family, Episodes): family = family.having(queries=min(family.queries, QUERIES))
     task = check_task(family.held_out(count)).to(device="cpu", dtype=torch.float64)
-    x, y = (torch.cat(parts, dim=1) for parts in zip(*task, strict=True))
+    both = task.support, task.query
+    x, y = (torch.cat([getattr(split, name) for split in both], dim=1) for name in ("x", "y"))
     if x.ndim != 5 or x.shape[2] not in (1, 3) or y.is_floating_point() or y.ndim != 2:
         raise ValueError(f"x of shape {tuple(x.shape)} and y of type {y.dtype}: images (tasks, "
                          "examples, 1 or 3, height, width) and whole numbers for their classes "
                          "are needed")
-    shots, ways = task.support.x.shape[1], int(y.max()) + 1
+    return seen(task, x, y)
+
+
+def seen(task: Task, x: Tensor, y: Tensor) -> Scenes:
+    "Scenes from the images of a task, all in one row: by their bytes, if bytes can hold them."
+    count, shots, ways = len(x), task.support.x.shape[1], int(y.max()) + 1
     titles, names = ([f"episode {i + 1}" for i in range(count)],
                      [[f"class {c + 1}" for c in range(ways)]] * count)
     pictures = (255 * x).round().clamp(0, 255).byte()
@@ -126,23 +131,33 @@ def scenes(tasks: Family | Callable[[], Family], count: int) -> Scenes:
     ends = (low, high) if pictures.double().median() <= 127 else (high, low)
     return Scenes(task, pictures, False, *ends, titles, names)
 
-# %% ../../nbs/44_episode_figure.ipynb #802ab749
+# %% ../../nbs/44_episode_figure.ipynb #8d9976de
+def beside(predict: Predict, phi: Params, company: Tensor, x: Tensor) -> Tensor:
+    "The model's output for images that it sees together, after it has seen some company with them."
+    return predict(phi, torch.cat([company, x]))[len(company):]
+
+
 @torch.no_grad()
 def answers(J: MetaLoss, task: Task, drawn: Tensor, steps: int, together: bool) -> list[Tensor]:
     """Logits (steps + 1, images, classes) of an episode's support, queries and drawings.
 
     `task` is a batch of one, `drawn` (0 or 1, channels, height, width).
     """
+    walk = J.walk()
+
     def one_task(theta: Params, task: Task) -> list[Tensor]:
-        company = (task.query if together else task.support).x
-        found = [(J._predict(phi, task.support.x), J._answers(phi, task, together),
-                  J._predict(phi, torch.cat([company, drawn]))[len(company):])
-                 for phi in J._adapt(theta, task.support, steps=steps)]
+        here, support, query = walk(theta), task.support.x, task.query.x
+
+        def alone(phi: Params, x: Tensor) -> Tensor:
+            return beside(here.predict, phi, support, x[None])[0]
+        found = [(here.predict(phi, support),
+                  here.predict(phi, query) if together else J.each(alone, phi, query),
+                  beside(here.predict, phi, query if together else support, drawn))
+                 for phi in here(task.support, steps=steps)]
         return [torch.stack(of_all) for of_all in zip(*found, strict=True)]
-    run = vmap(one_task, in_dims=(None, 0), randomness="different")
-    return [of_one[0] for of_one in run(J._theta(), task)]
+    return [of_one[0] for of_one in J.each(one_task, J.theta(), task)]
 
-
+# %% ../../nbs/44_episode_figure.ipynb #802ab749
 def path(J: MetaLoss, task: Task, drawn: Tensor, together: bool) -> Picture:
     """Probabilities after 0 … 5 inner steps, while they are finite.
 
@@ -276,69 +291,41 @@ def _stamp(ax: Axes, picture: Tensor, x: float, y: float, wide: float) -> None:
         drawing = np.concatenate([np.full((*ink.shape, 3), 0x76 / 255), ink[..., None]], axis=-1)
     ax.imshow(drawing, extent=(x - wide, x + wide, y + 0.48, y - 0.48), aspect="auto", zorder=2)
 
-# %% ../../nbs/44_episode_figure.ipynb #f50b0a0f
+# %% ../../nbs/44_episode_figure.ipynb #9859be2b
 LRS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.2, 2.0]
 EMPTY = Scenes(Task(Split(*[torch.zeros(0, 0, dtype=torch.long)] * 2),
                     Split(*[torch.zeros(0, 0, dtype=torch.long)] * 2)),
                torch.zeros(0, 0, 1, 28, 28, dtype=torch.uint8), False, 0.0, 1.0, [], [])
 
 
-def episode(J: MetaLoss | None = None, tasks: Family | Callable[[], Family] | None = None, *,
-            episodes: int = 4, episode: int = 0, start_from: str | None = None, step: int = 1,
-            lr: float | None = None, together: bool = False,
-            drawing: Tensor | None = None) -> LiveFigure:
-    """An episode of few-shot classification, to be moved by hand, and a pad to draw on.
-
-    `J` is a meta-loss of yours, by default the figure's own: a small conv4, random and trained by
-    MAML. `tasks` are episodes of yours, images of any size, or a function that makes them; the
-    first `episodes` held-out ones are shown, with two queries per class. `start_from` is
-    `"random"`, `"maml"` or `"yours"`, the last where there is a `J`. `lr` is the step size of
-    starts that learn by plain gradient descent, by default J's own. `together` judges all queries
-    at once. `drawing` are bytes (height, width), ink 255 on 0.
-
-    Where tasks cannot be made, or the model does not fit them, the figure says so in words. Raises
-    `TypeError` where `J` is no meta-loss, `ValueError` for a start that is not there.
-
-    Example: `episode(J, glyphs().episodes(ways=5, shots=1))`.
-    """
-    trouble: Exception | None = None
-    try: of = built_in() if tasks is None else scenes(tasks, episodes)
-    # whatever a reader's data set raises is shown
-    except Exception as error: of, trouble = EMPTY, error
+def starts_of(J: MetaLoss | None, of: Scenes) -> dict[str, Start]:
+    "The starts by name: yours, and the built-in ones where the episodes fit them."
     starts = {"yours": start(J, "yours")} if J is not None else {}
     fits = of.pictures.shape[2] == 1 and (of is EMPTY or of.ways == 5)
     if J is None or fits:
         starts |= {name: start(MAML(trained(name), F.cross_entropy, lr=0.4), LABELS[name])
                    for name in LABELS}
-    chosen = start_from or ("maml" if J is None else "yours")
-    if chosen not in starts:
-        raise ValueError(f"start_from={chosen!r}: no such start; there are {', '.join(starts)}")
-    own_lr = starts[chosen].J.inner.lr if starts[chosen].plain else 0.4
-    state = {"episode": episode, "start": chosen, "step": step, "lr": own_lr if lr is None else lr,
-             "together": together, "drawing": "" if drawing is None else as_text(drawing)}
-    spec = specification(starts, of, state)
-    known = spec["starts"][chosen]["net"] is not None
-    pad = of.pictures.shape[2] == 1
-    return LiveFigure(
-        "episode", spec=spec, state=state, compute=computed(starts, of, trouble),
-        draw=lambda state, picture: still(state, picture, of), frames=() if known
-        or trouble else [state | {"episode": e, "step": k} for e in range(len(of.pictures))
-                         for k in range(MOST_STEPS + 1)],
-        alt=f"An episode of {of.ways if len(of.pictures) else 5} classes: one row for each query "
-        "image, with the probability of each class as a bar under its support image; beside it "
-        f"{'a pad to draw on, and ' if pad else ''}the probability of the right class along the "
-        "inner loop.",
-        caption="Move the inner step from 0 to 5, then choose another start or episode. "
-        + ("Draw one of the characters on the pad, thick or thin, upright or not. " if pad else "")
-        + "Notice how few steps tell the classes apart, and that an answer can be sure and wrong: "
-        "these classes are all that the network can say."
-    )
+    return starts
 
 
+def in_words(of: Scenes) -> tuple[str, str]:
+    "What the figure shows, for those who cannot see it; and its caption."
+    pad, ways = of.pictures.shape[2] == 1, of.ways if len(of.pictures) else 5
+    alt = (f"An episode of {ways} classes: one row for each query image, with the probability of "
+           "each class as a bar under its support image; beside it "
+           f"{'a pad to draw on, and ' if pad else ''}the probability of the right class along the "
+           "inner loop.")
+    draw = "Draw one of the characters on the pad, thick or thin, upright or not. " if pad else ""
+    return alt, (f"Move the inner step from 0 to 5, then choose another start or episode. {draw}"
+                 "Notice how few steps tell the classes apart, and that an answer can be sure and "
+                 "wrong: these classes are all that the network can say.")
+
+# %% ../../nbs/44_episode_figure.ipynb #bfcd6051
 def computed(starts: dict[str, Start], of: Scenes,
              trouble: Exception | None) -> Callable[[State], Picture]:
     "The function of the figure. A path is computed once for all of its steps."
     last: dict[str, Any] = {}
+
     def compute(state: State) -> Picture:
         if isinstance(trouble, OSError):
             raise type(trouble)(f"the images are not there: {trouble}. Put them in place, or leave "
@@ -378,7 +365,7 @@ def blown(step: int) -> Picture:
     return {"message": f"The answers are not finite after inner step {step}. Take a smaller step "
             "size, or look at an earlier step."}
 
-
+# %% ../../nbs/44_episode_figure.ipynb #f1c259d0
 def readable(net: dict[str, Any] | None, of: Scenes) -> bool:
     "Whether the browser can compute: it has weights that fit, and all there is to the images."
     if net is None or not of.exact: return False
@@ -397,3 +384,41 @@ def specification(starts: dict[str, Start], of: Scenes, state: State) -> dict[st
             "query": of.task.query.y.tolist(), "titles": of.titles, "names": of.names,
             "ways": of.ways if len(of.pictures) else 0, "paper": of.paper, "ink": of.ink,
             "steps": MOST_STEPS, "lrs": sorted({*LRS, state["lr"]})}
+
+# %% ../../nbs/44_episode_figure.ipynb #f50b0a0f
+def episode(J: MetaLoss | None = None, tasks: Family | Callable[[], Family] | None = None, *,
+            episodes: int = 4, episode: int = 0, start_from: str | None = None, step: int = 1,
+            lr: float | None = None, together: bool = False,
+            drawing: Tensor | None = None) -> LiveFigure:
+    """An episode of few-shot classification, to be moved by hand, and a pad to draw on.
+
+    `J` is a meta-loss of yours, by default the figure's own: a small conv4, random and trained by
+    MAML. `tasks` are episodes of yours, images of any size, or a function that makes them; the
+    first `episodes` held-out ones are shown, with two queries per class. `start_from` is
+    `"random"`, `"maml"` or `"yours"`, the last where there is a `J`. `lr` is the step size of
+    starts that learn by plain gradient descent, by default J's own. `together` judges all queries
+    at once. `drawing` are bytes (height, width), ink 255 on 0.
+
+    Where tasks cannot be made, or the model does not fit them, the figure says so in words. Raises
+    `TypeError` where `J` is no meta-loss, `ValueError` for a start that is not there.
+
+    Example: `episode(J, glyphs().episodes(ways=5, shots=1))`.
+    """
+    trouble: Exception | None = None
+    try: of = built_in() if tasks is None else scenes(tasks, episodes)
+    # whatever a reader's data set raises is shown
+    except Exception as error: of, trouble = EMPTY, error
+    starts, (alt, caption) = starts_of(J, of), in_words(of)
+    chosen = start_from or ("maml" if J is None else "yours")
+    if chosen not in starts:
+        raise ValueError(f"start_from={chosen!r}: no such start; there are {', '.join(starts)}")
+    own_lr = starts[chosen].J.inner.lr if starts[chosen].plain else 0.4
+    state = {"episode": episode, "start": chosen, "step": step, "lr": own_lr if lr is None else lr,
+             "together": together, "drawing": "" if drawing is None else as_text(drawing)}
+    spec = specification(starts, of, state)
+    known = spec["starts"][chosen]["net"] is not None or trouble
+    frames = [] if known else [state | {"episode": e, "step": k} for e in range(len(of.pictures))
+                               for k in range(MOST_STEPS + 1)]
+    return LiveFigure("episode", spec=spec, state=state, compute=computed(starts, of, trouble),
+                      draw=lambda state, picture: still(state, picture, of), frames=frames,
+                      alt=alt, caption=caption)

@@ -11,21 +11,22 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..plots import figure, legend
-from .figure import LiveFigure, finite
+from .figure import LiveFigure, Picture, State, finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LIMIT', 'explore']
+__all__ = ['LIMIT', 'Compute', 'explore', 'checked', 'lines_of', 'ranges', 'still']
 
 # %% ../../nbs/46_explore.ipynb #08d40bc7
 LIMIT = 400  # positions that are computed beforehand; beyond, a page becomes heavy and a cell slow
+Compute = Callable[..., tuple[Any, dict[str, Any]]]  # of values of the controls: x, and the lines
 
 
-def explore(compute: Callable[..., tuple[Any, dict[str, Any]]], controls: dict[str, Sequence[Any]],
-            *, title: str, xlabel: str, ylabel: str, caption: str, log: bool = False,
-            y: tuple[float, float] | None = None, **start: Any) -> LiveFigure:
+def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str, xlabel: str,
+            ylabel: str, caption: str, log: bool = False, y: tuple[float, float] | None = None,
+            **start: Any) -> LiveFigure:
     """A figure of lines over sliders.
 
     `compute(**values)` returns x and the lines, `{name: y}`, all of one length.
@@ -43,46 +44,52 @@ def explore(compute: Callable[..., tuple[Any, dict[str, Any]]], controls: dict[s
     {"lr": [0.1, 1.0]}, title="A bowl", xlabel="inner steps", ylabel="loss", caption="Slide the step
     size.")`.
     """
-    count = math.prod(len(values) for values in controls.values())
-    if count > LIMIT:
-        raise ValueError(f"{count} combinations of {', '.join(controls)}: at most {LIMIT} are "
-                         "computed beforehand. Give a control fewer values")
-    state = {key: start.get(key, values[0]) for key, values in controls.items()}
-    for key, value in start.items():
-        if value not in controls.get(key, ()):
-            raise ValueError(f"{key}={value!r} is not a value of a control: "
-                             f"{controls.get(key, 'there is none')}")
+    state = checked(controls, start)
 
-    def picture(state: dict[str, Any]) -> dict[str, Any]:
-        x, lines = compute(**{key: state[key] for key in controls})
-        found = finite({"x": _listed(x), "lines": {name: _listed(y) for name, y in lines.items()}})
-        for name, y in found["lines"].items():
-            if len(y) != len(found["x"]):
-                raise ValueError(f"the line {name!r} has {len(y)} values, x has {len(found['x'])}")
-        return found
-
-    def position(state: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(state[key] for key in controls)
-    states = [dict(zip(controls, values, strict=True))
-              for values in itertools.product(*controls.values())]
-    known = {position(state): picture(state) for state in states}
+    def position(state: State) -> tuple[Any, ...]: return tuple(state[key] for key in controls)
+    states: list[State] = [dict(zip(controls, values, strict=True))
+                           for values in itertools.product(*controls.values())]
+    known = {position(state): lines_of(compute, state) for state in states}
+    window = ranges(list(known.values()), log) | ({"y": list(y)} if y else {})
     sliders = [{"key": key, "label": key.replace("_", " "), "values": list(values)}
                for key, values in controls.items()]
-    window = _ranges(list(known.values()), log) | ({"y": list(y)} if y else {})
     spec = {"title": title, "xlabel": xlabel, "ylabel": ylabel, "log": log, "controls": sliders,
             **window}
     return LiveFigure(
         "explore", spec=spec, state=state, compute=lambda state: known[position(state)],
-        draw=lambda state, picture: _still(spec, picture), frames=states, caption=caption,
+        draw=lambda state, picture: still(spec, picture), frames=states, caption=caption,
         alt=f"{title}: {ylabel} against {xlabel}, for {', '.join(controls)} that the reader chooses"
     )
+
+# %% ../../nbs/46_explore.ipynb #27e7e835
+def checked(controls: dict[str, Sequence[Any]], start: State) -> State:
+    "The values at first; `ValueError` for too many combinations, and for a start that is no value."
+    count = math.prod(len(values) for values in controls.values())
+    if count > LIMIT:
+        raise ValueError(f"{count} combinations of {', '.join(controls)}: at most {LIMIT} are "
+                         "computed beforehand. Give a control fewer values")
+    for key, value in start.items():
+        if value not in controls.get(key, ()):
+            raise ValueError(f"{key}={value!r} is not a value of a control: "
+                             f"{controls.get(key, 'there is none')}")
+    return {key: start.get(key, values[0]) for key, values in controls.items()}
+
+
+def lines_of(compute: Compute, values: State) -> Picture:
+    "The picture of one position; `ValueError` for a line that is not as long as x."
+    x, lines = compute(**values)
+    found = finite({"x": _listed(x), "lines": {name: _listed(y) for name, y in lines.items()}})
+    for name, y in found["lines"].items():
+        if len(y) != len(found["x"]):
+            raise ValueError(f"the line {name!r} has {len(y)} values, x has {len(found['x'])}")
+    return found
 
 
 def _listed(values: Any) -> list[float]:
     return [float(value) for value in values]
 
-
-def _ranges(pictures: list[dict[str, Any]], log: bool) -> dict[str, list[float]]:
+# %% ../../nbs/46_explore.ipynb #8d7d932d
+def ranges(pictures: list[Picture], log: bool) -> dict[str, list[float]]:
     "One window for all positions, so that moving a slider moves the lines and not the axes."
     xs = [x for picture in pictures for x in picture["x"]]
     ys = [y for picture in pictures for line in picture["lines"].values() for y in line
@@ -96,7 +103,8 @@ def _ranges(pictures: list[dict[str, Any]], log: bool) -> dict[str, list[float]]
     return {"x": [min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1], "y": [low, high]}
 
 
-def _still(spec: dict[str, Any], picture: dict[str, Any]) -> Figure:
+def still(spec: dict[str, Any], picture: Picture) -> Figure:
+    "The lines of one position on paper."
     fig, ax = figure(width=5)
     for name, y in picture["lines"].items():
         ax.plot(picture["x"], [math.nan if value is None else value for value in y], label=name)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['State', 'Picture', 'SCRIPTS', 'finite', 'short', 'pack', 'modules', 'bundle', 'devices', 'LiveFigure']
+__all__ = ['State', 'Picture', 'SCRIPTS', 'finite', 'short', 'pack', 'modules', 'bundle', 'devices', 'Answering', 'LiveFigure',
+           'written', 'as_png', 'as_page']
 
 # %% ../../nbs/40_live_figures.ipynb #6285c970
 State = dict[str, Any]
@@ -97,41 +98,25 @@ def bundle(name: str) -> str:
     return "\n".join(re.sub(r"^export ", "", _IMPORT.sub("", text), flags=re.MULTILINE)
                      for text in texts)
 
-# %% ../../nbs/40_live_figures.ipynb #d504d54d
+# %% ../../nbs/40_live_figures.ipynb #e10367a6
 def devices() -> list[str]:
     "The devices a reader can pick: the CPU, and the GPUs that are there."
     return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 
-
-class LiveFigure(anywidget.AnyWidget):
-    """A figure that the reader moves, in JupyterLab and on a page without a kernel.
-
-    `name` is its script in `metalit/widgets/js`. `spec` is what does not change, as JSON: weights
-    (`pack`), choices, texts. `state` is the default state: the values of the controls.
-    `compute(state)` gives the picture, a dictionary of numbers for which the script has the same
-    function. `draw(state, picture)` gives a matplotlib figure, shown where there is no JavaScript.
-    `alt` describes the figure in words; `caption` says what to move and what to notice. `frames`
-    are states whose pictures a page needs and a browser cannot compute.
-
-    Where `compute` raises, the message stands in place of the figure.
-
-    Example: `figure.move(lr=0.1)` moves it from Python; `figure.picture` is what torch computed.
-    """
+# %% ../../nbs/40_live_figures.ipynb #d504d54d
+class Answering(anywidget.AnyWidget):
+    "A state that browser and Python move, and the picture of it that torch computes."
     _esm = traitlets.Unicode().tag(sync=True)
     spec = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
     asked = traitlets.Int(0).tag(sync=True)
     answer = traitlets.Dict().tag(sync=True)
-    frames = traitlets.List().tag(sync=True)
+    frames = traitlets.List(traitlets.Dict()).tag(sync=True)
 
-    def __init__(self, name: str, *, spec: dict[str, Any], state: State,
-                 compute: Callable[[State], Picture], draw: Callable[[State, Picture], Figure],
-                 alt: str, caption: str = "", frames: Iterable[State] = ()):
-        self.compute, self.draw, self.name = compute, draw, name
-        super().__init__(_esm=f"{bundle(name)}\nexport default {{ render: ({{ model, el }}) => "
-                         f"start({{ compute, build }}, model, el) }};",
-                         spec=spec | {"alt": alt, "caption": caption, "devices": devices()},
-                         state={"device": "cpu"} | state)
+    compute: Callable[[State], Picture]
+
+    def __init__(self, script: str, spec: dict[str, Any], state: State, frames: Iterable[State]):
+        super().__init__(_esm=script, spec=spec, state={"device": "cpu"} | state)
         self.frames = [{"state": frame, "picture": self._picture(frame)}
                        for frame in ({"device": "cpu"} | state for state in frames)]
         self._answer()
@@ -169,42 +154,78 @@ class LiveFigure(anywidget.AnyWidget):
         by = f"torch {torch.__version__} on {self.state['device']}, in {milliseconds:.0f} ms"
         self.answer = {"asked": self.asked, "picture": picture, "by": by}
 
+# %% ../../nbs/40_live_figures.ipynb #393ff24f
+class LiveFigure(Answering):
+    """A figure that the reader moves, in JupyterLab and on a page without a kernel.
+
+    `name` is its script in `metalit/widgets/js`. `spec` is what does not change, as JSON: weights
+    (`pack`), choices, texts. `state` is the default state: the values of the controls.
+    `compute(state)` gives the picture, a dictionary of numbers for which the script has the same
+    function. `draw(state, picture)` gives a matplotlib figure, shown where there is no JavaScript.
+    `alt` describes the figure in words; `caption` says what to move and what to notice. `frames`
+    are states whose pictures a page needs and a browser cannot compute.
+
+    Where `compute` raises, the message stands in place of the figure.
+
+    Example: `figure.move(lr=0.1)` moves it from Python; `figure.picture` is what torch computed.
+    """
+    def __init__(self, name: str, *, spec: dict[str, Any], state: State,
+                 compute: Callable[[State], Picture], draw: Callable[[State, Picture], Figure],
+                 alt: str, caption: str = "", frames: Iterable[State] = ()):
+        self.compute, self.draw, self.name = compute, draw, name
+        super().__init__(f"{bundle(name)}\nexport default {{ render: ({{ model, el }}) => "
+                         f"start({{ compute, build }}, model, el) }};",
+                         spec | {"alt": alt, "caption": caption, "devices": devices()}, state,
+                         frames)
+
     def still(self) -> bytes:
         "The figure as a PNG: what torch computed, drawn by matplotlib, or the message."
-        import matplotlib.pyplot as plt
-        if "message" in self.picture:
-            figure = plt.figure(figsize=(6, 1), facecolor="none")
-            figure.text(0.02, 0.5, self.picture["message"], color="#767676", wrap=True, va="center",
-                        fontsize=9)
-        else:
-            figure = self.draw(self.state, self.picture)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, transparent=True)
-        plt.close(figure)
-        return buffer.getvalue()
+        if "message" in self.picture: return as_png(written(self.picture["message"]))
+        return as_png(self.draw(self.state, self.picture))
 
     def html(self) -> str:
         "The figure as a piece of a page that needs no kernel, no network, no other script."
-        place = f"metalit-{uuid.uuid4().hex[:12]}"
-        frames = [frame | {"picture": short(frame["picture"])} for frame in self.frames]
-        data = {"spec": self.spec, "state": self.state, "answer": short(self.answer),
-                "frames": frames}
-        inline = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
-        still = base64.b64encode(self.still()).decode()
-        script = bundle(self.name).replace("</script", "<\\/script")
-        return (f'<div id="{place}"><img src="data:image/png;base64,{still}" '
-                f'alt="{html.escape(self.spec["alt"])}">'
-                '<noscript><p>This figure moves where JavaScript is allowed; the picture is its '
-                'first state.</p></noscript>'
-                f'</div>\n<script type="application/json" id="{place}-data">{inline}</script>\n'
-                f'<script type="module">\n{script}\n'
-                f'const place = document.getElementById("{place}");\n'
-                f'const data = JSON.parse(document.getElementById("{place}-data").textContent);\n'
-                'start({ compute, build }, standIn(data), place);\n</script>')
+        return as_page(self)
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         shown = super()._repr_mimebundle_(**options)
-        bundled, metadata = shown if isinstance(shown, tuple) else (shown, {})
+        bundled, metadata = shown if isinstance(shown, tuple) else (shown or {}, {})
         still = base64.b64encode(self.still()).decode()
         return bundled | {"text/html": self.html(), "image/png": still,
                           "text/plain": self.spec["alt"]}, metadata
+
+# %% ../../nbs/40_live_figures.ipynb #8d76002e
+def written(message: str) -> Figure:
+    "A message in place of a figure."
+    import matplotlib.pyplot as plt
+    figure = plt.figure(figsize=(6, 1), facecolor="none")
+    figure.text(0.02, 0.5, message, color="#767676", wrap=True, va="center", fontsize=9)
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    "A matplotlib figure as a PNG on nothing; it is closed."
+    import matplotlib.pyplot as plt
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, transparent=True)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def as_page(live: LiveFigure) -> str:
+    "A live figure as a piece of a page: see `LiveFigure.html`."
+    place = f"metalit-{uuid.uuid4().hex[:12]}"
+    frames = [frame | {"picture": short(frame["picture"])} for frame in live.frames]
+    data = {"spec": live.spec, "state": live.state, "answer": short(live.answer), "frames": frames}
+    inline = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    still = base64.b64encode(live.still()).decode()
+    script = bundle(live.name).replace("</script", "<\\/script")
+    return (f'<div id="{place}"><img src="data:image/png;base64,{still}" '
+            f'alt="{html.escape(live.spec["alt"])}">'
+            '<noscript><p>This figure moves where JavaScript is allowed; the picture is its '
+            'first state.</p></noscript>'
+            f'</div>\n<script type="application/json" id="{place}-data">{inline}</script>\n'
+            f'<script type="module">\n{script}\n'
+            f'const place = document.getElementById("{place}");\n'
+            f'const data = JSON.parse(document.getElementById("{place}-data").textContent);\n'
+            'start({ compute, build }, standIn(data), place);\n</script>')

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
+from torch.func import functional_call, jacrev
 
 from .. import plots
+from ..batching.slope import grad
 from ..meta_loss import MetaLoss
-from ..models import Point
+from ..models import Params, Point
 from ..tasks.quadratics import half_square
 from ..tasks.task import Task
 from .figure import LiveFigure, Picture, State
@@ -57,10 +58,11 @@ def outer_step(state: State) -> float:
 
 def descent(J: MetaLoss, task: Task, lr: float, count: int) -> Tensor:
     "θ₀ … θ_N of plain descent on J from where its model stands: (N + 1, 2)."
-    points = [J.model.theta.detach().clone()]
+    theta, = J.model.parameters()
+    points = [theta.detach().clone()]
     for _ in range(count):
         points.append(points[-1] - lr * gradient_of(J, task))
-        with torch.no_grad(): J.model.theta.copy_(points[-1])
+        with torch.no_grad(): theta.copy_(points[-1])
     return torch.stack(points)
 
 # %% ../../nbs/43_rewards_figure.ipynb #95e7bdcd
@@ -69,11 +71,13 @@ def best_start(error: MetaLoss, task: Task, starts: Tensor, errors: Tensor) -> T
 
     The lowest of a grid, then steps of Newton's method as long as they lead down.
     """
-    def at(theta: Tensor) -> Tensor: return functional_call(error, {"model.theta": theta}, (task,))
+    def value(phi: Params) -> Tensor: return functional_call(error, phi, (task,))
+    def at(theta: Tensor) -> Tensor: return value({"model.theta": theta})
+    def slope(theta: Tensor) -> Tensor: return grad(value)({"model.theta": theta})["model.theta"]
     theta = starts[errors.nan_to_num(nan=torch.inf).argmin()]
     for _ in range(3):
-        slope, bend = torch.func.grad(at)(theta), torch.func.jacrev(torch.func.grad(at))(theta)
-        lower = theta - torch.linalg.pinv(bend, hermitian=True) @ slope
+        bend = jacrev(slope)(theta)
+        lower = theta - torch.linalg.pinv(bend, hermitian=True) @ slope(theta)
         if not at(lower) < at(theta): break
         theta = lower
     return theta.detach()
@@ -97,7 +101,7 @@ def _show(state: State, task: Task, own: dict[str, MetaLoss], grid: int) -> Pict
                 "error_along": values_at(error, task, path),
                 "best": best, "best_error": values_at(error, task, best[None])[0]}
 
-# %% ../../nbs/43_rewards_figure.ipynb #d4a82c20
+# %% ../../nbs/43_rewards_figure.ipynb #5e4c9ec3
 REMARKS = {
     "maml": "Both surfaces are the same: this meta-loss is the error after adaptation.",
     "fomaml": "The surfaces are the same, but the step leaves the second derivatives out: descent "
@@ -118,7 +122,7 @@ REMARKS = {
 DEFAULT = {"loss": "written_reptile", "x": 1.2, "y": 1.8, "lr": 0.4, "steps": 3, "weight": 0.5,
            "margin": 1.0, "count": 30, "outer": 1.0}
 
-
+# %% ../../nbs/43_rewards_figure.ipynb #8b7c2901
 def _draw(state: State, picture: Picture) -> Figure:
     "Both surfaces with the path, and the error along it."
     fig, axes = plots.figure(columns=3, width=2.9, height=3.2)
@@ -138,7 +142,7 @@ def _draw(state: State, picture: Picture) -> Figure:
                  ncols=3)
     return fig
 
-
+# %% ../../nbs/43_rewards_figure.ipynb #d4a82c20
 def rewards(own: dict[str, MetaLoss] | None = None, *, task: Task | None = None) -> LiveFigure:
     """The figure of this chapter: where descent on a meta-loss ends, and its worth.
 

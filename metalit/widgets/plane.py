@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch.func import functional_call, vjp, vmap
 
 from .. import as_written, plots
 from ..inner.sgd import SGD
+from ..inner.walk import InnerLoop
 from ..meta_loss import MetaLoss
 from ..methods import FOMAML, MAML, ConML, Reptile, TripletMAML
 from ..models import Point
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Make', 'CHOICES', 'REACH', 'GRID', 'ARROW', 'NO_SLOPE', 'DEFAULT', 'ARROWS', 'four_bowls', 'Choice', 'set_by_sliders',
            'made', 'readable', 'values_at', 'grid_of', 'gradient_of', 'inner_loop', 'paths_of', 'draw_ground', 'square',
-           'described', 'bed_of', 'listed', 'frames_of', 'two_parameters']
+           'described', 'listed', 'frames_of', 'bed_of', 'two_parameters']
 
 # %% ../../nbs/42_two_parameters.ipynb #4647029b
 def four_bowls() -> Task:
@@ -75,7 +75,7 @@ def _norm(model: Point, state: State) -> MetaLoss:
                     terms=QueryLoss() + state["weight"] * GradientNorm())
 
 
-def _method(method: type[MetaLoss], **options: str) -> Make:
+def _method(method: Callable[..., MetaLoss], **options: str) -> Make:
     return lambda model, state: method(model, half_square, lr=state["lr"], steps=state["steps"],
                                        **{name: state[key] for name, key in options.items()})
 
@@ -101,11 +101,10 @@ def set_by_sliders(J: MetaLoss, model: Point, state: State) -> MetaLoss:
     if not isinstance(J, MetaLoss):
         raise TypeError("a MetaLoss is needed, such as ml.MAML(model, loss); found "
                         f"{type(J).__name__}")
-    J = copy.deepcopy(J)
-    for name in ("lr", "steps"):
-        if isinstance(getattr(J.inner, name, None), int | float):
-            setattr(J.inner, name, state[name])
     twin = J.on(model, half_square).to(model.theta.device, torch.float64)
+    for name in ("lr", "steps"):
+        if isinstance(getattr(twin.inner, name, None), int | float):
+            setattr(twin.inner, name, state[name])
     twin.chunk_size = None
     return twin
 
@@ -144,16 +143,17 @@ def grid_of(size: int, device: torch.device | str = "cpu") -> Tensor:
 
 def gradient_of(J: MetaLoss, task: Task) -> Tensor:
     "What `.backward()` gives for θ; zero where J does not depend on it."
-    found = torch.autograd.grad(J(task), J.model.theta, allow_unused=True)[0]
-    return torch.zeros_like(J.model.theta) if found is None else found
+    theta, = J.model.parameters()
+    found = torch.autograd.grad(J(task), theta, allow_unused=True)[0]
+    return torch.zeros_like(theta) if found is None else found
 
 
-def inner_loop(J: MetaLoss, key: str, state: State) -> SGD:
+def inner_loop(J: MetaLoss, key: str, state: State) -> InnerLoop:
     "How a task learns in the figures: by K plain steps, or as a meta-loss of a reader's own says."
     return SGD(state["lr"], state["steps"]) if key in CHOICES else J.inner
 
 
-def paths_of(inner: SGD, theta: Tensor, task: Task) -> Tensor:
+def paths_of(inner: InnerLoop, theta: Tensor, task: Task) -> Tensor:
     "φ₀ … φ_K of each task: (B, K + 1, 2)."
     J = MetaLoss(Point(theta), half_square, inner=inner)
     with torch.no_grad():
@@ -175,12 +175,12 @@ def _show(state: State, task: Task, own: dict[str, MetaLoss], grid: int) -> Pict
         J = made(state["shown"], theta, state, own)
         picture = {"value": _checked(J(task)),
                    "paths": paths_of(inner_loop(J, state["shown"], state), theta, task),
-                   "surface": values_at(J, task, grid_of(grid, theta.device)).reshape(grid, grid),
-                   "arrows": {}}
+                   "surface": values_at(J, task, grid_of(grid, theta.device)).reshape(grid, grid)}
+    arrows = {}
     for key in (*CHOICES, *own):
         if not state[f"arrow_{key}"]: continue
-        with readable(key): picture["arrows"][key] = gradient_of(made(key, theta, state, own), task)
-    return picture
+        with readable(key): arrows[key] = gradient_of(made(key, theta, state, own), task)
+    return picture | {"arrows": arrows}
 
 # %% ../../nbs/42_two_parameters.ipynb #3b79d1f0
 # the length of an arrow in units of θ; a gradient so short has no direction
@@ -232,7 +232,7 @@ def _draw(state: State, picture: Picture, task: Task) -> Figure:
     plots.legend(fig, loc="outside lower center", ncols=4)
     return fig
 
-# %% ../../nbs/42_two_parameters.ipynb #687bb8ef
+# %% ../../nbs/42_two_parameters.ipynb #90ea5f3e
 DEFAULT = {"shown": "maml", "x": -0.2, "y": 2.3, "lr": 0.4, "steps": 3, "weight": 0.5,
            "margin": 1.0}
 ARROWS = ("maml", "fomaml", "reptile", "written_reptile", "written_contrastive")
@@ -247,6 +247,19 @@ def described(task: Task) -> list[dict[str, Any]]:
             for i in range(len(s))]
 
 
+def listed(own: dict[str, MetaLoss]) -> list[dict[str, str]]:
+    "All meta-losses to choose from, for the browser."
+    return ([{"key": key, "name": c.name, "short": c.short, "colour": c.colour}
+             for key, c in CHOICES.items()]
+            + [{"key": key, "name": key, "short": key, "colour": "currentColor"} for key in own])
+
+
+def frames_of(state: State, key: str, own: dict[str, MetaLoss]) -> list[State]:
+    "The states that a page without a kernel can show of a reader's own meta-losses."
+    return [state | {key: name, "lr": lr, "steps": steps}
+            for name in own for steps in (1, 3, 5) for lr in (0.2, 0.4, 0.8)]
+
+# %% ../../nbs/42_two_parameters.ipynb #99db4f60
 def bed_of(task: Task | None, own: dict[str, MetaLoss] | None) -> tuple[Task, dict[str, MetaLoss]]:
     """The tasks and the own meta-losses of a figure, checked.
 
@@ -264,20 +277,7 @@ def bed_of(task: Task | None, own: dict[str, MetaLoss] | None) -> tuple[Task, di
                          "another")
     return task.to(dtype=torch.float64), own
 
-
-def listed(own: dict[str, MetaLoss]) -> list[dict[str, str]]:
-    "All meta-losses to choose from, for the browser."
-    return ([{"key": key, "name": c.name, "short": c.short, "colour": c.colour}
-             for key, c in CHOICES.items()]
-            + [{"key": key, "name": key, "short": key, "colour": "currentColor"} for key in own])
-
-
-def frames_of(state: State, key: str, own: dict[str, MetaLoss]) -> list[State]:
-    "The states that a page without a kernel can show of a reader's own meta-losses."
-    return [state | {key: name, "lr": lr, "steps": steps}
-            for name in own for steps in (1, 3, 5) for lr in (0.2, 0.4, 0.8)]
-
-
+# %% ../../nbs/42_two_parameters.ipynb #687bb8ef
 def two_parameters(own: dict[str, MetaLoss] | None = None, *,
                    task: Task | None = None) -> LiveFigure:
     """The figure of this chapter: drag θ over a meta-loss, and see where each rule would send it.

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LABELS', 'INPUTS', 'GRID', 'MOST_POINTS', 'MOST_STEPS', 'LRS', 'POINTS', 'LIMIT', 'INK', 'trained', 'scene', 'Start',
-           'is_plain', 'as_net', 'start', 'follow', 'misfit', 'still', 'panel', 'losses', 'sinusoid', 'specification']
+__all__ = ['LABELS', 'INPUTS', 'GRID', 'MOST_POINTS', 'MOST_STEPS', 'LRS', 'POINTS', 'LIMIT', 'INK', 'CAPTION', 'trained',
+           'scene', 'Start', 'is_plain', 'as_net', 'start', 'follow', 'misfit', 'still', 'panel', 'losses', 'shown',
+           'described', 'specification', 'sinusoid']
 
 # %% ../../nbs/41_sinusoid_figure.ipynb #48e5f943
 # What the figure calls its starts: in a list, and above a panel.
@@ -90,16 +91,18 @@ class Start(NamedTuple):
 
 def is_plain(J: MetaLoss) -> bool:
     "Whether a task learns by plain gradient descent on all its points."
-    return type(J.inner) is SGD and J.inner.batch_size is None and type(J)._adapt is MetaLoss._adapt
+    own_way = type(J).walk is not MetaLoss.walk or type(J).adapt is not MetaLoss.adapt
+    return type(J.inner) is SGD and J.inner.batch_size is None and not own_way
 
 
 def as_net(model: nn.Module) -> dict[str, Any] | None:
     "A plain perceptron as the browser reads it, one number in and out; else None."
     kinds = {nn.ReLU: "relu", nn.Tanh: "tanh"}
     layers = list(model) if type(model) is nn.Sequential else []
-    linear, between = layers[::2], {kinds.get(type(layer)) for layer in layers[1::2]}
-    if not linear or len(layers) % 2 == 0 or len(between) > 1 or None in between: return None
-    if any(type(layer) is not nn.Linear or layer.bias is None for layer in linear): return None
+    linear = [layer for layer in layers[::2] if type(layer) is nn.Linear and layer.bias is not None]
+    between = {kinds.get(type(layer)) for layer in layers[1::2]}
+    if not linear or len(linear) != len(layers) // 2 + len(layers) % 2: return None
+    if len(layers) % 2 == 0 or len(between) > 1 or None in between: return None
     if linear[0].in_features != 1 or linear[-1].out_features != 1: return None
     return {"activation": next(iter(between), "relu"),
             "layers": [{"weight": pack(layer.weight), "bias": pack(layer.bias)}
@@ -131,7 +134,8 @@ def follow(one: Start, support: Split, query: Split, state: State) -> Picture:
 
     Raises `ValueError` for a model that does not map one number to one.
     """
-    J, found = one.J.to(state["device"]), {"curves": [], "query": [], "support": [], "blown": None}
+    J = one.J.to(state["device"])
+    found: Picture = {"curves": [], "query": [], "support": [], "blown": None}
     if one.plain: J.inner = SGD(state["lr"])
     for k in range(state["steps"] + 1):
         try:
@@ -189,6 +193,39 @@ def losses(ax: Axes, side: Picture, colour: str, label: str) -> None:
     ax.plot(side["query"], "-o", ms=3, color=plots.COLOURS[colour], label=label)
     ax.plot(side["support"], ls=":", color=plots.COLOURS[colour])
 
+# %% ../../nbs/41_sinusoid_figure.ipynb #8b7533f5
+CAPTION = ("Move the inner steps from 0 to 10, then the step size. Drag the points, click to add "
+           "one, press Delete to remove one. Notice which start needs only one step, and what it "
+           "does where there are no points.")
+
+
+def shown(state: State, starts: Mapping[str, Start]) -> Picture:
+    "The picture of a state: the wave, the points, and what each of both starts makes of them."
+    support, query = scene(state)
+    return {"x": query.x.flatten(), "truth": query.y.flatten(),
+            "points": torch.cat([support.x, support.y], dim=-1)[0],
+            **{which: follow(starts[state[which]], support, query, state) for which in INK}}
+
+
+def described(state: State, starts: Mapping[str, Start]) -> str:
+    "The figure in words."
+    left, right = (starts[state[which]].title for which in INK)
+    return (f"A sine wave with {len(state['points'])} support points, the curve of a network "
+            "before and after a few gradient steps on them, from two starts: "
+            f"{left} and {right}. Below, the losses along both paths.")
+
+
+def specification(every: Mapping[str, Start], state: State) -> dict[str, Any]:
+    "What the script needs to know: weights, bounds, names."
+    def one(begin: Start) -> dict[str, Any]:
+        lr = None if begin.plain else getattr(begin.J.inner, "lr", None)
+        own = type(begin.J.inner).__name__ + ("" if lr is None else f", step size {lr:g}")
+        return {"label": begin.label, "title": begin.title, "net": begin.net,
+                "own": None if begin.plain else own, "lr": lr}
+    lrs = sorted({*LRS, state["lr"]})
+    return {"starts": {name: one(begin) for name, begin in every.items()}, "grid": [*INPUTS, GRID],
+            "limit": LIMIT, "most": MOST_POINTS, "steps": MOST_STEPS, "lrs": lrs, "initial": state}
+
 # %% ../../nbs/41_sinusoid_figure.ipynb #57950d2a
 def sinusoid(starts: Mapping[str, MetaLoss] | None = None, *, left: str | None = None,
              right: str | None = None, amplitude: float = 4.0, phase: float = 0.8,
@@ -209,40 +246,16 @@ def sinusoid(starts: Mapping[str, MetaLoss] | None = None, *, left: str | None =
     mine = {name: start(name, J) for name, J in (starts or {}).items()}
     every = {name: start(name, MAML(trained(name), F.mse_loss)) for name in LABELS} | mine
     own = next(iter(mine), None)
-    state = {"amplitude": amplitude, "phase": phase, "points": points or POINTS, "steps": steps,
-             "lr": lr,
-             "left": left or ("maml" if own else "joint"), "right": right or own or "maml"}
-    for which in ("left", "right"):
+    state: State = {"amplitude": amplitude, "phase": phase, "points": points or POINTS,
+                    "steps": steps, "lr": lr, "left": left or ("maml" if own else "joint"),
+                    "right": right or own or "maml"}
+    for which in INK:
         if state[which] not in every:
-            raise ValueError(
-                f"{which}={state[which]!r}: no such start; there are {', '.join(every)}"
-            )
-    def compute(state: State) -> Picture:
-        support, query = scene(state)
-        return {"x": query.x.flatten(), "truth": query.y.flatten(),
-                "points": torch.cat(support, dim=-1)[0],
-                **{which: follow(every[state[which]], support, query, state)
-                   for which in ("left", "right")}}
-    known = all(every[state[which]].net for which in ("left", "right"))
-    return LiveFigure("sinusoid", spec=specification(every, state), state=state, compute=compute,
+            raise ValueError(f"{which}={state[which]!r}: no such start; there are "
+                             f"{', '.join(every)}")
+    known = all(every[state[which]].net for which in INK)
+    return LiveFigure("sinusoid", spec=specification(every, state), state=state,
+                      compute=lambda state: shown(state, every),
                       draw=lambda state, picture: still(state, picture, every),
                       frames=() if known else [state | {"steps": k} for k in range(MOST_STEPS + 1)],
-                      alt=f"A sine wave with {len(state['points'])} support points, the curve of a "
-                      "network before and after a few gradient steps on them, from two starts: "
-                      f"{every[state['left']].title} and {every[state['right']].title}. Below, the "
-                      "losses along both paths.",
-                      caption="Move the inner steps from 0 to 10, then the step size. Drag the "
-                      "points, click to add one, press Delete to remove one. Notice which start "
-                      "needs only one step, and what it does where there are no points.")
-
-
-def specification(every: Mapping[str, Start], state: State) -> dict[str, Any]:
-    "What the script needs to know: weights, bounds, names."
-    def one(begin: Start) -> dict[str, Any]:
-        inner = begin.J.inner
-        return {"label": begin.label, "title": begin.title, "net": begin.net,
-                "own": None if begin.plain else f"{type(inner).__name__}, step size {inner.lr:g}",
-                "lr": None if begin.plain else inner.lr}
-    lrs = sorted({*LRS, state["lr"]})
-    return {"starts": {name: one(begin) for name, begin in every.items()}, "grid": [*INPUTS, GRID],
-            "limit": LIMIT, "most": MOST_POINTS, "steps": MOST_STEPS, "lrs": lrs, "initial": state}
+                      alt=described(state, every), caption=CAPTION)
