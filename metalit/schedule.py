@@ -66,9 +66,10 @@ class Times:
 
 def times(one: Number, other: Number) -> Number:
     "The product of two numbers, of which one may have a schedule."
-    if callable(one) and callable(other): raise TypeError("a product of two schedules: write one")
-    if callable(one): one, other = other, one
-    return Times(other, one) if callable(other) else one * other
+    if not callable(one): return Times(other, one) if callable(other) else one * other
+    if not callable(other): return Times(one, other)
+    raise TypeError(f"{one!r} times {other!r}: the product of two schedules has to be written as "
+                    "one, a function of (step, steps)")
 
 # %% ../nbs/02a_schedule.ipynb #94288969
 class Scheduled(nn.Module):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -65,6 +65,6 @@ def hvp(f: Callable[[Params], Tensor]) -> Callable[[Params, Params], Params]:
     def product(phi: Params, vector: Params) -> Params:
         def along(phi: Params) -> Tensor:
             slopes = grad(f)(phi)
-            return sum((slopes[name] * vector[name]).sum() for name in vector)
+            return reduce(torch.add, [(slopes[name] * vector[name]).sum() for name in vector])
         return grad(along)(phi)
     return product

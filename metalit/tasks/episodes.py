@@ -89,7 +89,7 @@ class LabelledImages(Family):
         "Settings and a checksum of images and labels."
         data = 0
         for tensor in (self.images, self.labels):
-            data = zlib.crc32(tensor.cpu().contiguous().view(torch.uint8).numpy(), data)
+            data = zlib.crc32(tensor.cpu().contiguous().view(torch.uint8).numpy().data, data)
         turns = f"rotations {self.rotations}, {self.rotations_as_classes}"
         return f"{self!r}, {turns}, images {data:08x}"
 
@@ -146,8 +146,9 @@ class Episodes(LabelledImages):
         x = turned(images.transpose(1, 2), turn, self.rotations)
         if not x.is_floating_point(): x = x.float() / 255
         y = torch.arange(self.ways, device=x.device).expand(*x.shape[:2], -1)
-        return Task(*(Split(x[:, part].flatten(1, 2), y[:, part].flatten(1, 2))
-                      for part in (slice(self.shots), slice(self.shots, None))))
+        support, query = (Split(x[:, part].flatten(1, 2), y[:, part].flatten(1, 2))
+                          for part in (slice(self.shots), slice(self.shots, None)))
+        return Task(support, query)
 
     def having(self, **changes: Any) -> Episodes:
         "The same images with other settings: `episodes.having(shots=5)`."
