@@ -20,7 +20,14 @@ import torch.nn.functional as F
 from helpers import maml, quick, same
 
 import metalit as ml
-from metalit import checkpoints, training
+from metalit.training import (
+    Validation,
+    accuracy,
+    checkpoints,
+    evaluate,
+    evaluation,
+    stop_requested,
+)
 from metalit.training.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -29,7 +36,6 @@ from metalit.training.checkpoints import (
     locked,
     save_checkpoint,
 )
-from metalit.training import Validation, accuracy, evaluate, stop_requested
 
 # A program that has imported everything already: each line "folder steps" forks a process which
 # trains there.
@@ -215,8 +221,8 @@ def test_the_lock_is_free_again_after_an_error(tmp_path):
 
 def test_early_stop_keeps_the_best_and_a_resumed_run_ends_at_once(tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, float("nan"), 2.0, 1.0, 0.5])
-    def found(J, tasks, **options): return training.Evaluation([1], [next(losses)], [0.0], 2, 0)
-    monkeypatch.setattr(training, "evaluate", found)
+    def found(J, tasks, **options): return evaluation.Evaluation([1], [next(losses)], [0.0], 2, 0)
+    monkeypatch.setattr(evaluation, "evaluate", found)
     watch = Validation(sines, every=2, n_tasks=2, patience=3)
     log = quick(J := maml(), steps=100, checkpoint=tmp_path, validation=watch, log_every=1)
     assert len(log) == 10
@@ -225,7 +231,7 @@ def test_early_stop_keeps_the_best_and_a_resumed_run_ends_at_once(tmp_path, monk
     quick(early := maml(), steps=4)
     assert same(contents(tmp_path / "best.pt")["J"], early.state_dict())
     assert next(losses) == 0.5
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: pytest.fail("looked again"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("looked again"))
     K = maml(seed=5)
     assert quick(K, steps=100, checkpoint=tmp_path, validation=watch, log_every=1) == log
     assert same(K.state_dict(), J.state_dict())
@@ -236,8 +242,8 @@ def test_a_first_look_that_is_no_number_is_never_the_best(monkeypatch):
     watch = Validation(sines, every=2, patience=2)
     for step, value in ((2, float("nan")), (4, float("inf")), (6, 5.0)):
         state.step = step
-        found = training.Evaluation([1], [value], [0.0], 2, 0)
-        monkeypatch.setattr(training, "evaluate", lambda *_, found=found, **__: found)
+        found = evaluation.Evaluation([1], [value], [0.0], 2, 0)
+        monkeypatch.setattr(evaluation, "evaluate", lambda *_, found=found, **__: found)
         assert watch.look(maml(), state) == (step == 6)
         assert watch.exhausted(state) == (step == 4)
     assert state.best["step"] == 6
@@ -245,8 +251,8 @@ def test_a_first_look_that_is_no_number_is_never_the_best(monkeypatch):
 
 def test_more_is_better_for_accuracy_and_where_told(monkeypatch):
     values = iter([0.5, 0.7, 0.6])
-    monkeypatch.setattr(training, "evaluate",
-                        lambda *_, **__: training.Evaluation([1], [next(values)], [0.0], 2, 0))
+    monkeypatch.setattr(evaluation, "evaluate",
+                        lambda *_, **__: evaluation.Evaluation([1], [next(values)], [0.0], 2, 0))
     watch, state = Validation(sines, metric=accuracy), Progress()
     assert [watch.look(maml(), state) for _ in range(3)] == [True, True, False]
     assert Validation(sines).maximize is False
@@ -324,9 +330,10 @@ def test_tensorboard_files_hold_the_log_also_of_a_resumed_run(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     watch = Validation(sines, every=4, n_tasks=3)
     class KilledAtSix(ml.tasks.Sinusoids):
-        def batch(self, batch_size, seed=0, step=0):
-            if step == 6: raise Killed
-            return super().batch(batch_size, seed, step)
+        def stream(self, *arguments):
+            for step, batch in enumerate(super().stream(*arguments)):
+                if step == 6: raise Killed
+                yield batch
     logged = partial(quick, steps=12, checkpoint=tmp_path, log_every=1, save_every=4,
                      tensorboard=True, validation=watch)
     with pytest.raises(Killed): logged(maml(), tasks=KilledAtSix())

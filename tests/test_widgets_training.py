@@ -13,6 +13,7 @@ from helpers import in_javascript
 
 import metalit as ml
 from metalit.training.checkpoints import Progress
+from metalit.training.watching import watched
 from metalit.widgets import training as module
 from metalit.widgets.training import picture_of, training_run
 
@@ -112,10 +113,11 @@ def test_an_interrupted_run_leaves_its_picture_and_says_so():
     J = small()
     run = training_run(J, TASKS, every=3, n_tasks=4)
     class Interrupting(ml.tasks.Sinusoids):
-        def batch(self, batch_size, seed=0, step=0):
+        def stream(self, *arguments):
             "Ctrl-C arrives in step 7: it only asks, and the step ends."
-            if step == 7: signal.raise_signal(signal.SIGINT)
-            return super().batch(batch_size, seed, step)
+            for step, batch in enumerate(super().stream(*arguments)):
+                if step == 7: signal.raise_signal(signal.SIGINT)
+                yield batch
     with pytest.raises(KeyboardInterrupt):
         ml.meta_train(J, Interrupting(shots=4), steps=100, batch_size=4, progress=False, watch=run)
     history = run.spec["history"]
@@ -143,7 +145,7 @@ def test_a_run_that_diverges_says_where_and_shows_the_step():
 
 def test_another_error_is_told_and_raised():
     run = training_run(small(), TASKS, n_tasks=4)
-    with pytest.raises(OSError, match="disk full"), run(Progress(), 10, 4):
+    with pytest.raises(OSError, match="disk full"), watched([run], Progress(), 10, 4):
         raise OSError("disk full")
     assert run.history["status"] == "failed"
     assert run.history["words"] == "Stopped after meta-step 0 of 10: OSError: disk full."

@@ -32,6 +32,7 @@ from .evaluation import Validation, own_random_numbers
 from .identity import settings_of
 from metalit.training.processes import (
     LostProcessError,
+    check_compiled,
     check_divisible,
     lost_process,
     parallel,
@@ -158,6 +159,7 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
     if tensorboard and checkpoint is None:
         raise ValueError("tensorboard=True needs the folder of a run: checkpoint=…")
     check_divisible(J, batch_size, team().size)
+    check_compiled(J, compile or J.is_compiled, team().size)
     run = Run(J, tasks, plan, pick_device(device), validation)
     if compile: J.compile()
     run.descends_with(optimizer, scheduler)
@@ -213,8 +215,8 @@ class Run(Setup):
             asked_to_stop = stack.enter_context(stop_requested())
             state = self._begin()
             late = any(value > 0 for value in summed(self._over(state)))
-            if self.writes and state.step == 0: self.writes.begin(state)
             by = self.watchers(tensorboard, progress, watchers)
+            if self.writes and state.step == 0: self.writes.begin(state)
             stack.enter_context(watched(by, state, self.plan.steps, self.plan.batch_size))
             if not late: self._descend(state, by, asked_to_stop)
         return state.log

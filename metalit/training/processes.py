@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from ..meta_loss import MetaLoss
 from ..pooling.mean import Mean
 from ..tasks.family import seeded_generator
-from ..tasks.task import Task
+from ..tasks.task import Task, check_task
 
 # %% auto #0
-__all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'share', 'check_divisible', 'needs_all', 'gathered', 'Whole',
-           'parallel', 'summed', 'is_broken_connection', 'lost_process', 'seed_step']
+__all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'share', 'all_tasks_for', 'gathered', 'Whole',
+           'check_divisible', 'check_compiled', 'parallel', 'summed', 'is_broken_connection', 'lost_process',
+           'seed_step']
 
 # %% ../../nbs/16_processes.ipynb #d7b348e5
 class LostProcessError(RuntimeError):
@@ -92,24 +93,10 @@ def share(task: Task, of: Team) -> Task:
     return task.select(slice(of.rank * count, (of.rank + 1) * count))
 
 # %% ../../nbs/16_processes.ipynb #a201274a
-def check_divisible(J: MetaLoss, batch_size: int, size: int) -> None:
-    """Raise `ValueError` where dividing a meta-batch over `size` processes would change what J is.
-
-    A class of meta-losses whose value is more than the pooled values of its tasks says so with
-    `across_tasks`.
-    """
-    if batch_size % size:
-        raise ValueError(f"batch_size={batch_size} cannot be divided evenly over {size} processes: "
-                         f"use a multiple of {size}")
-    if size > 1 and getattr(J, "across_tasks", False):
-        raise ValueError(f"{type(J).__name__} needs all tasks of a batch in one place, and {size} "
-                         "processes divide them: train it in one process")
-
-
-def needs_all(J: MetaLoss) -> bool:
-    "Whether J of a batch is more than the mean of J over its shares."
-    terms = any(term.across_tasks for term in J.terms.terms)
-    return terms or type(J.pooling) is not Mean
+def all_tasks_for(J: MetaLoss) -> list[str]:
+    "The parts of J that look at all tasks of a batch, so that J is more than a mean over shares."
+    terms = [type(term).__name__ for term in J.terms.terms if term.across_tasks]
+    return terms if type(J.pooling) is Mean else [*terms, type(J.pooling).__name__]
 
 # %% ../../nbs/16_processes.ipynb #bdf43a7a
 def gathered(tensor: Tensor) -> Tensor:
@@ -130,15 +117,39 @@ class Whole(nn.Module):
         self.J = J
 
     def forward(self, task: Task) -> Tensor:
-        own = self.J.per_task(task)
+        "J of the whole batch, from this process's share of it."
+        own = self.J.per_task(task := check_task(task))
         values = [gathered(value).requires_grad_() for value in own]
         ids = None if task.ids is None else gathered(task.ids)
         whole = self.J.pool(values, replace(task, ids=ids))
-        slopes = torch.autograd.grad(whole, values, retain_graph=True)
+        slopes = torch.autograd.grad(whole, values, retain_graph=True, materialize_grads=True)
         of = team()
         pairs = zip(own, (slope.chunk(of.size)[of.rank] for slope in slopes), strict=True)
         toward = torch.stack([of.size * (value * slope).sum() for value, slope in pairs]).sum()
         return whole + toward - toward.detach()
+
+# %% ../../nbs/16_processes.ipynb #f21e4a56
+def check_divisible(J: MetaLoss, batch_size: int, size: int) -> None:
+    """Raise `ValueError` where dividing a meta-batch over `size` processes would change what J is.
+
+    A class of meta-losses whose value is more than the pooled values of its tasks says so with
+    `across_tasks`.
+    """
+    if batch_size % size:
+        raise ValueError(f"batch_size={batch_size} cannot be divided evenly over {size} processes: "
+                         f"use a multiple of {size}")
+    if size > 1 and getattr(J, "across_tasks", False):
+        raise ValueError(f"{type(J).__name__} needs all tasks of a batch in one place, and {size} "
+                         "processes divide them: train it in one process")
+
+
+def check_compiled(J: MetaLoss, compiled: bool, size: int) -> None:
+    "Raise `ValueError` where J is compiled, and looks at all tasks, which a team divides."
+    parts = all_tasks_for(J)
+    if compiled and size > 1 and parts:
+        raise ValueError(f"what looks at all tasks of a batch ({', '.join(parts)}) does not go "
+                         f"with compiling in a team: the graph of each of the {size} processes "
+                         "knows its own tasks only. Do not compile J, or train it in one process")
 
 # %% ../../nbs/16_processes.ipynb #a7e869e7
 def parallel(J: MetaLoss) -> nn.Module:
@@ -152,11 +163,8 @@ def parallel(J: MetaLoss) -> nn.Module:
     Raises `ValueError` for a compiled J whose pooling or terms look at all tasks.
     """
     if team().size == 1: return J
-    if needs_all(J) and J.is_compiled:
-        raise ValueError(f"{type(J.pooling).__name__} and the terms of this J look at all tasks of "
-                         "a batch, which a compiled graph of one process does not have: do not "
-                         "compile it")
-    whole = Whole(J) if needs_all(J) else J
+    check_compiled(J, J.is_compiled, team().size)
+    whole = Whole(J) if all_tasks_for(J) else J
     with lost_process(): return nn.parallel.DistributedDataParallel(whole, static_graph=True)
 
 # %% ../../nbs/16_processes.ipynb #a597e63e

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from .checkpoints import Checkpoints, Progress, Row
 from .evaluation import Validation
 
 # %% auto #0
-__all__ = ['Watcher', 'watched', 'Board', 'Bar', 'Looks']
+__all__ = ['Watcher', 'watched', 'end_of', 'Board', 'Bar', 'Looks']
 
 # %% ../../nbs/11b_watching.ipynb #9d6ee6e9
 class Watcher:
@@ -40,37 +41,43 @@ class Watcher:
 # %% ../../nbs/11b_watching.ipynb #fa23159b
 @contextlib.contextmanager
 def watched(by: list[Watcher], progress: Progress, steps: int, batch_size: int) -> Iterator[None]:
-    "Inside, the watchers look on; whoever saw the begin sees the end, however it comes."
-    begun: list[Watcher] = []
-    error: BaseException | None = None
-    try:
+    """Inside, the watchers look on; who saw the begin sees the end, whatever ends the run.
+
+    They begin in their order and end in the reverse one. An error of one, too, ends the run, and
+    the others hear of it.
+    """
+    with contextlib.ExitStack() as stack:
         for watcher in by:
             watcher.begin(progress, steps, batch_size)
-            begun.append(watcher)
+            stack.push(end_of(watcher))
         yield
-    except BaseException as caught:
-        error = caught
-        raise
-    finally:
-        for watcher in reversed(begun): watcher.end(error)
+
+
+def end_of(watcher: Watcher) -> Callable[[Any, BaseException | None, Any], None]:
+    "Tells a watcher how it ended, as `contextlib.ExitStack` wants to call it."
+    def end(kind: Any, error: BaseException | None, trace: Any) -> None: watcher.end(error)
+    return end
 
 # %% ../../nbs/11b_watching.ipynb #74993666
 class Board(Watcher):
-    "Files for TensorBoard in a folder: each new row of the log and of the validation."
-    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer):
-        self.folder, self.optimizer = folder, optimizer
+    """Files for TensorBoard in a folder: each new row of the log and of the validation.
 
-    def begin(self, progress: Progress, steps: int, batch_size: int) -> None:
-        "Open the files; what an interrupted run wrote beyond its checkpoint is superseded."
+    Raises `ValueError` at once where that package is missing, before a run begins.
+    """
+    def __init__(self, folder: Path, optimizer: torch.optim.Optimizer):
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError("tensorboard=True needs the package tensorboard: pip install "
                              "'metalit[tensorboard]'") from error
-        self.writer = SummaryWriter(str(self.folder), purge_step=progress.step + 1)
+        self.open, self.folder, self.optimizer = SummaryWriter, folder, optimizer
+
+    def begin(self, progress: Progress, steps: int, batch_size: int) -> None:
+        "Open the files; what an interrupted run wrote beyond its checkpoint is superseded."
+        self.writer = self.open(str(self.folder), purge_step=progress.step + 1)
         self.progress = progress
 
     def step(self, loss: float) -> None:
-        "Write rows that this step made."
+        "Write the rows that this step made."
         rates = {"lr": self.optimizer.param_groups[0]["lr"]}
         for row in (self.progress.log[-1:], self.progress.validation[-1:]):
             if row and row[0]["step"] == self.progress.step:

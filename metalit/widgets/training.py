@@ -5,28 +5,29 @@
 # %% ../../nbs/45_training_figure.ipynb #733c2421
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import plots
-from ..training.checkpoints import Progress
 from ..meta_loss import MetaLoss
 from ..tasks.family import Family
+from ..training.checkpoints import Progress, Row
 from ..training.evaluation import evaluate, own_random_numbers
+from ..training.watching import Watcher
 from .figure import LiveFigure, Picture, State, bundle, finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['TELL', 'LEAST', 'SHARE', 'MOST', 'COST', 'new_history', 'earlier', 'picture_of', 'duration', 'pace', 'still',
-           'draw_looks', 'next_look', 'TrainingRun', 'columns', 'training_run']
+__all__ = ['TELL', 'LEAST', 'SHARE', 'MOST', 'COST', 'ALT', 'CAPTION', 'new_history', 'earlier', 'picture_of', 'duration', 'pace',
+           'still', 'draw_looks', 'next_look', 'columns', 'HistoryFigure', 'stopped', 'finished', 'TrainingRun',
+           'training_run']
 
 # %% ../../nbs/45_training_figure.ipynb #867106e2
 def new_history(inner: list[int], own: int) -> dict[str, Any]:
@@ -120,10 +121,21 @@ def next_look(step: int, steps: int, every: int | None) -> int:
     if every: return step - step % every + every
     return step + max(1, int(min(max(LEAST, SHARE * step), MOST * steps)))
 
+# %% ../../nbs/45_training_figure.ipynb #52e4190e
+ALT = ("A meta-training run: its meta-loss over meta-steps, and the query loss of unseen tasks over "
+       "inner steps, before and during training.")
+CAPTION = ("Move the slider back to see how the model adapted earlier in the run; at its right end "
+           "it follows the newest look. Notice whether the curve sinks as a whole, or falls more "
+           "steeply.")
 
-class TrainingRun(LiveFigure):
-    "A live figure of a run: give it to `meta_train` as `watch`. Made by `training_run`."
+# %% ../../nbs/45_training_figure.ipynb #b8a49625
+def columns(rows: list[Row], **names: str) -> dict[str, list[float | None]]:
+    "Rows of a log as one list per name."
+    return {name: finite([row[key] for row in rows]) for name, key in names.items()}
 
+
+class HistoryFigure(LiveFigure):
+    "The figure of a history, and how that grows: by rows, by looks, by words. See `TrainingRun`."
     def __init__(self, J: MetaLoss, tasks: Family, inner: list[int], every: int | None,
                  n_tasks: int, seed: int):
         self.J, self.tasks, self.every, self.n_tasks, self.seed = J, tasks, every, n_tasks, seed
@@ -131,81 +143,27 @@ class TrainingRun(LiveFigure):
         self.told = self.looking = 0.0
         super().__init__("training_run", spec={"history": copy.deepcopy(self.history)},
                          state={"at": None}, compute=lambda state: picture_of(self.history, state),
-                         draw=lambda state, picture: still(self.history, picture),
-                         alt="A meta-training run: its meta-loss over meta-steps, and the query "
-                         "loss of unseen tasks over inner steps, before and during training.",
-                         caption="Move the slider back to see how the model adapted earlier in the "
-                         "run; at its right end it follows the newest look. Notice whether the "
-                         "curve sinks as a whole, or falls more steeply.")
-        self._look(0)
-        self._tell()
+                         draw=lambda state, picture: still(self.history, picture), alt=ALT,
+                         caption=CAPTION)
+        self.look(0)
+        self.send()
         self._esm = (f"{bundle(self.name)}\n"
                      f"export default {{ render: ({{ model, el }}) => listen(model, el) }};")
 
-    @contextlib.contextmanager
-    def __call__(self, progress: Progress, steps: int,
-                 batch_size: int) -> Iterator[Callable[[float], None]]:
-        "The context of one run, see `metalit.training.Watcher`."
-        if progress.step == 0 or progress.step != self.history["step"]: self._begin(progress)
-        begin, losses, due = ((progress.step, progress.seconds), [],
-                              next_look(progress.step, steps, self.every))
-        def tell(status: str, words: str) -> None:
-            self.history |= {"status": status, "words": words, "step": progress.step,
-                             "steps": steps}
-            self.history["validation"] = columns(progress.validation, step="step",
-                                                 value="validation", ci95="ci95")
-            self._tell()
-        def speed(to_come: int) -> str:
-            return pace(progress.step - begin[0], to_come, batch_size, progress.seconds - begin[1])
-        def after_step(loss: float) -> None:
-            nonlocal due
-            losses.append(loss)
-            if progress.step >= due:
-                due = next_look(progress.step, steps, self.every)
-                self._row(progress.step, losses)
-                if self.every or self.looking <= COST * (progress.seconds - begin[1]):
-                    self._look(progress.step)
-            if time.monotonic() - self.told >= TELL:
-                tell("training", f"Training: meta-step {progress.step} of "
-                     f"{steps}{speed(steps - progress.step)}.")
-        if not self.history["looks"]: self._look(progress.step)
-        self.looking = 0.0
-        tell("training", f"Training: meta-step {progress.step} of {steps}.")
-        try: yield after_step
-        except BaseException as error:
-            self._row(progress.step, losses)
-            asked = isinstance(error, KeyboardInterrupt)
-            why = "it was interrupted" if asked else f"{type(error).__name__}: {error}"
-            diverged = isinstance(error, ArithmeticError)
-            if diverged: self._row(progress.step + 1, [math.nan])
-            tell("stopped" if asked else "diverged" if diverged else "failed",
-                 f"Stopped after meta-step {progress.step} of {steps}: {why}.")
-            raise
-        self._row(progress.step, losses)
-        if self.history["looks"][-1]["step"] != progress.step: self._look(progress.step)
-        done = ("Finished" if progress.step >= steps
-                else f"Ended early, at its patience or its budget: {steps} were asked for")
-        tell("finished" if progress.step >= steps else "ended",
-             f"{done}. {progress.step} meta-steps in {duration(progress.seconds)}{speed(0)}, by "
-             f"torch {torch.__version__} on {next(self.J.parameters()).device}.")
-
-    def _begin(self, progress: Progress) -> None:
+    def renew(self, progress: Progress) -> None:
         "A new run, or one that another figure watched: its log then tells of its past."
         self.history = new_history(self.history["inner"], self.J.inner.steps)
         self.history["loss"] = columns(progress.log, step="step", value="meta_loss")
 
-    def _row(self, step: int, losses: list[float]) -> None:
+    def row(self, step: int, losses: list[float]) -> None:
         "A point of the meta-loss: the mean since the last one."
         if not losses: return
         self.history["loss"]["step"].append(step)
         self.history["loss"]["value"].extend(finite([sum(losses) / len(losses)]))
         losses.clear()
 
-    def _look(self, step: int) -> None:
-        """Measure the adaptation curve on the held-out tasks.
-
-        Training's random numbers stay as they are.
-        """
+    def look(self, step: int) -> None:
+        "Measure held-out tasks; training's random numbers stay as they are."
         begin = time.monotonic()
         with own_random_numbers(self.seed, next(self.J.parameters()).device):
             found = evaluate(self.J, self.tasks, n_tasks=self.n_tasks, steps=self.history["inner"],
@@ -213,18 +171,82 @@ class TrainingRun(LiveFigure):
         self.history["looks"].append(finite({"step": step, "mean": found.mean, "ci95": found.ci95}))
         self.looking += time.monotonic() - begin
 
-    def _tell(self) -> None:
+    def send(self) -> None:
         "Send the history to the browser; a copy, for it grows on here."
         self.told = time.monotonic()
         self.spec = self.spec | {"history": copy.deepcopy(self.history)}
         self._answer()
 
+# %% ../../nbs/45_training_figure.ipynb #bad30664
+def stopped(error: BaseException, step: int, steps: int) -> tuple[str, str]:
+    "The status of a run that an error ended, and a sentence."
+    asked = isinstance(error, KeyboardInterrupt)
+    why = "it was interrupted" if asked else f"{type(error).__name__}: {error}"
+    diverged = isinstance(error, ArithmeticError)
+    return ("stopped" if asked else "diverged" if diverged else "failed",
+            f"Stopped after meta-step {step} of {steps}: {why}.")
 
-def columns(rows: list[dict[str, float]], **names: str) -> dict[str, list[float | None]]:
-    "Rows of a log as one list per name."
-    return {name: finite([row[key] for row in rows]) for name, key in names.items()}
 
+def finished(progress: Progress, steps: int, speed: str, device: torch.device) -> tuple[str, str]:
+    "The status of a run that came to an end of its own, and a sentence."
+    whole = progress.step >= steps
+    done = ("Finished" if whole
+            else f"Ended early, at its patience or its budget: {steps} were asked for")
+    return ("finished" if whole else "ended",
+            f"{done}. {progress.step} meta-steps in {duration(progress.seconds)}{speed}, by torch "
+            f"{torch.__version__} on {device}.")
 
+# %% ../../nbs/45_training_figure.ipynb #79572f18
+class TrainingRun(HistoryFigure, Watcher):
+    "A live figure of a run: give it to `meta_train` as `watch`. Made by `training_run`."
+    def begin(self, progress: Progress, steps: int, batch_size: int) -> None:
+        "Go on with the history, or begin a new one; look, where nobody has looked."
+        if progress.step == 0 or progress.step != self.history["step"]: self.renew(progress)
+        self.progress, self.steps, self.batch_size = progress, steps, batch_size
+        self.first, self.seconds_before = progress.step, progress.seconds
+        self.due = next_look(progress.step, steps, self.every)
+        self.losses: list[float] = []
+        if not self.history["looks"]: self.look(progress.step)
+        self.looking = 0.0
+        self.tell("training", f"Training: meta-step {progress.step} of {steps}.")
+
+    def step(self, loss: float) -> None:
+        "A row and a look where they are due; news where there were none for a while."
+        self.losses.append(loss)
+        now = self.progress.step
+        if now >= self.due:
+            self.due = next_look(now, self.steps, self.every)
+            self.row(now, self.losses)
+            if self.every or self.looking <= COST * self.seconds(): self.look(now)
+        if time.monotonic() - self.told >= TELL:
+            self.tell("training", f"Training: meta-step {now} of {self.steps}"
+                      f"{self.speed(self.steps - now)}.")
+
+    def end(self, error: BaseException | None) -> None:
+        "The last row, the last look, and how it ended."
+        now, device = self.progress.step, next(self.J.parameters()).device
+        self.row(now, self.losses)
+        if isinstance(error, ArithmeticError): self.row(now + 1, [math.nan])
+        if error is None and self.history["looks"][-1]["step"] != now: self.look(now)
+        self.tell(*(finished(self.progress, self.steps, self.speed(0), device) if error is None
+                    else stopped(error, now, self.steps)))
+
+    def seconds(self) -> float:
+        "How long this sitting has trained."
+        return self.progress.seconds - self.seconds_before
+
+    def speed(self, to_come: int) -> str:
+        "Tasks per second of this sitting, and the time that is left."
+        return pace(self.progress.step - self.first, to_come, self.batch_size, self.seconds())
+
+    def tell(self, status: str, words: str) -> None:
+        "A status and a sentence, and where the run stands."
+        seen = columns(self.progress.validation, step="step", value="validation", ci95="ci95")
+        self.history |= {"status": status, "words": words, "step": self.progress.step,
+                         "steps": self.steps, "validation": seen}
+        self.send()
+
+# %% ../../nbs/45_training_figure.ipynb #d063c659
 def training_run(J: MetaLoss, tasks: Family, *, inner_steps: int | None = None,
                  every: int | None = None, n_tasks: int = 50, seed: int = 1) -> TrainingRun:
     """A live figure of a training run. Show it, then train with `watch`:
