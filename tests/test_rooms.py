@@ -50,7 +50,8 @@ def imported(source: str, package: list[str], known: set[str]) -> set[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             wholes = [alias.name.split(".") for alias in node.names]
-            found |= {".".join(parts[1:]) or "__init__" for parts in wholes if parts[0] == "metalit"}
+            ours = [parts[1:] for parts in wholes if parts[0] == "metalit"]
+            found |= {".".join(parts) or "__init__" for parts in ours}
         if not isinstance(node, ast.ImportFrom): continue
         module = (node.module or "").split(".") if node.module else []
         if node.level: module = ["metalit", *package[:len(package) - node.level + 1], *module]
