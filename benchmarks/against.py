@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 import metalit as ml
 
+print(json.dumps(ml.__file__), flush=True)
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 x = torch.rand(25, 20, 1, generator=generator) * 10 - 5
@@ -58,8 +59,12 @@ class Worker:
 
     def __init__(self, library: Path):
         environment = os.environ | {"PYTHONPATH": str(library), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-c", WORKER], env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, "-c", WORKER], env=environment,
+                                        cwd=library, text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE)
+        place = Path(self.answer())
+        if library.resolve() not in place.parents:
+            raise SystemExit(f"{place} was imported, not the library in {library}")
         self.found = self.answer()
 
     def answer(self) -> Any:

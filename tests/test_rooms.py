@@ -11,26 +11,28 @@ import pytest
 import metalit
 
 LIBRARY = Path(metalit.__file__).parent
-ORDER = """
-tasks.task tasks.random tasks.family tasks.sinusoids tasks.quadratics tasks.episodes tasks
-models checks schedule
-batching.slope batching.modes batching.norms batching.chunks batching.compiled batching
-inner.walk inner.sgd inner.adam inner.sam inner.masked inner.preconditioned inner.prototypes inner
-terms.term terms.query terms.distance terms.contrast terms.sharpness terms
-pooling.mean pooling
-gradient.exact gradient.first_order gradient
-learner meta_loss methods as_written
-training.identity training.checkpoints training.evaluation training.processes training.memory
-training.watching training.loop training
-plots
-data data.images data.glyphs data.omniglot
-judging.judge judging.recipes judging.comparison judging
-widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes
-widgets.explorer widgets.training widgets
-cli
-comparison compiled judge
-__init__ __main__
-""".split()
+ROWS = (
+    "tasks.task tasks.random tasks.family tasks.sinusoids tasks.quadratics tasks.episodes tasks",
+    "models checks schedule",
+    "batching.slope batching.modes batching.norms batching.chunks batching.compiled batching",
+    "inner.walk inner.sgd inner.adam inner.sam inner.masked inner.preconditioned",
+    "inner.prototypes inner",
+    "terms.term terms.query terms.distance terms.contrast terms.sharpness terms",
+    "pooling.mean pooling",
+    "gradient.exact gradient.first_order gradient",
+    "learner meta_loss methods as_written",
+    "training.identity training.checkpoints training.evaluation training.processes training.memory",
+    "training.watching training.loop training",
+    "plots",
+    "data data.images data.glyphs data.omniglot",
+    "judging.judge judging.recipes judging.comparison judging",
+    "widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes",
+    "widgets.explorer widgets.training widgets",
+    "cli",
+    "comparison compiled judge",
+    "__init__ __main__",
+)
+ORDER = " ".join(ROWS).split()
 
 
 def name_of(path: Path, library: Path) -> str:
