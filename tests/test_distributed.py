@@ -21,12 +21,14 @@ import torch.nn.functional as F
 import metalit as ml
 from metalit import as_written
 from metalit.as_written import AsWritten
-from metalit.training.checkpoints import load_checkpoint
 from metalit.methods import ProtoNet
+from metalit.training import Validation, meta_train, processes
+from metalit.training.checkpoints import load_checkpoint
 from metalit.training.processes import (
     LostProcessError,
     Team,
-    across_tasks,
+    all_tasks_for,
+    check_compiled,
     check_divisible,
     joined,
     lost_process,
@@ -35,7 +37,6 @@ from metalit.training.processes import (
     summed,
     team,
 )
-from metalit.training import Validation, meta_train
 
 STEPS = 12
 
@@ -55,13 +56,13 @@ class Images(ml.tasks.Episodes):
 
     def having(self, **changes): return self
 
-    def batch(self, batch_size, seed=0, step=0):
+    def stream(self, batch_size, steps, seed=0, start=0):
         kind, _, rank = self.event.partition("-")
-        happens = step == 7 and team().rank == int(rank or -1)
-        if kind == "dies" and happens: os.kill(os.getpid(), signal.SIGKILL)
-        task = super().batch(batch_size, seed, step)
-        if kind == "overflow" and step == 7: task.query.x[3] = 3e38      # of the second half
-        return task
+        for step, task in enumerate(super().stream(batch_size, steps, seed, start), start):
+            happens = step == 7 and team().rank == int(rank or -1)
+            if kind == "dies" and happens: os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "overflow" and step == 7: task.query.x[3] = 3e38  # of the second half
+            yield task
 
 
 def same_for_all(prediction, y): return prediction.sum() * 0
@@ -224,26 +225,112 @@ def test_batches_that_cannot_be_divided():
     check_divisible(meta_loss("maml"), 9, 3)
 
 
-class Worst(torch.nn.Module):
+WHOLE = """
+import sys, torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from dataclasses import replace
+import metalit as ml
+from metalit.training.processes import parallel, share, team
+
+class Worst(ml.Pooling):
+    def forward(self, values): return values.max()
+
+class Tail(ml.Pooling):
+    "The mean of the worst quarter (conditional value at risk)."
+    def forward(self, values): return values.topk(len(values) // 4).values.mean()
+
+class Learned(ml.Pooling):
+    "A soft maximum whose sharpness is a meta-parameter."
+    def __init__(self):
+        super().__init__()
+        self.sharpness = torch.nn.Parameter(torch.tensor(0.7))
+    def forward(self, values): return (values * (self.sharpness * values).softmax(0)).sum()
+
+class OfEach(ml.Pooling):
+    "A weight for each task of a list, which is told apart by its number; of 8 query examples."
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.linspace(-1, 1, 20))
+    def forward(self, values, *, ids, sizes):
+        return (sizes * values * self.weights[ids].softmax(0)).sum()
+
+def cases(chunk_size=None):
+    tail = {"terms": ml.QueryLoss() + 0.3 * ml.Triplet(margin=9.0), "pooling": Tail()}
+    choices = {"worst": {"pooling": Worst()}, "tail": {"pooling": Tail()},
+               "learned": {"pooling": Learned()}, "ids": {"pooling": OfEach()},
+               "triplet": {"terms": ml.QueryLoss() + 0.5 * ml.Triplet(margin=9.0)},
+               "contrast": {"terms": ml.QueryLoss() + 0.5 * ml.Contrast("parameters")},
+               "triplet and tail": tail}
+    for name, options in choices.items():
+        yield name, ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, inner=ml.SGD(0.1, steps=2),
+                                chunk_size=chunk_size, **options)
+
+batch = ml.tasks.Sinusoids(shots=4).batch(8, seed=0)
+batch = replace(batch, ids=torch.tensor([3, 1, 4, 15, 9, 2, 6, 5]))
+
+def found(around, task):
+    record = {}
+    for chunk_size in (None, 2):
+        for name, J in cases(chunk_size):
+            together = around(J)
+            value = together(task)
+            value.backward()
+            record[name, chunk_size] = value.detach(), [p.grad for p in J.parameters()]
+    return record
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, store, out = int(sys.argv[1]), *sys.argv[2:]
+    dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+    torch.save(found(parallel, share(batch, team())), f"{out}.{rank}")
+    J = dict(cases())["triplet and tail"]
+    J.compile(backend="aot_eager")
+    try: parallel(J)
+    except ValueError as error: print(error)
+    dist.destroy_process_group()
+"""
+
+
+def test_what_looks_at_all_tasks_is_in_two_processes_what_it_is_in_one(tmp_path):
+    "Poolings and terms across tasks, eager and chunked; a parameter of a pooling has its gradient."
+    (tmp_path / "whole.py").write_text(WHOLE)
+    both = [subprocess.Popen([sys.executable, str(tmp_path / "whole.py"), str(rank),
+                              str(tmp_path / "store"), str(tmp_path / "found")],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for rank in (0, 1)]
+    heard = [process.communicate(timeout=120) for process in both]
+    for process, (said, errors) in zip(both, heard, strict=True):
+        assert process.returncode == 0, errors
+        assert ("what looks at all tasks of a batch (Triplet, Tail) does not go with compiling in "
+                "a team") in said
+    program = {"__name__": "program"}
+    exec(compile(WHOLE, "whole.py", "exec"), program)
+    right = program["found"](lambda J: J, program["batch"])
+    shares = [torch.load(tmp_path / f"found.{rank}", weights_only=True) for rank in (0, 1)]
+    assert len(right) == 14
+    for name, (value, gradients) in right.items():
+        # what is compared is more than the mean of two shares
+        assert any(gradient.abs().max() > 1e-3 for gradient in gradients), name
+        for of_one in shares:
+            torch.testing.assert_close(of_one[name][0], value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(of_one[name][1], gradients, rtol=1e-4, atol=1e-6)
+    for name in ("learned", "ids"): assert right[name, None][1][-1].abs().max() > 1e-3
+
+
+class Worst(ml.Pooling):
     def forward(self, values): return values.max()
 
 
 class Spread(ml.Term):
+    across_tasks = True
     def per_task(self, path, task): return path.loss(path.final, task.query)
-    def pool(self, values, pooling): return values.var()
+    def pool(self, values): return values.var()
 
 
-class Scaled(Spread):
-    across_tasks = False
-    def pool(self, values, pooling): return 2 * values.mean()
-
-
-def test_what_compares_tasks_is_refused_in_a_team():
+def test_only_a_class_that_says_so_is_refused_in_a_team():
     net, loss = ml.models.mlp(1, 8, 1), F.mse_loss
-    refused = {"Contrast": ml.ConML(net, loss), "Triplet": ml.TripletMAML(net, loss),
-               "SharpMAML": ml.SharpMAML(net, loss),
-               "Worst": ml.MetaLoss(net, loss, pooling=Worst()),
-               "Spread": ml.MetaLoss(net, loss, terms=ml.QueryLoss() + Spread()),
+    refused = {"SharpMAML": ml.SharpMAML(net, loss),
                "AsWritten": AsWritten(net, loss, as_written.contrastive)}
     for name, J in refused.items():
         check_divisible(J, 4, 1)
@@ -252,9 +339,38 @@ def test_what_compares_tasks_is_refused_in_a_team():
         ):
             check_divisible(J, 4, 2)
     for J in (ml.MAML(net, loss), ml.Reptile(net, loss), ml.SharpMAML(net, loss, rho_outer=0),
-              ml.MetaLoss(net, loss, terms=Scaled()), AsWritten(net, loss, as_written.reptile)):
+              AsWritten(net, loss, as_written.reptile)):
         check_divisible(J, 4, 2)
-    assert not across_tasks(net)
+        check_compiled(J, True, 2)
+        assert all_tasks_for(J) == []
+
+
+def test_what_looks_at_all_tasks_is_refused_only_where_it_is_compiled():
+    net, loss = ml.models.mlp(1, 8, 1), F.mse_loss
+    named = {"Contrast": ml.ConML(net, loss), "Triplet": ml.TripletMAML(net, loss),
+             "Worst": ml.MetaLoss(net, loss, pooling=Worst()),
+             "Spread, Worst": ml.MetaLoss(net, loss, terms=ml.QueryLoss() + Spread(),
+                                          pooling=Worst())}
+    for names, J in named.items():
+        check_divisible(J, 4, 2)
+        check_compiled(J, False, 2)
+        check_compiled(J, True, 1)
+        with pytest.raises(ValueError, match=rf"\({names}\) does not go with compiling in a team: "
+                           "the graph of each of the 2 processes knows its own tasks only"):
+            check_compiled(J, True, 2)
+
+
+def test_a_run_that_cannot_be_compiled_is_refused_before_anything_is_removed(monkeypatch, tmp_path):
+    tasks = ml.tasks.Sinusoids()
+    J = ml.TripletMAML(ml.models.mlp(1, 8, 1), F.mse_loss)
+    meta_train(J, tasks, steps=1, batch_size=4, checkpoint=tmp_path, progress=False)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr("metalit.training.loop.team", lambda: Team(0, 2))
+    with pytest.raises(ValueError, match="does not go with compiling in a team"):
+        meta_train(J, tasks, steps=2, batch_size=4, checkpoint=tmp_path, progress=False,
+                   compile=True, resume=False)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not J.is_compiled
 
 
 def test_more_processes_than_gpus_is_a_clear_error(monkeypatch):
@@ -269,7 +385,7 @@ def test_more_processes_than_gpus_is_a_clear_error(monkeypatch):
 
 
 def test_a_broken_connection_is_a_lost_process_and_other_errors_are_themselves(monkeypatch):
-    monkeypatch.setattr(ml.processes, "team", lambda: Team(0, 2))
+    monkeypatch.setattr(processes, "team", lambda: Team(0, 2))
     before = signal.getsignal(signal.SIGTERM)
     try:
         with (pytest.raises(LostProcessError,

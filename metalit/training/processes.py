@@ -19,15 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..meta_loss import MetaLoss
+from ..meta_loss import MetaLoss, in_recomputed_chunks
 from ..pooling.mean import Mean
 from ..tasks.family import seeded_generator
-from ..tasks.task import Task, check_task
+from ..tasks.task import Task, Tree, check_task, mapped
 
 # %% auto #0
-__all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'share', 'all_tasks_for', 'gathered', 'Whole',
-           'check_divisible', 'check_compiled', 'parallel', 'summed', 'is_broken_connection', 'lost_process',
-           'seed_step']
+__all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'share', 'all_tasks_for', 'gathered', 'of_first',
+           'measured_on', 'Whole', 'check_divisible', 'check_compiled', 'parallel', 'summed', 'is_broken_connection',
+           'lost_process', 'seed_step']
 
 # %% ../../nbs/16_processes.ipynb #d7b348e5
 class LostProcessError(RuntimeError):
@@ -106,6 +106,19 @@ def gathered(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def of_first(tensor: Tensor) -> Tensor:
+    "The tensor of the first process, in all of them."
+    same = tensor.detach().clone(memory_format=torch.contiguous_format)
+    with lost_process(): dist.broadcast(same, src=0)
+    return same
+
+
+def measured_on(J: MetaLoss, task: Task, probe: Tree) -> list[Tensor]:
+    "`J.per_task` of a share, with the inputs that all tasks of the whole batch have in common."
+    if J.chunk_size is None or J.chunk_size >= task.batch_size: return J._all_tasks(task, probe)
+    return in_recomputed_chunks(J, task, probe, J.chunk_size)
+
+# %% ../../nbs/16_processes.ipynb #82775453
 class Whole(nn.Module):
     """J of a batch that is spread over a team, for poolings and terms that look at all tasks.
 
@@ -118,7 +131,8 @@ class Whole(nn.Module):
 
     def forward(self, task: Task) -> Tensor:
         "J of the whole batch, from this process's share of it."
-        own = self.J.per_task(task := check_task(task))
+        task = check_task(task)
+        own = measured_on(self.J, task, mapped(lambda x: of_first(x[0]), task.query.x))
         values = [gathered(value).requires_grad_() for value in own]
         ids = None if task.ids is None else gathered(task.ids)
         whole = self.J.pool(values, replace(task, ids=ids))
