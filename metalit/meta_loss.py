@@ -5,7 +5,6 @@
 # %% ../nbs/09_meta_loss.ipynb #696596e8
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -20,19 +19,17 @@ from .inner.walk import InnerLoop, Walk
 from .learner import Learner, Loss, check_model
 from .models import Params, called, places
 from .pooling.mean import Mean, pooled
-from .schedule import lifted, scheduled
-from .tasks.task import Split, Task, Tree, check_task, length, mapped
+from .schedule import lifted, numbers_of, scheduled, set_numbers
+from .tasks.task import Task, Tree, check_task, mapped
 from .terms.query import QueryLoss
 from .terms.term import Path, Sum, Term
 
 # %% auto #0
-__all__ = ['Choices', 'MetaLoss', 'Calls', 'function_of', 'in_recomputed_chunks', 'compiled', 'report']
+__all__ = ['Choices', 'MetaLoss', 'Calls', 'function_of', 'in_recomputed_chunks', 'as_now', 'compiled', 'report']
 
 # %% ../nbs/09_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
-    "The seven choices, and what can be done with them but for the value itself: see `MetaLoss`."
-    _compiled: Callable[[Task], Tensor] | None = None
-
+    "The seven choices, and the value that they give a batch of tasks: see `MetaLoss`."
     def __init__(self, model: nn.Module, loss: Loss, *, inner: InnerLoop | None = None,
                  terms: Term | Sum | None = None, pooling: nn.Module | None = None,
                  gradient: nn.Module | None = None, chunk_size: int | None = None,
@@ -42,24 +39,6 @@ class Choices(Learner):
         self.pooling = Mean() if pooling is None else pooling
         self.gradient = Exact() if gradient is None else gradient
 
-    def compile(self, **options: Any) -> None:
-        """Compile value and gradient of J into one graph, in place.
-
-        The next call takes a while, later ones are fast.
-
-        `options` are those of `torch.compile`. A C++ compiler is needed. A compiled J can be
-        differentiated once only, and with respect to its parameters only; a copy or a pickle of it
-        is not compiled.
-
-        Raises `ValueError` for a J with `chunk_size`, or one that computes its tasks by a loop.
-        """
-        self._compiled = compiled(self, **options)
-
-    @property
-    def is_compiled(self) -> bool:
-        "Whether the next call runs a compiled graph."
-        return self._compiled is not None
-
     def at(self, step: int, steps: int) -> None:
         "Set all weights and rates that have a schedule to those of meta-step `step` of `steps`."
         for part in scheduled(self): part.at(step, steps)
@@ -68,17 +47,33 @@ class Choices(Learner):
         "J, each of its terms, and the query loss before and after adaptation, as numbers."
         return report(self, check_task(task))
 
-    def on(self, model: nn.Module, loss: Loss) -> MetaLoss:
-        "The same choices for another model and another task loss, as a new meta-loss."
-        check_model(model)
-        twin = copy.deepcopy(self)
-        twin.model, twin.loss = model, loss
-        twin.inner, twin.terms = self.inner.for_model(model), self.terms.for_model(model)
-        return twin
+    def _value(self, task: Task, theta: Params | None = None) -> Tensor:
+        return self.pool(self.per_task(task, theta), task)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items()
-                if name != "_compiled"}
+    def pool(self, values: list[Tensor], task: Task) -> Tensor:
+        "J, from what each term measured on each task."
+        return self.terms.pool(values, partial(pooled, self.pooling, task=task))
+
+    def per_task(self, task: Task, theta: Params | None = None) -> list[Tensor]:
+        "What each term measures on each task, (B, …), before pooling. `theta`: other parameters."
+        probe = mapped(lambda tensor: tensor[0], task.query.x)
+        if self.chunk_size is None or self.chunk_size >= task.batch_size:
+            return self._all_tasks(task, probe, theta)
+        if theta is not None:
+            raise ValueError("with chunk_size J adapts from its own parameters only: leave it out")
+        return in_recomputed_chunks(self, task, probe, self.chunk_size)
+
+    def _all_tasks(self, task: Task, probe: Tree, theta: Params | None = None) -> list[Tensor]:
+        one = partial(self._one_task, self.walk(), probe)
+        return self.each(one, self.theta() if theta is None else theta, task)
+
+    def _one_task(self, walk: Callable[[Params], Walk], probe: Tree, theta: Params,
+                  task: Task) -> list[Tensor]:
+        def value(walk: Walk) -> list[Tensor]:
+            points = walk(task.support)
+            path = Path(points, theta, walk.predict, walk.loss, walk, probe)
+            return self.terms.per_task(path, task)
+        return self.gradient(walk(theta), value, theta)
 
 # %% ../nbs/09_meta_loss.ipynb #7b6e6e99
 class MetaLoss(Choices):
@@ -97,6 +92,8 @@ class MetaLoss(Choices):
 
     Example: `J = MetaLoss(model, F.mse_loss, inner=SGD(lr=0.01)); J(task).backward()`.
     """
+    _compiled: Callable[[Task], Tensor] | None = None
+
     def forward(self, task: Task) -> Tensor:
         "J for a batch of tasks, a scalar; `.backward()` on it is the meta-gradient."
         task = check_task(task)
@@ -104,33 +101,31 @@ class MetaLoss(Choices):
             return self._value(task)
         return self._compiled(task)
 
-    def per_task(self, task: Task, theta: Params | None = None) -> list[Tensor]:
-        "What each term measures on each task, (B, …), before pooling. `theta`: other parameters."
-        probe = mapped(lambda tensor: tensor[0], task.query.x)
-        if self.chunk_size is None or self.chunk_size >= task.batch_size:
-            return self._all_tasks(task, probe, theta)
-        if theta is not None:
-            raise ValueError("with chunk_size J adapts from its own parameters only: leave it out")
-        return in_recomputed_chunks(self, task, probe)
+    def compile(self, **options: Any) -> None:
+        """Compile value and gradient of J into one graph, in place; the next call takes a while.
 
-    def pool(self, values: list[Tensor], task: Task) -> Tensor:
-        "J, from what each term measured on each task."
-        return self.terms.pool(values, partial(pooled, self.pooling, task=task))
+        `options` are those of `torch.compile`. A C++ compiler is needed. A compiled J can be
+        differentiated once only, by its parameters only; a copy or a pickle of it is not compiled.
 
-    def _value(self, task: Task, theta: Params | None = None) -> Tensor:
-        return self.pool(self.per_task(task, theta), task)
+        Raises `ValueError` for a J with `chunk_size`, or one that takes its tasks by a loop.
+        """
+        self._compiled = compiled(self, **options)
 
-    def _all_tasks(self, task: Task, probe: Tree, theta: Params | None = None) -> list[Tensor]:
-        one = partial(self._one_task, self.walk(), probe)
-        return self.each(one, self.theta() if theta is None else theta, task)
+    @property
+    def is_compiled(self) -> bool:
+        "Whether the next call runs a compiled graph."
+        return self._compiled is not None
 
-    def _one_task(self, walk: Callable[[Params], Walk], probe: Tree, theta: Params,
-                  task: Task) -> list[Tensor]:
-        def value(walk: Walk) -> list[Tensor]:
-            points = walk(task.support)
-            path = Path(points, theta, walk.predict, walk.loss, walk, probe)
-            return self.terms.per_task(path, task)
-        return self.gradient(walk(theta), value, theta)
+    def on(self, model: nn.Module, loss: Loss) -> MetaLoss:
+        "The same choices for another model and another task loss, as a new meta-loss."
+        check_model(model)
+        twin = copy.deepcopy(self)
+        twin.model, twin.loss = model, loss
+        twin.inner, twin.terms = self.inner.for_model(model), self.terms.for_model(model)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_compiled"}
 
 # %% ../nbs/09_meta_loss.ipynb #0800647b
 class Calls(nn.Module):
@@ -148,16 +143,29 @@ def function_of(calls: Calls) -> Callable[..., Any]:
     return lambda parameters, *args: called(calls, places(calls), parameters, *args)
 
 # %% ../nbs/09_meta_loss.ipynb #4db06752
-def in_recomputed_chunks(J: MetaLoss, task: Task, probe: Tree) -> list[Tensor]:
+def in_recomputed_chunks(J: Choices, task: Task, probe: Tree, chunk_size: int) -> list[Tensor]:
     "`J.per_task`, chunk by chunk, keeping no graph."
     calls = Calls(J, lambda batch: J._all_tasks(*batch))
-    run, parameters = function_of(calls), dict(calls.named_parameters())
-    parts = [recomputed(run, parameters, (task.select(slice(i, i + J.chunk_size)), probe))
-             for i in range(0, task.batch_size, J.chunk_size)]
+    run = as_now(J, function_of(calls))
+    parameters: Params = dict(calls.named_parameters())
+    parts = [recomputed(run, parameters, (task.select(slice(i, i + chunk_size)), probe))
+             for i in range(0, task.batch_size, chunk_size)]
     return [torch.cat(of_one_term) for of_one_term in zip(*parts, strict=True)]
 
+
+def as_now(J: Choices, run: Callable[..., Any]) -> Callable[..., Any]:
+    "The function, which from now on sees the numbers with a schedule as they are at this moment."
+    now = numbers_of(J)
+
+    def again(*args: Any) -> Any:
+        before = numbers_of(J)
+        set_numbers(J, now)
+        try: return run(*args)
+        finally: set_numbers(J, before)
+    return again
+
 # %% ../nbs/09_meta_loss.ipynb #2a0c1485
-def compiled(J: MetaLoss, **options: Any) -> Callable[[Task], Tensor]:
+def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
     "J as a function of tasks whose value and gradient are one graph: see `MetaLoss.compile`."
     if J.chunk_size is not None:
         raise ValueError(f"chunk_size={J.chunk_size} computes gradients chunk by chunk in the "
@@ -172,13 +180,10 @@ def compiled(J: MetaLoss, **options: Any) -> Callable[[Task], Tensor]:
 
 # %% ../nbs/09_meta_loss.ipynb #33c9c0b6
 @torch.no_grad()
-def report(J: MetaLoss, task: Task) -> dict[str, float]:
+def report(J: Choices, task: Task) -> dict[str, float]:
     "J, each of its terms, and the query loss before and after adaptation: see `MetaLoss.report`."
-    values = J.per_task(task)
+    terms = J.terms.apart(J.per_task(task), partial(pooled, J.pooling, task=task))
     before, after = J.curve(task, (0, J.inner.steps)).mean(0).tolist()
-    terms = {
-        name: (term.pool(value) if term.across_tasks else pooled(J.pooling, value, task)).item()
-        for name, term, value in zip(J.terms.names(), J.terms.terms, values, strict=True)
-    }
-    return {"meta_loss": J._value(task).item(), **terms,
+    return {"meta_loss": J._value(task).item(),
+            **{name: value.item() for name, value in terms.items()},
             "loss_before": before, "loss_after": after}

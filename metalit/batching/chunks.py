@@ -5,7 +5,7 @@
 # %% ../../nbs/17_chunks.ipynb #55a555bd
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def in_chunks(each: Each, one: Callable[[Any, Any], Tree], shared: Any, own: Any
 Run = Callable[[Params, Tree], list[Tensor]]
 
 
-def recomputed(run: Run, parameters: Params, batch: Tree) -> list[Tensor]:
+def recomputed(run: Run, parameters: Mapping[str, Tensor], batch: Tree) -> list[Tensor]:
     """`run(parameters, batch)`, keeping no graph: the backward pass runs again, equally at random.
 
     Gradients flow to the parameters, and to tensors of the batch that ask for one; once only.
@@ -75,8 +75,8 @@ class _Recomputed(torch.autograd.Function):
         with torch.random.fork_rng(), torch.enable_grad():
             restore_random_state(ctx.random)
             values = _again(ctx, tensors)
-            total = sum((value * weight).sum()
-                        for value, weight in zip(values, weights, strict=True))
+            total = torch.stack([(value * weight).sum()
+                                 for value, weight in zip(values, weights, strict=True)]).sum()
         wanted = [tensor for tensor in tensors if tensor.requires_grad]
         gradients = iter(torch.autograd.grad(total, wanted, allow_unused=True))
         return None, None, None, *(next(gradients) if tensor.requires_grad else None

@@ -52,7 +52,8 @@ def _layer_norm(x: Tensor, normalized_shape: list[int], weight: Tensor | None = 
     return _normalised(x, list(range(-len(normalized_shape), 0)), eps, weight, bias)
 
 
-PLAIN = {F.batch_norm: _batch_norm, F.instance_norm: _instance_norm, F.layer_norm: _layer_norm}
+PLAIN: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.batch_norm: _batch_norm, F.instance_norm: _instance_norm, F.layer_norm: _layer_norm}
 
 # %% ../../nbs/38_norms.ipynb #8355c2e2
 class PlainNorms(TorchFunctionMode):

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from torch import Tensor, nn
-
 from ..batching.slope import grad
 from .walk import InnerLoop, InnerLoss, Predict, State
 from ..models import Params

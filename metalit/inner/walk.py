@@ -40,7 +40,7 @@ class InnerLoop(Scheduled):
 
     `steps` is K. With `batch_size` each step sees only so many of the support examples, the next
     ones in turn, around and around; by default it sees them all. Parameters that a subclass owns
-    become meta-parameters.
+    become meta-parameters. See `metalit.batching.grad` for the gradient that a step follows.
 
     Raises `ValueError` where steps is not a whole number, 0 or more, or batch_size below 1.
 
@@ -68,9 +68,8 @@ class InnerLoop(Scheduled):
 
     def examples(self, support: Split, k: int) -> Split:
         "The support examples that step k sees."
-        count = length(support)
-        if self.batch_size is None or self.batch_size >= count: return support
-        device, first = leaves(support)[0].device, k * self.batch_size
+        if self.batch_size is None or self.batch_size >= length(support): return support
+        count, device, first = length(support), leaves(support)[0].device, k * self.batch_size
         return support.select(torch.arange(first, first + self.batch_size, device=device) % count)
 
     def for_model(self, model: nn.Module) -> InnerLoop:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from ..inner.walk import LossOn, Predict
@@ -99,15 +98,19 @@ class Weighted(Scheduled):
         self.terms = nn.ModuleList(term for _, term in parts)
         self.numbers(**{f"weight_{i}": weight for i, (weight, _) in enumerate(parts)})
 
+    def each(self) -> Iterator[Term]:
+        "The terms, one after the other."
+        return cast(Iterator[Term], iter(self.terms))
+
     @property
     def weights(self) -> list[float]:
         "The weights, as they are now."
         return [getattr(self, f"weight_{i}") for i in range(len(self.terms))]
 
-    def parts(self) -> list[tuple[Number, Any]]:
+    def parts(self) -> list[tuple[Number, Term]]:
         "The pairs (weight, term), a weight with its schedule."
         weights = (self.schedules.get(f"weight_{i}", now) for i, now in enumerate(self.weights))
-        return list(zip(weights, self.terms, strict=True))
+        return list(zip(weights, self.each(), strict=True))
 
     def names(self) -> list[str]:
         "A name for each term; a repeated one is numbered."
@@ -126,16 +129,22 @@ class Sum(Weighted):
     """
     def per_task(self, path: Path, task: Task) -> list[Tensor]:
         "What each term measures on one task."
-        return [self._measured(term, term.per_task(path, task)) for term in self.terms]
+        return [self._measured(term, term.per_task(path, task)) for term in self.each()]
 
     def pool(self, values: list[Tensor], pooling: Callable[[Tensor], Tensor]) -> Tensor:
         "Each task's weighted sum, pooled; and what terms that compare tasks add to it, weighted."
-        weighed = list(zip(self.weights, self.terms, values, strict=True))
+        weighed = list(zip(self.weights, self.each(), values, strict=True))
         alone = [weight * value for weight, term, value in weighed if not term.across_tasks]
         between = [weight * term.pool(value)
                    for weight, term, value in weighed if term.across_tasks]
         pooled = [pooling(_total(alone))] if alone else []
         return _total(pooled + between)
+
+    def apart(self, values: list[Tensor], pooling: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        "What each term by itself amounts to, pooled and unweighted, by name."
+        named = zip(self.names(), self.each(), values, strict=True)
+        return {name: term.pool(value) if term.across_tasks else pooling(value)
+                for name, term, value in named}
 
     def for_model(self, model: nn.Module) -> Sum:
         "The same terms for another model."
@@ -152,7 +161,7 @@ class Sum(Weighted):
     __rmul__ = __mul__
 
     @staticmethod
-    def _measured(term: Any, value: Tensor) -> Tensor:
+    def _measured(term: Term, value: Tensor) -> Tensor:
         if term.across_tasks or value.ndim == 0: return value
         raise ValueError(f"{type(term).__name__}.per_task returned a tensor of shape "
                          f"{tuple(value.shape)}; a term returns one number per task, unless it "
