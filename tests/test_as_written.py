@@ -5,6 +5,7 @@ By closed form and gradcheck.
 import contextlib
 import io
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def test_contrastive_is_constant_where_curvature_is_shared(start):
 
 
 def test_contrastive_ignores_the_query_set(bowls, start):
-    other = bowls._replace(query=ml.Split(bowls.query.x + 1, bowls.query.y - 5))
+    other = replace(bowls, query=ml.Split(bowls.query.x + 1, bowls.query.y - 5))
     for a, b in zip(measure(as_written.contrastive, bowls, start),
                     measure(as_written.contrastive, other, start), strict=True):
         assert torch.equal(a, b)

@@ -236,6 +236,24 @@ def test_distances_at_zero():
           torch.tensor(5.0 / math.sqrt(2)))
 
 
+class Worst(ml.Pooling):
+    "The worst task speaks for all."
+    def forward(self, values): return values.max()
+
+
+@pytest.mark.parametrize("term", [ml.Triplet(0.3), ml.Contrast()])
+def test_outside_the_pooling(term, bowls, start):
+    "Beside the worst query loss there is still the mean over tasks: value and gradient."
+    def found(terms, **choices):
+        J = ml.MetaLoss(Point(start), half_square, inner=ml.SGD(LR), terms=terms, **choices)
+        return value_and_gradient(J, bowls)
+    both, worst = (found(terms, pooling=Worst())
+                   for terms in (ml.QueryLoss() + 0.5 * term, ml.QueryLoss()))
+    for total, query, own in zip(both, worst, found(term), strict=True):
+        close(total, query + 0.5 * own)
+    assert worst[0] > found(ml.QueryLoss())[0]
+
+
 @pytest.mark.parametrize("margin", [0, -1.0, math.nan, math.inf])
 def test_bad_margin(margin):
     with pytest.raises(ValueError, match="a finite number above 0 is needed"): ml.Triplet(margin)

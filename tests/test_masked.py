@@ -10,10 +10,10 @@ from torch.func import functional_call
 
 import metalit as ml
 from metalit.inner.masked import Context, Masked, head_of, matching
-from metalit.judging.judge import flops
 from metalit.methods import ANIL, BOIL, CAVIA
 from metalit.models import Contextual, Conv4, Point, mlp
 from metalit.tasks import curvature, half_square
+from metalit.training.memory import flops
 
 LR = 0.4
 MASKS = {"head": ({"only": "head"}, [0, 0, 0, 1]), "body": ({"without": "head"}, [1, 1, 1, 0]),
@@ -281,6 +281,15 @@ def test_for_model_and_on(small_net, sines):
     assert CAVIA(in_context(), F.mse_loss).on(in_context(4), F.l1_loss)(sines).isfinite()
     with pytest.raises(ValueError, match="matches no parameter of Point"):
         ANIL(small_net, F.mse_loss).on(Point(4), half_square)
+
+
+def test_a_schedule_of_the_rate_reaches_the_copy(small_net):
+    falling = ml.schedule.Linear(0.4, 0.1)
+    for twin in (Masked(small_net, falling).for_model(mlp(1, 7, 1)),
+                 Context(in_context(), falling).for_model(in_context(4))):
+        assert twin.lr == 0.4
+        twin.at(9, 10)
+        assert twin.lr == 0.1
 
 
 def test_an_inner_loop_made_for_another_model(small_net, sines):

@@ -258,6 +258,14 @@ def test_options_reach_the_inner_loop_and_its_copy(small_net):
     with pytest.raises(TypeError, match="momentum"): ml.MetaSGD(small_net, momentum=0.9)
 
 
+def test_a_schedule_of_the_rate_reaches_the_copy(small_net):
+    inner = ml.MetaSGD(small_net, ml.schedule.Linear(0.1, 0.02))
+    twin = inner.for_model(ml.models.mlp(1, 4, 1))
+    assert inner.lr == twin.lr == 0.1
+    twin.at(9, 10)
+    assert (inner.lr, twin.lr) == (0.1, 0.02)
+
+
 @pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])
 @pytest.mark.parametrize("options",
                          [{"lr": 0.0}, {"lr": float("nan")}, {"steps": -1}, {"steps": 1.5}])

@@ -264,7 +264,7 @@ def test_bad_heads(net, task):
     with pytest.raises(ValueError,
                        match=r"made for another model: this one has no parameter '4\.weight'"):
         ml.MetaLoss(mlp(2, 5, 3).double(), F.cross_entropy, inner=Prototypes(net))(task)
-    with pytest.raises(ValueError, match="a label is out of range: the model has 2 outputs"):
+    with pytest.raises(ValueError, match="The model has 2 outputs, so labels are 0 … 1"):
         ProtoNet(mlp(2, 5, 2).double(), F.cross_entropy)(task)
 
 
@@ -278,6 +278,9 @@ def test_for_model_on_and_options(net, task):
     assert copy.deepcopy(J)(task) == J(task)
     for options in ({"lr": 0.0}, {"steps": -1}, {"steps": 1.5}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=next(iter(options))): Prototypes(net, **options)
+    twin = Prototypes(net, ml.schedule.Linear(0.3, 0.1), 2).for_model(mlp(2, 6, 6, 3))
+    twin.at(9, 10)
+    assert twin.lr == 0.1
 
 
 def test_float32_agrees(net, task):

@@ -211,6 +211,15 @@ def test_sharp_maml_reports(small_net, sines):
     close(torch.cat([p.detach().flatten() for p in J.parameters()]), before, 0)
 
 
+def test_a_schedule_sets_what_the_norm_weighs(small_net, sines):
+    J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1),
+                    terms=ml.schedule.Linear(0.0, 1.0) * ml.GradientNorm())
+    J.at(9, 10)
+    for term in J.terms.terms: term.at(9, 10)  # has no number of its own, and no harm is done
+    alone = ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(0.1), terms=ml.GradientNorm())
+    close(J(sines), alone(sines), 1e-14)
+
+
 @pytest.mark.parametrize("at", ["start", None, 0])
 def test_bad_at(at):
     with pytest.raises(ValueError, match=r"choose 'adapted' .* or 'init'"): ml.GradientNorm(at)

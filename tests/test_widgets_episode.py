@@ -169,10 +169,9 @@ def test_a_drawing_of_another_size_is_told(figure):
 def test_a_path_of_no_numbers_is_told_with_its_step_and_earlier_steps_are_shown(shown):
     class Explodes(ml.SGD):
         "Steps into the void at the third step."
-        def adapt(self, *args, **options):
-            points = super().adapt(*args, **options)
-            return [{name: value * (torch.nan if k > 2 else 1) for name, value in phi.items()}
-                    for k, phi in enumerate(points)]
+        def step(self, loss, phi, state, k):
+            phi, state = super().step(loss, phi, state, k)
+            return {name: value * (torch.nan if k >= 2 else 1) for name, value in phi.items()}, state
     figure = episode(ml.MetaLoss(trained("maml"), F.cross_entropy, inner=Explodes()), step=2)
     assert figure.picture["blown"] == 3 and len(figure.picture["query"]) == 3
     figure.move(step=3)
@@ -237,6 +236,13 @@ def test_images_that_are_no_bytes_are_shown_as_bytes_and_judged_as_they_are():
                                expected)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_one_task_after_another_gives_the_same_answers(together):
+    pictures = [episode(ml.MAML(trained("maml"), F.cross_entropy, batching=batching),
+                        together=together).picture for batching in ("vmap", "loop")]
+    assert_same(*pictures)
+
+
 def test_what_only_torch_can_compute_has_frames(figure):
     mine = episode(ml.ProtoMAML(trained("maml"), F.cross_entropy, lr=0.1))
     assert in_javascript(mine, mine.state) == [None]
@@ -275,7 +281,7 @@ def missing():
 @pytest.mark.parametrize(
     ("make", "words"),
     [(lambda: episode(ml.MAML(Conv4(3, filters=4), F.cross_entropy)),
-      "a label is out of range: the model has 3"),
+      "The model has 3 outputs, so labels are 0 … 2"),
      (lambda: episode(ml.MAML(Conv4(7, filters=4), F.cross_entropy)),
       "shape (5, 7), and (5, 5) is needed"),
      (lambda: episode(tasks=glyph_episodes(ways=10, queries=1)),

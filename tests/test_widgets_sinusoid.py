@@ -204,6 +204,29 @@ def test_only_plain_perceptrons_go_to_the_browser():
         assert start("a", J).net is None
 
 
+class Frozen(ml.InnerLoop):
+    "An inner loop without a step size, which does nothing."
+    def step(self, loss, phi, state, k): return phi, state
+
+
+class Elsewhere(ml.MAML):
+    "A meta-loss whose tasks are learned in a way of its own."
+    def adapt(self, support, steps=None): return super().adapt(support, 0)
+
+
+def test_an_inner_loop_of_another_kind_keeps_its_own_way():
+    plain = ml.models.mlp(1, 4, 1)
+    figure = sinusoid({"frozen": ml.MetaLoss(plain, F.mse_loss, inner=Frozen()),
+                       "elsewhere": Elsewhere(plain, F.mse_loss)}, steps=2)
+    said = figure.spec["starts"]
+    assert said["frozen"]["own"] == "Frozen" and said["frozen"]["lr"] is None
+    assert said["elsewhere"]["net"] is None
+    for name in ("frozen", "elsewhere"):
+        figure.move(right=name)
+        first, _, last = figure.picture["right"]["curves"]
+        assert first == last
+
+
 def test_the_default_state_is_one_of_the_sliders(figure):
     state, spec = figure.state, figure.spec
     assert state["lr"] in spec["lrs"]

@@ -101,7 +101,7 @@ def as_net(model: nn.Module) -> dict[str, Any] | None:
     layers = list(model) if type(model) is nn.Sequential else []
     linear = [layer for layer in layers[::2] if type(layer) is nn.Linear and layer.bias is not None]
     between = {kinds.get(type(layer)) for layer in layers[1::2]}
-    if not linear or len(linear) != len(layers) // 2 + len(layers) % 2: return None
+    if not linear or len(linear) < len(layers[::2]): return None
     if len(layers) % 2 == 0 or len(between) > 1 or None in between: return None
     if linear[0].in_features != 1 or linear[-1].out_features != 1: return None
     return {"activation": next(iter(between), "relu"),
