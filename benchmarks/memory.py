@@ -70,7 +70,8 @@ def run(tasks: tuple[int, ...] = TASKS, steps: tuple[int, ...] = STEPS, filters:
         "memory",
         {"what": f"one meta-step (value and gradient), eager, strided Conv4 with {filters} "
          f"filters, {WAYS}-way {SHOTS}-shot, {QUERIES} queries per class, {SIZE} × {SIZE} pixels",
-         "command": "python -m benchmarks.memory", "predicted": "metalit.training.memory.predicted_memory: "
+         "command": "python -m benchmarks.memory", "predicted":
+         "metalit.training.memory.predicted_memory: "
          "from steps with at most 3 tasks and 3 inner steps",
          "measured": "peak of what PyTorch allocates during the step, by its profiler",
          "resident": "peak resident set minus its level before the step, a fresh process per "

@@ -17,5 +17,6 @@ def __getattr__(name: str) -> Any:
     "The name from where it stands now, with a warning."
     if name.startswith("__"): raise AttributeError(name)
     found = getattr(importlib.import_module("metalit.judging.judge"), name)
-    warnings.warn("metalit.judge is now metalit.judging.judge", DeprecationWarning, stacklevel=2)
+    warnings.warn("metalit.judge is now metalit.judging.judge", DeprecationWarning,
+                  stacklevel=2)
     return found

@@ -17,7 +17,13 @@ from metalit.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from .evaluation import Evaluation, Validation, accuracy, evaluate, own_random_numbers
+from metalit.training.evaluation import (
+    Evaluation,
+    Validation,
+    accuracy,
+    evaluate,
+    own_random_numbers,
+)
 from .identity import described, method_of
 from .loop import make_optimizer, meta_train, pick_device, stop_requested
 from metalit.training.memory import (

@@ -19,75 +19,7 @@ from ..tasks.family import Family
 from .checkpoints import Progress, Row
 
 # %% auto #0
-__all__ = ['own_random_numbers', 'Validation', 'measure', 'Evaluation', 'evaluate', 'name_of', 'accuracy']
-
-# %% ../../nbs/11a_evaluation.ipynb #3e5f9784
-@contextlib.contextmanager
-def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    "Inside, PyTorch's random numbers (dropout) depend on `seed` alone; outside, all is as before."
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-# %% ../../nbs/11a_evaluation.ipynb #28b1c734
-@dataclass
-class Validation:
-    """Tasks to look at while training: which parameters were best, and when to stop.
-
-    `tasks`: their held-out tasks are used, the same `n_tasks` each time. `metric`: as in
-    `evaluate`, by default J's loss, where less is better; with `maximize` (by default for
-    `accuracy`) more is. `steps`: inner steps, by default J's own. `patience`: stop when so many
-    looks in a row were no better than the best; None never stops.
-
-    Example: `meta_train(J, train, steps=5000, validation=Validation(tasks, every=250))`.
-    """
-    tasks: Family
-    every: int = 500
-    n_tasks: int = 200
-    metric: Loss | None = None
-    steps: int | None = None
-    patience: int | None = None
-    maximize: bool | None = None
-    batch_size: int = 100
-
-    def __post_init__(self) -> None:
-        least = {"every": 1, "patience": 1, "batch_size": 1, "n_tasks": 2, "steps": 0}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise ValueError(f"{name}={value}: at least {smallest} is needed")
-        if self.maximize is None: self.maximize = self.metric is accuracy
-
-    def look(self, J: Learner, state: Progress) -> bool:
-        "Measure, write it into the state, and say whether it is the best so far."
-        start = time.perf_counter()
-        row = {"step": state.step} | measure(self, J)
-        state.validation.append(row)
-        state.seconds += time.perf_counter() - start
-        sign = 1 if self.maximize else -1
-        better = math.isfinite(row["validation"]) and (
-            state.best is None or sign * row["validation"] > sign * state.best["validation"])
-        if better: state.best = row
-        return better
-
-    def exhausted(self, state: Progress) -> bool:
-        "Whether patience has run out."
-        if self.patience is None: return False
-        best = state.best["step"] if state.best else 0
-        return sum(row["step"] > best for row in state.validation) >= self.patience
-
-    def __str__(self) -> str:
-        return (f"{name_of(self.metric)} on {self.n_tasks} tasks of {self.tasks.identity()}, "
-                f"steps {self.steps}")
-
-# %% ../../nbs/11a_evaluation.ipynb #405c0266
-def measure(validation: Validation, J: Learner) -> Row:
-    "The metric on the validation tasks: mean and interval."
-    steps = J.inner.steps if validation.steps is None else validation.steps
-    with own_random_numbers(0, next(J.parameters()).device):
-        found = evaluate(J, validation.tasks, n_tasks=validation.n_tasks, steps=(steps,),
-                         metric=validation.metric, batch_size=validation.batch_size)
-    return {"validation": found.mean[0], "ci95": found.ci95[0]}
+__all__ = ['Evaluation', 'evaluate', 'name_of', 'accuracy', 'own_random_numbers', 'Validation', 'measure', 'best_so_far']
 
 # %% ../../nbs/11a_evaluation.ipynb #67d49d8a
 @dataclass(frozen=True)
@@ -163,3 +95,75 @@ def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
     Example: `evaluate(J, episodes, metric=accuracy)`.
     """
     return (prediction.argmax(-1) == y).to(prediction.dtype).mean()
+
+# %% ../../nbs/11a_evaluation.ipynb #3e5f9784
+@contextlib.contextmanager
+def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    "Inside, PyTorch's random numbers (dropout) depend on `seed` alone; outside, all is as before."
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+# %% ../../nbs/11a_evaluation.ipynb #28b1c734
+@dataclass
+class Validation:
+    """Tasks to look at while training: which parameters were best, and when to stop.
+
+    `tasks`: their held-out tasks are used, the same `n_tasks` each time. `metric`: as in
+    `evaluate`, by default J's loss, where less is better; with `maximize` (by default for
+    `accuracy`) more is. `steps`: inner steps, by default J's own. `patience`: stop when so many
+    looks in a row were no better than the best; None never stops.
+
+    Example: `meta_train(J, train, steps=5000, validation=Validation(tasks, every=250))`.
+    """
+    tasks: Family
+    every: int = 500
+    n_tasks: int = 200
+    metric: Loss | None = None
+    steps: int | None = None
+    patience: int | None = None
+    maximize: bool | None = None
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        least = {"every": 1, "patience": 1, "batch_size": 1, "n_tasks": 2, "steps": 0}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name}={value}: at least {smallest} is needed")
+        if self.maximize is None: self.maximize = self.metric is accuracy
+
+    def look(self, J: Learner, state: Progress) -> bool:
+        "Measure, write it into the state, and say whether it is the best so far."
+        start = time.perf_counter()
+        state.validation.append({"step": state.step} | measure(self, J))
+        state.seconds += time.perf_counter() - start
+        before, state.best = state.best, best_so_far(self, state)
+        return state.best is not before
+
+    def exhausted(self, state: Progress) -> bool:
+        "Whether patience has run out."
+        if self.patience is None: return False
+        best = state.best["step"] if state.best else 0
+        return sum(row["step"] > best for row in state.validation) >= self.patience
+
+    def __str__(self) -> str:
+        return (f"{name_of(self.metric)} on {self.n_tasks} tasks of {self.tasks.identity()}, "
+                f"steps {self.steps}")
+
+# %% ../../nbs/11a_evaluation.ipynb #405c0266
+def measure(validation: Validation, J: Learner) -> Row:
+    "The metric on the validation tasks: mean and interval."
+    steps = J.inner.steps if validation.steps is None else validation.steps
+    with own_random_numbers(0, next(J.parameters()).device):
+        found = evaluate(J, validation.tasks, n_tasks=validation.n_tasks, steps=(steps,),
+                         metric=validation.metric, batch_size=validation.batch_size)
+    return {"validation": found.mean[0], "ci95": found.ci95[0]}
+
+
+def best_so_far(validation: Validation, state: Progress) -> Row | None:
+    "The newest look, if it is better than the best before it, or else that one."
+    new, sign = state.validation[-1], 1 if validation.maximize else -1
+    if not math.isfinite(new["validation"]): return state.best
+    if state.best is None: return new
+    return max(state.best, new, key=lambda row: sign * row["validation"])

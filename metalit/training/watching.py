@@ -17,7 +17,7 @@ from .checkpoints import Checkpoints, Progress, Row
 from .evaluation import Validation
 
 # %% auto #0
-__all__ = ['Watcher', 'watched', 'end_of', 'Board', 'Bar', 'Looks']
+__all__ = ['Watcher', 'watched', 'end_of', 'Bar', 'Board', 'Looks']
 
 # %% ../../nbs/11b_watching.ipynb #9d6ee6e9
 class Watcher:
@@ -58,7 +58,28 @@ def end_of(watcher: Watcher) -> Callable[[Any, BaseException | None, Any], None]
     def end(kind: Any, error: BaseException | None, trace: Any) -> None: watcher.end(error)
     return end
 
-# %% ../../nbs/11b_watching.ipynb #74993666
+# %% ../../nbs/11b_watching.ipynb #f57c85be
+class Bar(Watcher):
+    "A progress bar for terminal or notebook."
+    def begin(self, progress: Progress, steps: int, batch_size: int) -> None:
+        "Show it."
+        from tqdm.auto import tqdm
+        self.progress, self.rows = progress, len(progress.log)
+        self.bar = tqdm(total=steps, initial=progress.step, desc="meta-training", unit="step",
+                        mininterval=0.5)
+
+    def step(self, loss: float) -> None:
+        "One step on; with a new row of the log, its meta-loss."
+        self.bar.update()
+        if len(self.progress.log) == self.rows: return
+        self.rows = len(self.progress.log)
+        self.bar.set_postfix_str(f"meta-loss {self.progress.log[-1]['meta_loss']:.4g}")
+
+    def end(self, error: BaseException | None) -> None:
+        "Leave it as it is."
+        self.bar.close()
+
+# %% ../../nbs/11b_watching.ipynb #a1b9c359
 class Board(Watcher):
     """Files for TensorBoard in a folder: each new row of the log and of the validation.
 
@@ -92,27 +113,6 @@ class Board(Watcher):
     def end(self, error: BaseException | None) -> None:
         "Close the files."
         self.writer.close()
-
-# %% ../../nbs/11b_watching.ipynb #7216d465
-class Bar(Watcher):
-    "A progress bar for terminal or notebook."
-    def begin(self, progress: Progress, steps: int, batch_size: int) -> None:
-        "Show it."
-        from tqdm.auto import tqdm
-        self.progress, self.rows = progress, len(progress.log)
-        self.bar = tqdm(total=steps, initial=progress.step, desc="meta-training", unit="step",
-                        mininterval=0.5)
-
-    def step(self, loss: float) -> None:
-        "One step on; with a new row of the log, its meta-loss."
-        self.bar.update()
-        if len(self.progress.log) == self.rows: return
-        self.rows = len(self.progress.log)
-        self.bar.set_postfix_str(f"meta-loss {self.progress.log[-1]['meta_loss']:.4g}")
-
-    def end(self, error: BaseException | None) -> None:
-        "Leave it as it is."
-        self.bar.close()
 
 # %% ../../nbs/11b_watching.ipynb #d6136358
 class Looks(Watcher):

@@ -122,8 +122,8 @@ def next_look(step: int, steps: int, every: int | None) -> int:
     return step + max(1, int(min(max(LEAST, SHARE * step), MOST * steps)))
 
 # %% ../../nbs/45_training_figure.ipynb #52e4190e
-ALT = ("A meta-training run: its meta-loss over meta-steps, and the query loss of unseen tasks over "
-       "inner steps, before and during training.")
+ALT = ("A meta-training run: its meta-loss over meta-steps, and the query loss of unseen tasks "
+       "over inner steps, before and during training.")
 CAPTION = ("Move the slider back to see how the model adapted earlier in the run; at its right end "
            "it follows the newest look. Notice whether the curve sinks as a whole, or falls more "
            "steeply.")
