@@ -35,7 +35,11 @@ def seeded_generator(seed: int, step: int) -> torch.Generator:
 
 # %% ../../nbs/01b_family.ipynb #3c0bb6b1
 class Source:
-    "How tasks are made, in one of two ways: the half of `Family` that a subclass writes."
+    """How tasks are made, in one of two ways: the half of `Family` that a subclass writes.
+
+    `device` is where `draw` is given its numbers; `at_once` how many steps a stream draws together.
+    It is 1 where a task's last bit may depend on what is computed beside it, as in linear algebra.
+    """
     device: str | torch.device = "cpu"
     at_once = 100
 

@@ -62,6 +62,8 @@ class Quadratics(Family):
 
     Example: `Quadratics(dim=4).batch(8, seed=0)`.
     """
+    at_once = 1  # the last bit of a factorization depends on where in memory its matrix lies
+
     def __init__(self, dim: int = 2, *, eigenvalues: tuple[float, float] = (0.3, 2.0),
                  spread: float = 1.0, shift: float = 0.0, shared_curvature: bool = False,
                  seed: int = 0):
