@@ -98,25 +98,27 @@ def as_it_is(step: Callable[..., tuple[Params, State]], phi: Params, state: Stat
     "A step that no rule changes."
     return step(phi, state, k)
 
-
+# %% ../../nbs/03a_walk.ipynb #51830abe
 @dataclass(frozen=True)
 class Walk:
     """The inner loop of one task as a function of examples: `walk(split)` is φ₀ … φ_K.
 
     `walk(split, start, steps)` starts elsewhere than at `theta`, or takes another number of steps.
     `predict(phi, x)` is the model's output, `loss(phi, split)` the task loss, `hvp(phi, v, split)`
-    its Hessian times v. A gradient rule works by `changed`: it gives another walk, each of whose
-    steps goes through `change(step, phi, state, k)`; the points are the same, their derivatives
-    are the rule's.
+    its Hessian times v. A gradient rule hands over another walk with the same points, whose
+    derivatives are the rule's: one each of whose steps goes through `change(step, phi, state, k)`,
+    by `changed`, or one whose points `points(split, start, steps)` gives, by `with_points`.
     """
     inner: InnerLoop
     theta: Params
     predict: Predict
     loss: LossOn
     change: Change = as_it_is
+    points: Callable[..., list[Params]] | None = None
 
     def __call__(self, split: Split, start: Params | None = None,
                  steps: int | None = None) -> list[Params]:
+        if self.points is not None: return self.points(split, start, steps)
         first = self.theta if start is None else start
         phi, state = self.inner.init(self.predict, first, split)
         points = [phi]
@@ -133,6 +135,10 @@ class Walk:
     def changed(self, change: Change) -> Walk:
         "The same walk, each of whose steps goes through `change`."
         return replace(self, change=change)
+
+    def with_points(self, points: Callable[..., list[Params]]) -> Walk:
+        "The same walk, whose points are those of `points(split, start, steps)`."
+        return replace(self, points=points)
 
     def _loss(self, split: Split, phi: Params) -> Tensor:
         return self.loss(phi, split)
