@@ -17,6 +17,6 @@ def __getattr__(name: str) -> Any:
     "The name from where it stands now, with a warning."
     if name.startswith("__"): raise AttributeError(name)
     found = getattr(importlib.import_module("metalit.judging.comparison"), name)
-    warnings.warn("metalit.comparison is now metalit.judging.comparison", DeprecationWarning,
-                  stacklevel=2)
+    warnings.warn(f"metalit.comparison.{name} is now metalit.judging.comparison.{name}",
+                  DeprecationWarning, stacklevel=2)
     return found

@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
+from .meta_loss import MetaLoss, compiled
+from .tasks.task import Task
+
 # %% auto #0
-__all__ = []
+__all__ = ['one_graph']
 
 # %% ../nbs/97_old_compiled.ipynb #12c8165a
 def __getattr__(name: str) -> Any:
     "The name from where it stands now, with a warning."
     if name.startswith("__"): raise AttributeError(name)
     found = getattr(importlib.import_module("metalit.batching.compiled"), name)
-    warnings.warn("metalit.compiled is now metalit.batching.compiled", DeprecationWarning,
-                  stacklevel=2)
+    warnings.warn(f"metalit.compiled.{name} is now metalit.batching.compiled.{name}",
+                  DeprecationWarning, stacklevel=2)
     return found
+
+# %% ../nbs/97_old_compiled.ipynb #a7350de7
+def one_graph(J: MetaLoss, **options: Any) -> Callable[[Task], Tensor]:
+    "What `J.compile()` keeps, as a function of tasks: the `one_graph` of version 0.1.0."
+    warnings.warn("metalit.compiled.one_graph(J) is now metalit.meta_loss.compiled(J); J.compile() "
+                  "does it in place", DeprecationWarning, stacklevel=2)
+    return compiled(J, **options)

@@ -10,13 +10,16 @@ import warnings
 from typing import Any
 
 # %% auto #0
-__all__ = []
+__all__ = ['ELSEWHERE']
 
 # %% ../nbs/97_old_judge.ipynb #d7143097
+ELSEWHERE = {"Flops": "metalit.training.memory", "flops": "metalit.training.memory"}
+
+
 def __getattr__(name: str) -> Any:
     "The name from where it stands now, with a warning."
     if name.startswith("__"): raise AttributeError(name)
-    found = getattr(importlib.import_module("metalit.judging.judge"), name)
-    warnings.warn("metalit.judge is now metalit.judging.judge", DeprecationWarning,
-                  stacklevel=2)
+    place = ELSEWHERE.get(name, "metalit.judging.judge")
+    found = getattr(importlib.import_module(place), name)
+    warnings.warn(f"metalit.judge.{name} is now {place}.{name}", DeprecationWarning, stacklevel=2)
     return found

@@ -50,7 +50,9 @@ def train(folder, steps):
     labels = torch.arange(12).repeat_interleave(5)
     tasks = ml.tasks.Episodes(images, labels, ways=3, shots=1, queries=2)
     net = torch.nn.Sequential(torch.nn.Dropout(0.1), ml.models.Conv4(3, size=8, filters=4))
-    ml.meta_train(ml.MAML(net, F.cross_entropy, lr=0.4), tasks, steps=steps, batch_size=2,
+    J = ml.MAML(net, F.cross_entropy, lr=ml.schedule.Linear(0.4, 0.1),
+                terms=ml.QueryLoss() + ml.schedule.Cosine(0.1, 0.0) * ml.ParameterDistance())
+    ml.meta_train(J, tasks, steps=steps, batch_size=2,
                   checkpoint=folder, save_every=1, log_every=5, progress=False,
                   validation=Validation(tasks, every=7, n_tasks=6, metric=accuracy),
                   scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps))
@@ -323,6 +325,59 @@ def test_a_schedule_goes_on_where_it_was(tmp_path):
           scheduler=cosine)
     assert same(J.state_dict(), K.state_dict())
     assert rates == pytest.approx([0.005 * (1 + math.cos(5 * math.pi / 12)), 0])
+
+
+def scheduled() -> ml.MetaLoss:
+    "Its inner step size falls, and so do the weights of both terms, one along a function of ours."
+    return maml(lr=ml.schedule.Linear(0.1, 0.01), terms=later * ml.QueryLoss()
+                + ml.schedule.Cosine(0.5, 0.1, until=0.5) * ml.GradientNorm())
+
+
+def later(step: int, steps: int) -> float: return 1 + step / steps
+
+
+def test_a_run_whose_numbers_change_is_killed_and_goes_on_bit_for_bit(tmp_path):
+    class KilledAtSeven(ml.tasks.Sinusoids):
+        def stream(self, *arguments):
+            for step, batch in enumerate(super().stream(*arguments)):
+                if step == 7: raise Killed
+                yield batch
+    run = partial(quick, steps=12, log_every=3, save_every=4)
+    run(J := scheduled(), checkpoint=tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(scheduled(), checkpoint=tmp_path / "killed", tasks=KilledAtSeven())
+    at_four = contents(tmp_path / "killed" / "checkpoint.pt")
+    assert at_four["progress"]["step"] == 4
+    lr = 0.1 + (0.01 - 0.1) * 3 / 11                         # of the fourth step
+    weights = [1 + 3 / 12, 0.3 + 0.2 * math.cos(math.pi * 3 / 5.5)]
+    assert at_four["numbers"]["inner"] == {"lr": pytest.approx(lr)}
+    assert list(at_four["numbers"]["terms"].values()) == pytest.approx(weights)
+    run(K := scheduled(), checkpoint=tmp_path / "killed")
+    whole, killed = (contents(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
+    assert same(whole, killed)
+    assert killed["numbers"]["inner"]["lr"] == K.inner.lr == J.inner.lr == pytest.approx(0.01)
+    constant = maml(lr=0.1, terms=ml.QueryLoss() + 0.5 * ml.GradientNorm())
+    quick(constant, steps=12)
+    assert not same(constant.state_dict(), K.state_dict())   # what changes makes a difference
+
+
+def test_what_is_evaluated_from_a_checkpoint_has_the_numbers_of_its_step(tmp_path):
+    run = partial(quick, log_every=3, save_every=4)
+    run(J := scheduled(), steps=12, checkpoint=tmp_path)
+    load_checkpoint(tmp_path / "checkpoint.pt", K := scheduled())
+    assert (K.inner.lr, K.terms.weights) == (J.inner.lr, J.terms.weights)
+    found, expected = (evaluate(which, sines, n_tasks=5).mean for which in (K, J))
+    assert found == expected
+
+
+def test_a_schedule_that_is_a_function_is_the_same_run_in_another_process(tmp_path):
+    "Its address in memory is not what the run is."
+    def fading(step, steps): return 1 / (1 + step)
+    quick(maml(lr=fading), steps=2, checkpoint=tmp_path)
+    def fading(step, steps): return 1 / (1 + step)  # noqa: F811
+    quick(maml(lr=fading), steps=3, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=r"lr=<function .*fading>.* now .*Linear\(0.1, 0.0"):
+        quick(maml(lr=ml.schedule.Linear(0.1, 0.0)), steps=4, checkpoint=tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

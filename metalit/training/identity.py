@@ -5,35 +5,45 @@
 # %% ../../nbs/15a_identity.ipynb #c2ef41fe
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 
 from ..meta_loss import MetaLoss
+from ..schedule import Number
 
 # %% auto #0
-__all__ = ['described', 'method_of', 'settings_of']
+__all__ = ['in_words', 'described', 'method_of', 'settings_of']
 
 # %% ../../nbs/15a_identity.ipynb #9c2f83a4
+def in_words(number: Number) -> str:
+    "A number, or the schedule of one; without an address in memory, which no other process has."
+    if not callable(number): return f"{number:g}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(number))
+
+
 def described(thing: Any) -> str:
     """The kind of an object, and the plain numbers that it was made with.
 
     Example: `described(ml.SGD(lr=0.01, steps=5))`, which is `"SGD(lr=0.01, steps=5)"`.
     """
     if thing is None: return "none"
-    schedules = getattr(thing, "schedules", {})
-    numbers = (f"{name}={schedules.get(name, value)}" for name, value in sorted(vars(thing).items())
-               if type(value) in (int, float) and name != "last_epoch" and not name.startswith("_"))
-    return f"{type(thing).__name__}({', '.join(numbers)})"
+    numbers = {name: str(value) for name, value in vars(thing).items()
+               if type(value) in (int, float) and name != "last_epoch" and not name.startswith("_")}
+    for name, schedule in getattr(thing, "schedules", {}).items():
+        numbers[name] = in_words(schedule)
+    parts = (f"{name}={words}" for name, words in sorted(numbers.items()))
+    return f"{type(thing).__name__}({', '.join(parts)})"
 
-
+# %% ../../nbs/15a_identity.ipynb #8ea3bedd
 def method_of(J: MetaLoss) -> str:
     """Which choices J is made of, in words: what a run shares with the one that goes on with it.
 
     Example: `method_of(ml.MAML(model, loss))`.
     """
     parts = (J, J.inner, J.gradient, J.pooling)
-    terms = (f"{weight!r}·{name}" if callable(weight) else f"{weight:g}·{name}"
+    terms = (f"{in_words(weight)}·{name}"
              for (weight, _), name in zip(J.terms.parts(), J.terms.names(), strict=True))
     return ", ".join([*(type(part).__name__ for part in parts), *terms])
 
