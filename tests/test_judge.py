@@ -6,6 +6,7 @@ import torch.nn.functional as F
 import metalit as ml
 from metalit import as_written, judge
 from metalit.as_written import AsWritten
+from metalit.batching.slope import grad
 
 
 def net() -> torch.nn.Module:
@@ -155,6 +156,64 @@ def test_a_question_that_fails_is_an_answer_and_the_others_go_on():
     failed = [answer for answer in answers if answer.verdict == "cannot be asked"]
     assert len(failed) == 4
     assert all(answer.evidence == "ValueError: labels must be columns" for answer in failed)
+
+
+class HeavyBall(ml.InnerLoop):
+    "A reader's inner loop, with a memory and without a step size `lr`."
+    def step(self, loss, phi, state, k):
+        slopes = grad(loss)(phi)
+        move = {name: (0.9 * state[name] if k else 0.0) - 0.05 * slopes[name] for name in phi}
+        return {name: phi[name] + move[name] for name in phi}, move
+
+
+class Learned(HeavyBall):
+    "One whose step size is learned, so that no question can set it."
+    def __init__(self):
+        super().__init__()
+        self.lr = torch.nn.Parameter(torch.tensor(0.05))
+
+    def step(self, loss, phi, state, k):
+        slopes = grad(loss)(phi)
+        return {name: phi[name] - self.lr * slopes[name] for name in phi}, state
+
+
+@pytest.mark.parametrize("inner", [HeavyBall, Learned])
+def test_an_inner_loop_without_a_step_size_to_set_is_asked_all_that_can_be_asked(inner):
+    answers = judge(ml.MetaLoss(net(), F.mse_loss, inner=inner()))
+    edge = answers[-1]
+    assert (edge.verdict, edge.question) == ("cannot be asked", "at αλ = 1.5, K = 1?")
+    assert f"TypeError: {inner.__name__} has no step size lr" in edge.evidence
+    found = {question.split("?")[0]: verdict for question, verdict in answers.verdicts().items()}
+    assert found == MAML | {"invariant to what": "order, origin",
+                            "at αλ = 1.5, K = 1": "cannot be asked"}
+    first_order = verdicts(ml.MetaLoss(net(), F.mse_loss, inner=inner(), gradient=ml.FirstOrder()))
+    assert first_order["what is held constant"] == "inner gradients"
+
+
+def test_where_the_step_size_can_be_set_a_subclass_is_asked_at_it():
+    class Half(ml.SGD):
+        def direction(self, gradient): return {name: g / 2 for name, g in gradient.items()}
+    found = judge(ml.MetaLoss(net(), F.mse_loss, inner=Half(0.01)))
+    # half the step of α = 1 on a bowl of 1.5: λ(1 − αλ/2)² = 1.5 · 0.25²
+    assert found[-1][1:] == ("descends", "slope 0.09375 at a unit distance from the optimum, "
+                             "which all tasks share")
+
+
+def test_what_is_held_constant_is_found_in_a_loop_over_tasks_too():
+    for kind, expected in ((ml.MAML, "nothing"), (ml.FOMAML, "inner gradients"),
+                           (ml.Reptile, "in terms.distance"), (ml.SharpMAML, "in inner.sam")):
+        found = verdicts(kind(net(), F.mse_loss, batching="loop"))
+        assert found["what is held constant"] == expected
+    assert verdicts(ml.MAML(net(), F.mse_loss, batching="loop")) == MAML
+
+
+def test_a_pooling_that_asks_which_tasks_these_are_is_judged():
+    class Last(ml.Pooling):
+        def forward(self, values, ids): return values[ids.argmax()]
+    found = verdicts(ml.MAML(net(), F.mse_loss, pooling=Last()))
+    assert (found["invariant to what"], found["uses held-out data"]) == (
+        "order, origin, unit of loss", "yes")
+    assert "cannot be asked" not in found.values()
 
 
 def test_what_cannot_be_judged_at_all_is_an_error():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,10 +27,10 @@ from ..tasks.task import Split, Task
 from ..training.memory import flops
 
 # %% auto #0
-__all__ = ['Finding', 'DIM', 'QUESTIONS', 'Answer', 'Verdict', 'on_bed', 'on_bowls', 'on_net', 'rate_of', 'at_rate', 'waves',
-           'bowls', 'a_start', 'value', 'gradient', 'moved', 'slope', 'turn', 'directions', 'Chain', 'lines',
-           'rewards_not_adapting', 'pulls', 'uses_held_out_data', 'is_a_scalar', 'Through', 'caller_of_detach',
-           'what_is_stopped', 'place', 'is_invariant', 'shifted', 'away', 'in_other_units', 'halved',
+__all__ = ['Finding', 'DIM', 'QUESTIONS', 'Answer', 'Verdict', 'on_bed', 'on_bowls', 'on_net', 'numbered', 'waves', 'bowls',
+           'a_start', 'rate_of', 'at_rate', 'value', 'gradient', 'moved', 'slope', 'turn', 'directions', 'away',
+           'Chain', 'lines', 'rewards_not_adapting', 'pulls', 'uses_held_out_data', 'is_a_scalar', 'Through',
+           'caller_of_detach', 'what_is_stopped', 'place', 'is_invariant', 'shifted', 'in_other_units', 'halved',
            'is_blind_on_shared_curvature', 'share', 'rest', 'depends_on_the_horizon', 'has_K', 'cost_in_steps',
            'beyond_the_edge', 'judge']
 
@@ -83,6 +84,26 @@ def on_net(J: MetaLoss, seed: int) -> MetaLoss:
     return on_bed(J, mlp(1, 6, 1, activation=nn.Tanh, seed=seed), nn.functional.mse_loss)
 
 
+def numbered(task: Task) -> Task:
+    "The tasks with numbers 0 … B − 1, for a pooling that asks which ones they are."
+    return replace(task, ids=torch.arange(task.batch_size))
+
+
+def waves(seed: int) -> Task:
+    "Sine tasks for the network."
+    return numbered(Sinusoids(shots=4, queries=4).batch(5, seed).to(dtype=torch.float64))
+
+
+def bowls(seed: int, shared: bool = False, shift: float = 0.5) -> Task:
+    "Quadratic tasks, with one curvature for all or one for each."
+    return numbered(Quadratics(DIM, shift=shift, shared_curvature=shared).batch(5, seed))
+
+
+def a_start(seed: int) -> Tensor:
+    "A point to start from, not far from the optima."
+    return torch.randn(DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+# %% ../../nbs/27_judge.ipynb #68fc4b10
 def rate_of(J: MetaLoss) -> float | None:
     "The inner step size, where it is a plain number that a question can change; else None."
     lr = getattr(J.inner, "lr", None)
@@ -97,21 +118,6 @@ def at_rate(J: MetaLoss, lr: float) -> MetaLoss:
     inner: Any = J.inner
     inner.lr = lr
     return J
-
-
-def waves(seed: int) -> Task:
-    "Sine tasks for the network."
-    return Sinusoids(shots=4, queries=4).batch(5, seed).to(dtype=torch.float64)
-
-
-def bowls(seed: int, shared: bool = False, shift: float = 0.5) -> Task:
-    "Quadratic tasks, with one curvature for all or one for each."
-    return Quadratics(DIM, shift=shift, shared_curvature=shared).batch(5, seed)
-
-
-def a_start(seed: int) -> Tensor:
-    "A point to start from, not far from the optima."
-    return torch.randn(DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 # %% ../../nbs/27_judge.ipynb #18a99aa5
 # The measurements
@@ -170,6 +176,11 @@ def directions(J: MetaLoss, seed: int, count: int) -> list[Tensor]:
     return [v / v.norm()
             for v in torch.randn(count, size, dtype=torch.float64, generator=generator)]
 
+
+def away(a: Tensor, b: Tensor) -> float:
+    "The distance of two vectors, relative to their length."
+    return ((a - b).norm() / (b.norm() + 1e-300)).item()
+
 # %% ../../nbs/27_judge.ipynb #4470f2e6
 # The questions
 
@@ -188,7 +199,7 @@ def lines(seed: int) -> Task:
     random = Random.of_steps(seed, [0], batch_size=5)
     x = random.normal((5, 8, 1), torch.float64)
     y = random.uniform((5, 1, 1), 0.5, 2.0, torch.float64) * x
-    return Task(Split(x[:, :4], y[:, :4]), Split(x[:, 4:], y[:, 4:]))
+    return numbered(Task(Split(x[:, :4], y[:, :4]), Split(x[:, 4:], y[:, 4:])))
 
 # %% ../../nbs/27_judge.ipynb #1694c9e3
 def rewards_not_adapting(J: MetaLoss, seed: int) -> Finding:
@@ -213,13 +224,10 @@ def pulls(J: MetaLoss, task: Task, distance: float) -> list[float]:
 # %% ../../nbs/27_judge.ipynb #ba9043b6
 def uses_held_out_data(J: MetaLoss, seed: int) -> Finding:
     "Does the query set enter the gradient: its labels, or its inputs alone?"
-    J, (support, query) = on_net(J, seed), waves(seed)
-    here, g = value(J, Task(support, query)), gradient(J, Task(support, query))
-    labels, inputs = (Task(support, Split(query.x, query.y + 1)),
-                      Task(support, Split(query.x + 1, query.y)))
-    def change(task: Task) -> float:
-        return ((gradient(J, task) - g).norm() / (g.norm() + 1e-300)).item()
-    by_labels, by_inputs = change(labels), change(inputs)
+    J, task = on_net(J, seed), waves(seed)
+    here, g, (x, y) = value(J, task), gradient(J, task), task.query
+    labels, inputs = (replace(task, query=other) for other in (Split(x, y + 1), Split(x + 1, y)))
+    by_labels, by_inputs = (away(gradient(J, other), g) for other in (labels, inputs))
     in_value = (value(J, labels) - here).abs().item() > 1e-12 * (1 + here.abs().item())
     verdict = ("yes" if by_labels > 1e-9 else "inputs only" if by_inputs > 1e-9 else
                "in its value only" if in_value else "no")
@@ -235,8 +243,8 @@ def is_a_scalar(J: MetaLoss, seed: int) -> Finding:
     off = (max(abs((g @ d).item() - slope(J, task, d)) for d in (u, v, w))
            / (g.norm() + value(J, task).abs()).item())
     skew = ((u @ Hv - v @ Hu).abs() / (Hu.norm() + Hv.norm() + 1e-300)).item()
-    # Differences with h = 1e-5 are good to about 1e-10 here; 1e-6 is far from that and from every
-    # real effect.
+    # Differences with h = 1e-5 are good to 1e-10 or better here; 1e-6 is far from that and from
+    # every real effect.
     verdict = ("a scalar" if off < 1e-6 else "slope of another scalar" if skew < 1e-6
                else "a vector field only")
     return verdict, (f"gradient off the slope of the value: {off:.0e}; "
@@ -305,7 +313,7 @@ def place(module: str) -> str:
 def is_invariant(J: MetaLoss, seed: int) -> Finding:
     "Does it care for the order of tasks, the origin of parameters, the unit of the task loss?"
     shift, start, task = torch.full((DIM,), 3.0, dtype=torch.float64), a_start(seed), bowls(seed)
-    there = Task(shifted(task.support, shift), shifted(task.query, shift))
+    there = replace(task, support=shifted(task.support, shift), query=shifted(task.query, shift))
     g = gradient(on_bowls(J, start), task)
     changes = {
         "order": away(gradient(on_bowls(J, start), task.select(torch.tensor([3, 1, 4, 0, 2]))), g),
@@ -320,11 +328,6 @@ def is_invariant(J: MetaLoss, seed: int) -> Finding:
 def shifted(split: Split, shift: Tensor) -> Split:
     "Quadratic tasks with every optimum moved by the same shift."
     return Split(split.x, split.y + split.x @ shift)
-
-
-def away(a: Tensor, b: Tensor) -> float:
-    "The distance of two vectors, relative to their length."
-    return ((a - b).norm() / (b.norm() + 1e-300)).item()
 
 
 def in_other_units(J: MetaLoss, start: Tensor, task: Task, g: Tensor) -> list[float]:
@@ -346,7 +349,7 @@ def halved(task: Task) -> Task:
         x = torch.cat([split.x, split.x], 1) / 2**0.5
         shift = apart * split.x.sum(-1)
         return Split(x, torch.cat([split.y + shift, split.y - shift], 1) / 2**0.5)
-    return Task(twice(task.support, 0.5), twice(task.query, 0.5))
+    return replace(task, support=twice(task.support, 0.5), query=twice(task.query, 0.5))
 
 
 def is_blind_on_shared_curvature(J: MetaLoss, seed: int) -> Finding:
@@ -433,7 +436,7 @@ def has_K(J: MetaLoss, task: Task) -> bool:
 def cost_in_steps(J: MetaLoss, seed: int) -> Finding:
     "How the arithmetic grows with K, in units of one forward and backward pass."
     model, task = (mlp(1, 40, 40, 1, seed=seed).double(),
-                   Sinusoids(10).batch(4, seed).to(dtype=torch.float64))
+                   numbered(Sinusoids(10).batch(4, seed).to(dtype=torch.float64)))
     unit = flops(lambda: nn.functional.mse_loss(model(task.query.x), task.query.y))
     twin, costs = on_bed(J, model, nn.functional.mse_loss), []
     no_K = not has_K(twin, task)
@@ -455,7 +458,7 @@ def beyond_the_edge(J: MetaLoss, seed: int) -> Finding:
     centre, ones = torch.zeros(4, DIM, dtype=torch.float64), torch.ones(DIM, dtype=torch.float64)
     twin = at_rate(on_bowls(J, ones), 1.0)
     twin.inner.steps = 1
-    along = (gradient(twin, quadratic_task(A, centre))[:DIM] @ ones).item() / DIM
+    along = (gradient(twin, numbered(quadratic_task(A, centre)))[:DIM] @ ones).item() / DIM
     verdict = "descends" if along > 1e-9 else "climbs" if along < -1e-9 else "stands still"
     return verdict, f"slope {along:.4g} at a unit distance from the optimum, which all tasks share"
 
