@@ -259,11 +259,11 @@ def test_options_reach_the_inner_loop_and_its_copy(small_net):
 
 
 def test_a_schedule_of_the_rate_reaches_the_copy(small_net):
-    inner = ml.MetaSGD(small_net, ml.schedule.Linear(0.1, 0.02))
+    inner = ml.MetaSGD(small_net, ml.schedule.Linear(0.5, 0.25))
     twin = inner.for_model(ml.models.mlp(1, 4, 1))
-    assert inner.lr == twin.lr == 0.1
+    assert inner.lr == twin.lr == 0.5
     twin.at(9, 10)
-    assert (inner.lr, twin.lr) == (0.1, 0.02)
+    assert (inner.lr, twin.lr) == (0.5, 0.25)
 
 
 @pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])

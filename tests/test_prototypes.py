@@ -278,9 +278,9 @@ def test_for_model_on_and_options(net, task):
     assert copy.deepcopy(J)(task) == J(task)
     for options in ({"lr": 0.0}, {"steps": -1}, {"steps": 1.5}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=next(iter(options))): Prototypes(net, **options)
-    twin = Prototypes(net, ml.schedule.Linear(0.3, 0.1), 2).for_model(mlp(2, 6, 6, 3))
+    twin = Prototypes(net, ml.schedule.Linear(0.5, 0.25), 2).for_model(mlp(2, 6, 6, 3))
     twin.at(9, 10)
-    assert twin.lr == 0.1
+    assert twin.lr == 0.25
 
 
 def test_float32_agrees(net, task):

@@ -171,7 +171,8 @@ def test_a_path_of_no_numbers_is_told_with_its_step_and_earlier_steps_are_shown(
         "Steps into the void at the third step."
         def step(self, loss, phi, state, k):
             phi, state = super().step(loss, phi, state, k)
-            return {name: value * (torch.nan if k >= 2 else 1) for name, value in phi.items()}, state
+            far = torch.nan if k >= 2 else 1
+            return {name: value * far for name, value in phi.items()}, state
     figure = episode(ml.MetaLoss(trained("maml"), F.cross_entropy, inner=Explodes()), step=2)
     assert figure.picture["blown"] == 3 and len(figure.picture["query"]) == 3
     figure.move(step=3)

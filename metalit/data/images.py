@@ -105,7 +105,7 @@ class Images:
         Split before rotating: a class and its rotated copy must be on the same side. Raises
         `ValueError` for more classes than there are, and a part without a class.
 
-        Example: `train, validation, test = images.split((1100, 100, 423))`.
+        Example: `Images(images, labels, list("abcde")).split((3, 1, 1))`.
         """
         counts = part_sizes(sizes, len(self.names))
         generator = torch.Generator().manual_seed(seed)
@@ -274,7 +274,8 @@ def check_disjoint(train: Episodes, test: Episodes) -> None:
     Looks at images, not at labels: a class whose images are all different on the two sides is not
     found.
 
-    Example: `check_disjoint(train.episodes(), test.episodes())`.
+    Example: `check_disjoint(train.episodes(2), test.episodes(2))`, with
+    `train, test = Images(images, labels, list("abcde")).split((3, 2))`.
     """
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ValueError(f"images of shapes {tuple(train.images.shape[1:])} and "

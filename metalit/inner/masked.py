@@ -28,7 +28,7 @@ def matching(model: nn.Module, pattern: str | None) -> set[str]:
     Several patterns have commas between them; None stands for none. Raises `ValueError` for one
     that matches nothing.
 
-    Example: `matching(mlp(1, 8, 1), "2.*")`.
+    Example: `matching(model, "2.*")`.
     """
     names, found = [name for name, _ in model.named_parameters()], set()
     for part in (part.strip() for part in (pattern or "").split(",") if part.strip()):
@@ -45,7 +45,7 @@ def head_of(model: nn.Module) -> str:
 
     Raises `ValueError` for a model without parameters.
 
-    Example: `head_of(mlp(1, 8, 1))`, which is `"2.*"`.
+    Example: `head_of(model)`, which is `"2.*"`.
     """
     owners = [name for name, module in model.named_modules()
               if list(module.parameters(recurse=False))]
@@ -66,7 +66,7 @@ class Masked(SGD):
     Raises `ValueError` as `SGD` does, for a pattern that matches no parameter, where nothing is
     left to adapt, and, when it adapts, for a model without these parameters.
 
-    Example: `Masked(mlp(1, 8, 1), lr=0.4, only="2.*")`.
+    Example: `Masked(model, lr=0.4, only="2.*")`.
     """
     def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 1, *,
                  only: str | None = None, without: str | None = None, **options: Any):
@@ -107,7 +107,7 @@ class Context(SGD):
 
     Raises `ValueError` as `SGD` does, and for a model without a buffer `context`.
 
-    Example: `Context(ml.models.Contextual(mlp(6, 40, 1), size=5), lr=1.0)`.
+    Example: `Context(ml.models.Contextual(ml.models.mlp(6, 40, 1), size=5), lr=1.0)`.
     """
     zero: Tensor
 

@@ -29,8 +29,7 @@ class Preconditioned(SGD):
     Raises `ValueError` as `SGD` does, and, when it adapts, for a model with other parameters than
     it was made for.
 
-    Example: `class Mine(Preconditioned)` with methods `factors(self, parameter)` and `act(self,
-    gradient, factors)`.
+    Example: `MetaSGD(model, lr=0.01)`, which has one factor for every weight.
     """
     def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)

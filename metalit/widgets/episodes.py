@@ -402,7 +402,7 @@ def episode(J: MetaLoss | None = None, tasks: Family | Callable[[], Family] | No
     Where tasks cannot be made, or the model does not fit them, the figure says so in words. Raises
     `TypeError` where `J` is no meta-loss, `ValueError` for a start that is not there.
 
-    Example: `episode(J, glyphs().episodes(ways=5, shots=1))`.
+    Example: `episode(MAML(Conv4(5), F.cross_entropy), episodes)`.
     """
     trouble: Exception | None = None
     try: of = built_in() if tasks is None else scenes(tasks, episodes)

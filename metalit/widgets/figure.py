@@ -167,7 +167,10 @@ class LiveFigure(Answering):
 
     Where `compute` raises, the message stands in place of the figure.
 
-    Example: `figure.move(lr=0.1)` moves it from Python; `figure.picture` is what torch computed.
+    `figure.move(lr=0.1)` moves it from Python; `figure.picture` is what torch computed.
+
+    Example: `figure.move(lr=0.1)`, with `from metalit.widgets import sinusoid` and
+    `figure = sinusoid()`.
     """
     def __init__(self, name: str, *, spec: dict[str, Any], state: State,
                  compute: Callable[[State], Picture], draw: Callable[[State, Picture], Figure],
