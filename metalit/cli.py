@@ -9,7 +9,8 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import torch.nn.functional as F
@@ -32,16 +33,18 @@ if TYPE_CHECKING:
 SETTINGS = "run.json"
 
 # %% auto #0
-__all__ = ['SETTINGS', 'Names', 'Steps', 'plain_errors', 'main', 'remember_settings', 'read_settings', 'show', 'draw',
-           'save_picture', 'dressed', 'data_option', 'train', 'run_name', 'watch', 'load_best', 'evaluate', 'compare',
-           'report']
+__all__ = ['SETTINGS', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'network_and_data',
+           'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'plain_errors', 'saved_when_stopped',
+           'main', 'remember_settings', 'read_settings', 'show', 'draw', 'save_picture', 'dressed', 'options', 'train',
+           'settled', 'run_name', 'validation_of', 'load_best', 'evaluate', 'compare', 'report']
 
 # %% ../nbs/13_command.ipynb #404e955c
 class Names(click.ParamType):
     "Names with commas between them: maml,reptile."
     name = "a,b,…"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> list[str]:
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> list[str]:
         if isinstance(value, (list, tuple)): return list(value)
         names = [part.strip() for part in value.split(",") if part.strip()]
         if not names: self.fail("at least one name is needed", param, ctx)
@@ -52,7 +55,8 @@ class Steps(click.ParamType):
     "Whole numbers, 0 or more, with commas between them: 0,1,2,5,10."
     name = "k,k,…"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> list[int]:
         if isinstance(value, (list, tuple)): return list(value)
         try: steps = [int(part) for part in value.split(",")]
         except ValueError:
@@ -65,9 +69,21 @@ class plain_errors:
     "Inside, an error that a user can mend is shown as one line, without a traceback."
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
         if isinstance(error, (ValueError, OSError, DivergedError, LostProcessError)):
             raise click.ClickException(str(error)) from error
+
+
+class saved_when_stopped:
+    "Inside, Ctrl-C ends with a line that says how to go on: all that runs here is saved."
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            raise click.ClickException("stopped, and saved; the same command goes on "
+                                       "from there") from None
 
 # %% ../nbs/13_command.ipynb #19225f06
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -107,14 +123,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / SETTINGS} cannot be read: {error}") from error
 
 # %% ../nbs/13_command.ipynb #3b4cb1a4
-def show(folder: Path, experiment: Experiment, **options: Any) -> None:
+def show(folder: Path, experiment: Experiment, *, n_tasks: int, steps: list[int], seed: int,
+         transductive: bool = True) -> None:
     "Print the evaluation table, write evaluation.csv; of sinusoids, draw four to adaptation.png."
-    table = training.evaluate(experiment.J, experiment.test, metric=experiment.metric, **options)
+    table = training.evaluate(experiment.J, experiment.test, n_tasks=n_tasks, steps=steps,
+                              seed=seed, metric=experiment.metric, transductive=transductive)
     write_table(folder / "evaluation.csv", table.rows())
     click.echo(f"\n{table}\n\nTable: {folder / 'evaluation.csv'}")
     if experiment.metric is None:
-        draw(folder / "adaptation.png", experiment.J, experiment.test, options["seed"],
-             options["steps"])
+        draw(folder / "adaptation.png", experiment.J, experiment.test, seed, steps)
         click.echo(f"Picture: {folder / 'adaptation.png'}")
 
 
@@ -151,69 +168,101 @@ def dressed(ax: Axes) -> Axes:
     return ax
 
 # %% ../nbs/13_command.ipynb #d900744e
-def data_option(command: Callable) -> Callable:
-    "The option that says where data are."
-    return click.option(
-        "--root", type=click.Path(path_type=Path), default=None,
-        show_default="METALIT_DATA, or a cache folder",
-        help="Folder of the data: where the archives of Omniglot are, or go."
-    )(command)
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
+def options(*some: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+    "Several options of a command as one decorator; `--help` shows them in this order."
+    def decorate(command: Decorated) -> Decorated:
+        for option in reversed(some): command = option(command)
+        return command
+    return decorate
+
+
+data_option = click.option(
+    "--root", type=click.Path(path_type=Path), default=None,
+    show_default="METALIT_DATA, or a cache folder",
+    help="Folder of the data: where the archives of Omniglot are, or go.")
+
+# %% ../nbs/13_command.ipynb #bd019c7a
+method_and_tasks = options(
+    click.option("--method", type=click.Choice(list(RECIPES)), default="maml",
+                 help="Which meta-loss to descend."),
+    click.option("--ways", type=click.IntRange(2), default=None, show_default="5",
+                 help="Classes per task; images only."),
+    click.option("--shots", type=click.IntRange(1), default=None, show_default="5; images: 1",
+                 help="Support examples per task; images: per class."),
+    click.option("--queries", type=click.IntRange(1), default=None,
+                 show_default="as many as shots; images: 5",
+                 help="Query examples per task; images: per class."))
+
+inner_and_outer_loop = options(
+    click.option("--steps", type=click.IntRange(0), default=None, show_default="2000; glyphs: 500",
+                 help="Meta-steps; the MAML paper takes 70000 for sinusoids, 60000 for images."),
+    click.option("--inner-lr", type=float, default=None, show_default="by method",
+                 help="Step size of the inner loop."),
+    click.option("--inner-steps", type=click.IntRange(0), default=None, show_default="by method",
+                 help="Steps of the inner loop in training."),
+    click.option("--meta-lr", type=float, default=None, show_default="by method",
+                 help="Step size of the outer loop."),
+    click.option("--schedule", type=click.Choice(SCHEDULES), default="constant",
+                 help="How the outer step size shrinks."),
+    click.option("--batch-size", type=click.IntRange(1), default=None,
+                 show_default="25; images: 32, glyphs: 16", help="Tasks per meta-step."))
+
+# %% ../nbs/13_command.ipynb #0eb16bea
+network_and_data = options(
+    click.option("--init", type=click.Choice(["uniform", "finn"]), default="uniform",
+                 help="First weights for sinusoids: as PyTorch draws them, or as the code of the "
+                 "MAML paper."),
+    click.option("--filters", type=click.IntRange(1), default=64,
+                 help="Width of the convolutions."),
+    click.option("--pool", type=click.Choice(["stride", "max"]), default="stride",
+                 help="How the network halves images."),
+    click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="finn",
+                 help="How Omniglot is split and turned."),
+    click.option("--size", type=click.IntRange(1), default=None, show_default="as they are",
+                 help="For a folder of images: scale them to so many pixels."))
+
+chance_and_machine = options(
+    click.option("--seed", type=int, default=0, help="Fixes first weights and tasks."),
+    click.option("--device", default="auto",
+                 help="cpu, cuda, …; auto takes a GPU where there is one."),
+    click.option("--compile", is_flag=True,
+                 help="Compile the meta-loss first: needs a C++ compiler, then runs faster."))
+
+# %% ../nbs/13_command.ipynb #679a2913
+budget_and_looks = options(
+    click.option("--validate-every", type=click.IntRange(1), default=None, show_default="never",
+                 help="Look at validation tasks every so many meta-steps; the best parameters are "
+                 "kept."),
+    click.option("--patience", type=click.IntRange(1), default=None, show_default="never",
+                 help="Stop after so many looks without a better one."),
+    click.option("--max-minutes", type=float, default=None, show_default="no limit",
+                 help="A budget of training time."),
+    click.option("--save-every", type=click.IntRange(1), default=250,
+                 help="Meta-steps between two checkpoints."),
+    click.option("--test-tasks", type=click.IntRange(2), default=600,
+                 help="Unseen tasks to evaluate on at the end."),
+    click.option("--tensorboard", is_flag=True,
+                 help="Log for TensorBoard, too; needs the package tensorboard."))
+
+folders = options(
+    data_option,
+    click.option("--out", type=click.Path(path_type=Path), default=None, show_default="runs/…",
+                 help="Folder of the run. A run that is found there goes on."),
+    click.option("--restart", is_flag=True, help="Start over instead of going on."),
+    click.option("--quiet", is_flag=True, help="No progress bar."))
+
+# %% ../nbs/13_command.ipynb #21da13ec
 @main.command(context_settings={"show_default": True})
 @click.argument("family")
-@click.option("--method", type=click.Choice(list(RECIPES)), default="maml",
-              help="Which meta-loss to descend.")
-@click.option("--ways", type=click.IntRange(2), default=None, show_default="5",
-              help="Classes per task; images only.")
-@click.option("--shots", type=click.IntRange(1), default=None, show_default="5; images: 1",
-              help="Support examples per task; images: per class.")
-@click.option("--queries", type=click.IntRange(1), default=None,
-              show_default="as many as shots; images: 5",
-              help="Query examples per task; images: per class.")
-@click.option("--steps", type=click.IntRange(0), default=None, show_default="2000; glyphs: 500",
-              help="Meta-steps; the MAML paper takes 70000 for sinusoids, 60000 for images.")
-@click.option("--inner-lr", type=float, default=None, show_default="by method",
-              help="Step size of the inner loop.")
-@click.option("--inner-steps", type=click.IntRange(0), default=None, show_default="by method",
-              help="Steps of the inner loop in training.")
-@click.option("--meta-lr", type=float, default=None, show_default="by method",
-              help="Step size of the outer loop.")
-@click.option("--schedule", type=click.Choice(SCHEDULES), default="constant",
-              help="How the outer step size shrinks.")
-@click.option("--batch-size", type=click.IntRange(1), default=None,
-              show_default="25; images: 32, glyphs: 16", help="Tasks per meta-step.")
-@click.option("--init", type=click.Choice(["uniform", "finn"]), default="uniform", help="First "
-              "weights for sinusoids: as PyTorch draws them, or as the code of the MAML paper.")
-@click.option("--filters", type=click.IntRange(1), default=64, help="Width of the convolutions.")
-@click.option("--pool", type=click.Choice(["stride", "max"]), default="stride",
-              help="How the network halves images.")
-@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="finn",
-              help="How Omniglot is split and turned.")
-@click.option("--size", type=click.IntRange(1), default=None, show_default="as they are",
-              help="For a folder of images: scale them to so many pixels.")
-@click.option("--seed", type=int, default=0, help="Fixes first weights and tasks.")
-@click.option("--device", default="auto", help="cpu, cuda, …; auto takes a GPU where there is one.")
-@click.option("--compile", is_flag=True,
-              help="Compile the meta-loss first: needs a C++ compiler, then runs faster.")
-@click.option("--validate-every", type=click.IntRange(1), default=None, show_default="never",
-              help="Look at validation tasks every so many meta-steps; the best parameters are "
-              "kept.")
-@click.option("--patience", type=click.IntRange(1), default=None, show_default="never",
-              help="Stop after so many looks without a better one.")
-@click.option("--max-minutes", type=float, default=None, show_default="no limit",
-              help="A budget of training time.")
-@click.option("--save-every", type=click.IntRange(1), default=250,
-              help="Meta-steps between two checkpoints.")
-@click.option("--test-tasks", type=click.IntRange(2), default=600,
-              help="Unseen tasks to evaluate on at the end.")
-@click.option("--tensorboard", is_flag=True,
-              help="Log for TensorBoard, too; needs the package tensorboard.")
-@data_option
-@click.option("--out", type=click.Path(path_type=Path), default=None, show_default="runs/…",
-              help="Folder of the run. A run that is found there goes on.")
-@click.option("--restart", is_flag=True, help="Start over instead of going on.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@method_and_tasks
+@inner_and_outer_loop
+@network_and_data
+@chance_and_machine
+@budget_and_looks
+@folders
 def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, device: str,
           compile: bool, steps: int | None, validate_every: int | None, patience: int | None,
           max_minutes: float | None, save_every: int, test_tasks: int, tensorboard: bool,
@@ -227,11 +276,8 @@ def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, devic
 
     With several processes: torchrun --nproc-per-node 2 -m metalit train …
     """
-    with plain_errors(), joined(device) as device:
-        settings = complete({"family": settings["family"], "method": settings["method"]} | settings
-                            | {"steps": steps})
-        # Another number of steps goes on with the same run, unless the schedule is made for it.
-        steps = settings["steps"] if settings["schedule"] != "constant" else settings.pop("steps")
+    with plain_errors(), joined(device) as here:
+        settings, steps = settled(settings, steps)
         folder = out or Path("runs") / run_name(settings)
         experiment = build(settings | {"steps": steps}, root)
         first = team().rank == 0
@@ -239,21 +285,28 @@ def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, devic
             remember_settings(folder, settings, restart)
             click.echo(f"{settings['method']} on {experiment.train}: {steps} meta-steps, into "
                        f"{folder}")
-        try:
-            training.meta_train(experiment.J, experiment.train, steps=steps,
-                                batch_size=settings["batch_size"], optimizer=experiment.optimizer,
-                                scheduler=experiment.scheduler, seed=settings["seed"],
-                                device=device, checkpoint=folder, resume=not restart,
-                                compile=compile,
-                                validation=watch(experiment, validate_every, patience),
-                                max_minutes=max_minutes, tensorboard=tensorboard,
-                                save_every=save_every, progress=not quiet)
-        except KeyboardInterrupt:
-            raise click.ClickException("stopped, and saved; the same command goes on "
-                                       "from there") from None
+        with saved_when_stopped():
+            training.meta_train(
+                experiment.J, experiment.train, steps=steps, batch_size=settings["batch_size"],
+                optimizer=experiment.optimizer, scheduler=experiment.scheduler,
+                seed=settings["seed"], device=here, checkpoint=folder, resume=not restart,
+                compile=compile, validation=validation_of(experiment, validate_every, patience),
+                max_minutes=max_minutes, tensorboard=tensorboard, save_every=save_every,
+                progress=not quiet)
         if first:
             load_best(folder, experiment.J)
             show(folder, experiment, n_tasks=test_tasks, steps=experiment.steps, seed=0)
+
+# %% ../nbs/13_command.ipynb #aeefd8f1
+def settled(settings: dict[str, Any], steps: int | None) -> tuple[dict[str, Any], int]:
+    """The complete settings of a run, and its number of meta-steps.
+
+    That number is no setting, so that a run can go on for longer, unless a schedule is made for it.
+    """
+    named = {"family": settings["family"], "method": settings["method"]}
+    settings = complete(named | settings | {"steps": steps})
+    if settings["schedule"] != "constant": return settings, settings["steps"]
+    return settings, settings.pop("steps")
 
 
 def run_name(settings: dict[str, Any]) -> str:
@@ -263,8 +316,8 @@ def run_name(settings: dict[str, Any]) -> str:
     return f"{method}-{settings['shots']}shot-seed{settings['seed']}"
 
 
-def watch(experiment: Experiment, every: int | None,
-          patience: int | None) -> training.Validation | None:
+def validation_of(experiment: Experiment, every: int | None,
+                  patience: int | None) -> training.Validation | None:
     "How validation tasks are looked at, if they are."
     if every is None:
         if patience is not None: raise ValueError("--patience needs --validate-every")
@@ -337,14 +390,11 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
                f"{batch_size}" + " --compile" * compile)
     with plain_errors():
         if results: results.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with saved_when_stopped():
             runs = comparison.compare(
                 Sinusoids(shots), sine_network, F.mse_loss, methods=names, steps=steps,
                 seeds=seeds, lr=inner_lr, batch_size=batch_size, folder=out, compile=compile,
                 progress=not quiet)
-        except KeyboardInterrupt:
-            raise click.ClickException("stopped, and saved; the same command goes on "
-                                       "from there") from None
         report(runs, out, results, budget, command)
 
 # %% ../nbs/13_command.ipynb #5d0dfe14

@@ -195,8 +195,8 @@ def test_where_the_step_size_can_be_set_a_subclass_is_asked_at_it():
         def direction(self, gradient): return {name: g / 2 for name, g in gradient.items()}
     found = judge(ml.MetaLoss(net(), F.mse_loss, inner=Half(0.01)))
     # half the step of α = 1 on a bowl of 1.5: λ(1 − αλ/2)² = 1.5 · 0.25²
-    assert found[-1][1:] == ("descends", "slope 0.09375 at a unit distance from the optimum, "
-                             "which all tasks share")
+    assert found[-1].verdict == "descends"
+    assert found[-1].evidence.startswith("slope 0.09375 at a unit distance from the optimum")
 
 
 def test_what_is_held_constant_is_found_in_a_loop_over_tasks_too():

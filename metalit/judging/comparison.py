@@ -30,7 +30,7 @@ from ..meta_loss import MetaLoss
 from ..methods import Reptile
 from ..tasks.family import Family
 from ..tasks.task import Task
-from ..training.evaluation import evaluate
+from ..training.evaluation import evaluate, name_of
 from ..training.loop import meta_train
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'STUDENT', 'compared', 'made', 'Run', 'compare', 'step_times',
-           'same_settings', 'number', 'Line', 'summarise', 'diverged', 'table', 'blows_up', 'cell', 'Difference',
-           'against', 'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
+           'same_settings', 'number', 'or_nan', 'Line', 'summarise', 'diverged', 'table', 'blows_up', 'cell',
+           'Difference', 'against', 'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
 
 # %% ../../nbs/28_comparison.ipynb #aebf7eac
 # The article's three formulas, the methods it starts from, and others for what it wants to reach.
@@ -106,23 +106,23 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     recipes. Every run has a folder of its own in `folder`, so the whole can be stopped at any
     moment and goes on. A run that diverges is reported as diverged and the others go on.
 
-    Raises `ValueError`, before anything is trained, for a method that is not in
-    `metalit.judging.recipes.RECIPES` or does not go with the tasks, a bad step size, and a folder that
-    holds a comparison with other settings.
+    Raises `ValueError`, before anything is trained, for a method that has no recipe (see
+    `metalit.judging.recipes.RECIPES`) or does not go with the tasks, a bad step size, and a folder
+    that holds a comparison with other settings.
 
-    Example: `compare(Sinusoids(), lambda seed: mlp(1, 40, 40, 1, seed=seed), F.mse_loss,
-    methods=["maml", "conml"])`.
+    Example: `compare(ml.tasks.Sinusoids(), lambda seed: ml.models.mlp(1, 40, 40, 1, seed=seed),
+    F.mse_loss, methods=["maml", "conml"], steps=500)`.
     """
     methods, seeds = list(dict.fromkeys(methods)), list(dict.fromkeys(seeds))
     classes = not tasks.batch(1).support.y.is_floating_point()
-    settings = {"tasks": repr(tasks) if type(tasks).__repr__ is not object.__repr__
-                else type(tasks).__name__, "model": repr(model(0)),
-                "loss": getattr(loss, "__name__", type(loss).__name__), "steps": steps,
-                "lr": lr, "batch_size": batch_size, "inner_steps": list(inner_steps)}
+    settings = {"tasks": tasks.identity(), "model": repr(model(0)), "loss": name_of(loss),
+                "steps": steps, "lr": lr, "batch_size": batch_size,
+                "inner_steps": list(inner_steps)}
     make = {name: partial(made, name, model, loss=loss, lr=lr, classes=classes) for name in methods}
     for name in methods: make[name](0)
     same_settings(Path(folder), settings)
-    plan, runs = [(seed, name) for seed in seeds for name in methods], []
+    plan = [(seed, name) for seed in seeds for name in methods]
+    runs: list[Run] = []
     for seed, name in plan:
         if progress: print(f"{len(runs) + 1} of {len(plan)}: {name}, seed {seed}", flush=True)
         place = Path(folder) / f"{name}-seed{seed}"
@@ -135,15 +135,15 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
         for run in runs: _keep(run, Path(folder) / f"{run.method}-seed{run.seed}")
     return sorted(runs, key=lambda run: methods.index(run.method))
 
-
+# %% ../../nbs/28_comparison.ipynb #4cf5895b
 def step_times(methods: dict[str, MetaLoss], task: Task, compile: bool = False,
                rounds: int = 15) -> dict[str, float]:
     """Milliseconds of value and gradient of each meta-loss, by turns.
 
-    The median over rounds in which all take their turn.
+    The median over rounds in which all take their turn, so that a busy moment of the machine hits
+    all of them alike. The time of a whole run tells less: others may have worked.
 
-    So a busy moment of the machine hits all of them alike. The time of a whole run tells less:
-    others may have worked.
+    Example: `step_times({"maml": J}, task)["maml"]`.
     """
     times: dict[str, list[float]] = {name: [] for name in methods}
     for J in methods.values():
@@ -199,6 +199,11 @@ def _keep(run: Run, folder: Path) -> None:
 def number(value: float) -> float | None:
     "The number, or None where it is not finite: JSON has no word for that."
     return value if math.isfinite(value) else None
+
+
+def or_nan(value: float | None) -> float:
+    "The other way around: what is None becomes NaN, which plots leave out."
+    return math.nan if value is None else value
 
 # %% ../../nbs/28_comparison.ipynb #47c3ae4f
 class Line(NamedTuple):
@@ -306,7 +311,9 @@ def against(runs: Sequence[Run], inner_steps: int, reference: str = "maml") -> l
         elif any(loss is None or loss > ASTRAY for loss in mine.values()):
             found.append(Difference(name, None, None, "blows up"))
         else:
-            gaps = [mine[seed] - base[seed] for seed in mine if base.get(seed) is not None]
+            pairs = [(loss, base.get(seed)) for seed, loss in mine.items()]
+            gaps = [loss - other for loss, other in pairs
+                    if loss is not None and other is not None]
             found.append(Difference(name, *interval(gaps)))
     return found
 
@@ -330,9 +337,10 @@ def picture(lines: Sequence[Line], ax: Axes | None = None,
     if ax is None: ax = plots.figure(width=6.5, height=0.8 + 0.28 * len(names))[1]
     for k, colour in zip(steps, ("orange", "sky", "blue", "green", "purple"), strict=False):
         mine = [line for line in lines if line.inner_steps == k and not blows_up(line)]
-        ax.errorbar([line.loss for line in mine], [names.index(line.method) for line in mine],
-                    xerr=[line.ci95 for line in mine], fmt="o", ms=5, color=plots.COLOURS[colour],
-                    label=f"{k} step{'s' * (k != 1)}")
+        ax.errorbar([or_nan(line.loss) for line in mine],
+                    [names.index(line.method) for line in mine],
+                    xerr=[or_nan(line.ci95) for line in mine], fmt="o", ms=5,
+                    color=plots.COLOURS[colour], label=f"{k} step{'s' * (k != 1)}")
     for i, name in enumerate(names):
         gone = [line.inner_steps for line in lines if line.method == name
                 and line.inner_steps in steps and blows_up(line)]
