@@ -12,7 +12,7 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
-__version__ = "taken from settings.ini by the export"
+__version__ = "0.2.0"
 
 # %% ../nbs/99_api.ipynb #cb93340b
 # The old names first: what is imported below under the same name takes their place.

@@ -69,9 +69,8 @@ def measured(loss: Loss, prediction: Any, y: Tree) -> Tensor:
     # cross-entropy raises the one, under vmap the other
     except (IndexError, RuntimeError) as error:
         labels = isinstance(y, Tensor) and not y.is_floating_point()
-        if not labels or isinstance(error, torch.OutOfMemoryError) or not isinstance(prediction,
-                                                                                     Tensor):
-            raise
+        known = labels and isinstance(prediction, Tensor)
+        if not known or isinstance(error, torch.OutOfMemoryError): raise
         outputs = prediction.shape[min(1, prediction.ndim - 1)]
         raise ValueError("the task loss cannot measure predictions of shape "
                          f"{tuple(prediction.shape)} against labels ({error}). The model has "

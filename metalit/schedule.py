@@ -85,6 +85,7 @@ class Scheduled(nn.Module):
     def numbers(self, **numbers: Number) -> None:
         "Make these numbers attributes, as they are at the first step."
         for name, number in numbers.items():
+            self.schedules.pop(name, None)
             if callable(number): self.schedules[name] = number
             setattr(self, name, number(0, 1) if callable(number) else number)
 
@@ -107,13 +108,15 @@ def scheduled(module: nn.Module) -> list[Scheduled]:
 def lifted(module: nn.Module) -> Iterator[None]:
     """Inside, numbers with a schedule are 0-d tensors, which a compiled graph takes as inputs.
 
-    They are float64, and take part in a float32 computation as the plain numbers do.
+    They are float64 for a model with float64 parameters and else float32, which is what the plain
+    numbers are rounded to where they meet the model's tensors.
     """
     parts = scheduled(module)
+    double = parts and any(p.dtype == torch.float64 for p in module.parameters())
+    dtype = torch.float64 if double else torch.float32
     before = [(part, name, getattr(part, name)) for part in parts for name in part.schedules]
     try:
-        for part, name, number in before:
-            setattr(part, name, torch.tensor(number, dtype=torch.float64))
+        for part, name, number in before: setattr(part, name, torch.tensor(number, dtype=dtype))
         yield
     finally:
         for part, name, number in before: setattr(part, name, number)

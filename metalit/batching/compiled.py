@@ -58,7 +58,7 @@ def with_code_of_its_own(function: Callable) -> Callable:
     function.__code__ = code.replace(co_name=f"{code.co_name}_{next(COUNT)}")
     return function
 
-
+# %% ../../nbs/14_compiled.ipynb #6dfaab6f
 def one_graph(value: Value, parameters: Callable[[], Any],
               around: Callable[[], AbstractContextManager] = nullcontext,
               **options: Any) -> Callable[[Tree], Tensor]:
