@@ -260,7 +260,8 @@ def test_words_are_equal_compiled_and_other_numbers_to_the_last_bit():
 @pytest.mark.parametrize("family", [
     Sinusoids(shots=1, queries=2), Sinusoids(shots=5), Quadratics(dim=2), Quadratics(dim=5),
     Quadratics(dim=3, shared_curvature=True),
-    Episodes(torch.rand(40, 1, 3, 3), torch.arange(40) // 4, ways=3, rotations=(0, 90))], ids=repr)
+    Episodes(torch.rand(40, 1, 3, 3), torch.arange(40) // 4, ways=3, rotations=(0, 90))],
+    ids=lambda family: type(family).__name__)
 @pytest.mark.parametrize("batch_size", [1, 3, 25])
 def test_a_stream_is_its_steps_wherever_it_starts(family, batch_size):
     for start in (0, 5):

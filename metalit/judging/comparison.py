@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -356,11 +357,10 @@ def picture(lines: Sequence[Line], ax: Axes | None = None,
 # %% ../../nbs/28_comparison.ipynb #90b7fe56
 def environment() -> dict[str, Any]:
     "What must stand beside a figure: versions, processor, cores and threads."
-    import metalit
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {"metalit": metalit.__version__, "torch": torch.__version__,
+    return {"metalit": version("metalit"), "torch": torch.__version__,
             "python": platform.python_version(), "system": platform.system(),
             "cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads()}
