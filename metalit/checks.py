@@ -35,6 +35,8 @@ def shows(kind: type[BaseException], action: Callable[[], Any]) -> None:
 def kept_bytes(scalar: Tensor) -> int:
     """Bytes of the tensors that the graph behind a scalar keeps for its backward pass.
 
+    Zero where there is no graph. Storage that several nodes share counts once.
+
     Example: `kept_bytes(J(task))`.
     """
     seen, todo, storages = set(), [scalar.grad_fn], {}
