@@ -13,10 +13,10 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'STUDENT', 'compared', 'made', 'Run', 'compare', 'step_times',
            'same_settings', 'number', 'or_nan', 'Line', 'summarise', 'diverged', 'table', 'blows_up', 'cell',
-           'Difference', 'against', 'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
+           'Difference', 'against', 'interval', 'picture', 'library_version', 'environment', 'record', 'read_record',
+           'save', 'save_csv']
 
 # %% ../../nbs/28_comparison.ipynb #aebf7eac
 # The article's three formulas, the methods it starts from, and others for what it wants to reach.
@@ -355,12 +356,20 @@ def picture(lines: Sequence[Line], ax: Axes | None = None,
     return ax
 
 # %% ../../nbs/28_comparison.ipynb #90b7fe56
+def library_version() -> str:
+    """The version of the package that this file is in, which is loaded whenever this runs.
+
+    What is installed beside a checkout may still tell of an older one.
+    """
+    return sys.modules[__name__.split(".")[0]].__version__
+
+
 def environment() -> dict[str, Any]:
     "What must stand beside a figure: versions, processor, cores and threads."
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {"metalit": version("metalit"), "torch": torch.__version__,
+    return {"metalit": library_version(), "torch": torch.__version__,
             "python": platform.python_version(), "system": platform.system(),
             "cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads()}
