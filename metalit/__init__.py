@@ -57,12 +57,8 @@ from .terms.distance import ParameterDistance
 from .terms.query import QueryLoss
 from .terms.sharpness import GradientNorm
 from .terms.term import Path, Sum, Term
-from metalit.training.checkpoints import (
-    CheckpointError,
-    DivergedError,
-    load_checkpoint,
-    save_checkpoint,
-)
+from .training.checkpoints import CheckpointError, DivergedError
+from .training.checkpoints import load_checkpoint, save_checkpoint
 from .training.evaluation import Evaluation, Validation, accuracy, evaluate
 from .training.loop import meta_train
 from .training.processes import LostProcessError

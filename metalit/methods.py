@@ -9,7 +9,6 @@ import math
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .batching.slope import grad

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -110,6 +109,9 @@ class Point(nn.Module):
         return x @ self.theta
 
 # %% ../nbs/34_conv4.ipynb #62dfc4f3
+from functools import partial
+
+
 def _drawn(layer: type[nn.Module], generator: torch.Generator, *sizes: int,
            **options: Any) -> nn.Module:
     "A layer with parameters uniform within ±1/√fan_in, as PyTorch's, from a generator."

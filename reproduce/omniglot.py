@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import metalit as ml
 from benchmarks.measure import machine, versions, write_json
-from metalit.training.checkpoints import load_checkpoint
 from metalit.cli import load_best, read_settings
 from metalit.judging.recipes import Experiment, build
 from metalit.tasks import Episodes
+from metalit.training.checkpoints import load_checkpoint
 
 FOLDER = Path("runs/omniglot")
 LONG_STEPS = 6000

@@ -1,4 +1,5 @@
 """J.compile(): value and gradient in one graph are those of the uncompiled J."""
+import contextlib
 import copy
 import pickle
 import shutil
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import metalit as ml
+from metalit.batching.compiled import one_graph, with_code_of_its_own
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
@@ -130,6 +132,93 @@ def test_terms_and_poolings_belong_to_the_graph(waves):
     assert len(graphs) == 1
 
 
+def changing(**options) -> ml.MetaLoss:
+    "An inner step size and both weights that change with the meta-step."
+    terms = (ml.schedule.Cosine(1.0, 0.5) * ml.QueryLoss()
+             + ml.schedule.Linear(0.0, 0.3) * ml.GradientNorm())
+    return ml.MetaLoss(ml.models.mlp(1, 8, 1, activation=nn.Tanh), F.mse_loss, terms=terms,
+                       inner=ml.SGD(lr=ml.schedule.Linear(0.2, 0.01), steps=2), **options)
+
+
+def test_numbers_that_change_are_inputs_of_one_graph(waves):
+    task, J, plain = waves.to(dtype=torch.float64), changing().double(), changing().double()
+    J.compile(backend=counting(graphs := []))
+    values = set()
+    for step in range(25):
+        for which in (J, plain): which.at(step, 25)
+        found, right = (value_and_gradients(which, task) for which in (J, plain))
+        for one, other in zip(found, right, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        assert type(J.inner.lr) is float and all(type(w) is float for w in J.terms.weights)
+        assert (J.inner.lr, J.terms.weights) == (plain.inner.lr, plain.terms.weights)
+        values.add(found[0].item())
+    assert len(graphs) == 1
+    assert len(values) == 25
+
+
+def test_a_number_without_a_schedule_is_built_in(waves):
+    J = ml.MAML(ml.models.mlp(1, 8, 1), F.mse_loss, lr=0.01)
+    J.compile(backend=counting(graphs := []))
+    for lr in (0.01, 0.02, 0.02):
+        J.inner.lr = lr
+        torch.testing.assert_close(J(waves), copy.deepcopy(J)(waves))
+    assert len(graphs) == 2
+
+
+@needs_compiler
+def test_numbers_that_change_leave_float32_as_it_is(waves):
+    "In C++, with the limit at one graph: a second would be an error."
+    J = changing()
+    J.compile()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for step in (0, 3, 9):
+            J.at(step, 10)
+            found = value_and_gradients(J, waves)
+            assert all(tensor.dtype == torch.float32 for tensor in found)
+            for one, other in zip(found, value_and_gradients(copy.deepcopy(J), waves),
+                                  strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_one_graph_takes_any_scalar_function_and_knows_no_meta_loss():
+    weight, fixed = (nn.Parameter(torch.tensor(value)) for value in (3.0, 2.0))
+    inside = []
+
+    @contextlib.contextmanager
+    def around():
+        inside.append("in")
+        yield
+        inside.append("out")
+
+    def value(parameters, batch):
+        return (parameters["w"] * batch["x"]).square().sum() + parameters.get("fixed", fixed)
+    fast = one_graph(value, lambda: [("w", weight), ("fixed", fixed)], around,
+                     backend=counting(graphs := []))
+    x = {"x": torch.tensor([1.0, 2.0])}
+    found = fast(x)
+    (2 * found).backward()
+    assert (found, weight.grad, fixed.grad) == (47, 60, 2)
+    assert inside == ["in", "out"]
+    fixed.requires_grad_(False)                              # what is wanted is asked at each call
+    weight.grad = fixed.grad = None
+    fast(x).backward()
+    assert weight.grad == 30 and fixed.grad is None
+    assert len(graphs) == 2
+    with pytest.raises(ValueError, match="requires_grad=True"):
+        fast({"x": torch.ones(2, requires_grad=True)})
+
+
+def test_functions_of_one_source_have_codes_of_their_own():
+    def made(number):
+        def function(x, more=1): return x + number + more
+        return function
+    one, two = made(1), made(2)
+    assert one.__code__ is two.__code__
+    assert with_code_of_its_own(two) is two
+    assert one.__code__ != two.__code__ and one.__code__.co_name == "function"
+    assert (one(1), two(1), two(1, more=5)) == (3, 4, 8)
+
+
 @needs_compiler
 def test_it_is_an_ordinary_scalar(compiled, waves):
     "Scaled, added to, called twice before backward, kept for a second backward."
@@ -239,6 +328,8 @@ def test_what_is_not_possible_is_an_error(waves):
         J(ml.Task(waves.support, ml.Split(waves.query.x, waves.query.y / 0)))
     with pytest.raises(ValueError, match="chunk_size=2 computes gradients chunk by chunk"):
         ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss, chunk_size=2).compile()
+    with pytest.raises(ValueError, match=r"batching='loop' .*one task after another"):
+        ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss, batching="loop").compile()
 
 
 def test_what_is_not_one_graph_is_an_error(waves):

@@ -374,7 +374,7 @@ def test_a_schedule_that_is_a_function_is_the_same_run_in_another_process(tmp_pa
     "Its address in memory is not what the run is."
     def fading(step, steps): return 1 / (1 + step)
     quick(maml(lr=fading), steps=2, checkpoint=tmp_path)
-    def fading(step, steps): return 1 / (1 + step)  # noqa: F811
+    def fading(step, steps): return 1 / (1 + step)
     quick(maml(lr=fading), steps=3, checkpoint=tmp_path)
     with pytest.raises(CheckpointError, match=r"lr=<function .*fading>.* now .*Linear\(0.1, 0.0"):
         quick(maml(lr=ml.schedule.Linear(0.1, 0.0)), steps=4, checkpoint=tmp_path)

@@ -354,7 +354,7 @@ def test_an_unknown_label_is_a_lesson():
                 ask()
 
     def broken(prediction, y): raise RuntimeError("of a reader's loss")
-    with pytest.raises(RuntimeError, match="^of a reader's loss"):
+    with pytest.raises(RuntimeError, match=r"^of a reader's loss"):
         ml.MAML(mlp(2, 4, 3), broken)(((x, x), (x, x)))
     with pytest.raises((RuntimeError, ValueError), match="of a reader's loss"):  # with labels, too
         ml.MAML(mlp(2, 4, 3), broken)(((x, y), (x, y)))

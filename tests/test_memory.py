@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 
 import metalit as ml
+from metalit.models import Conv4
 from metalit.training.memory import (
+    Flops,
     Memory,
     extended,
+    flops,
     keep_freed_memory,
     measured_memory,
     peak_and_rest,
     predicted_memory,
     step_memory,
 )
-from metalit.models import Conv4
 
 
 def images(batch_size: int, queries: int = 2) -> ml.Task:
@@ -177,7 +179,8 @@ def test_nothing_grows_over_200_evaluations():
         for _ in range(count): J.curve(task, (0, 1))
 
     def tensors() -> int:
-        gc.collect()
+        "Collected until nothing is left to collect: what other tests left goes in several rounds."
+        while gc.collect(): pass
         return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
     evaluations(1)
     before = tensors()
@@ -206,6 +209,32 @@ def test_a_list_of_values_is_a_leak_and_is_seen():
     assert peak_and_rest(lambda: [J(task) for _ in range(10)])[1] == pytest.approx(10 * graph,
                                                                                    rel=0.01)
     assert peak_and_rest(lambda: [J(task).item() for _ in range(10)])[1] == 0
+
+
+@pytest.mark.parametrize(("examples", "ins", "outs"), [(1, 1, 1), (7, 5, 3), (32, 40, 10)])
+def test_flops_of_a_linear_layer_are_counted_by_hand(examples, ins, outs):
+    "A product of (n, in) and (in, out) is n·in·out products and as many sums; backward has two."
+    layer, x = torch.nn.Linear(ins, outs), torch.randn(examples, ins, requires_grad=True)
+    one = 2 * examples * ins * outs
+    with Flops() as counter: y = layer(x)
+    assert counter.total == one
+    with Flops() as counter: y.sum().backward()
+    assert counter.total == 2 * one
+    assert flops(lambda: layer(x).sum()) == 3 * one
+    # where nobody asks for the gradient of x, its product is not taken
+    assert flops(lambda: layer(x.detach()).sum()) == 2 * one
+
+
+def test_flops_count_a_meta_step_under_vmap():
+    "In proportion to tasks; and first order leaves the products of the second derivatives out."
+    def of(kind, tasks: int, steps: int) -> int:
+        J = kind(ml.models.mlp(1, 16, 1), F.mse_loss, steps=steps)
+        task = ml.tasks.Sinusoids(shots=10).batch(tasks)
+        return flops(lambda: J(task))
+    assert of(ml.MAML, 8, 1) == 2 * of(ml.MAML, 4, 1)
+    exact, first = ([of(kind, 4, steps) for steps in (1, 2, 3)] for kind in (ml.MAML, ml.FOMAML))
+    for counts in (exact, first): assert counts[2] - counts[1] == counts[1] - counts[0] > 0
+    assert exact[1] - exact[0] > first[1] - first[0]
 
 
 def test_keep_freed_memory_says_whether_it_did():

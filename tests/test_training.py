@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from helpers import maml, quick, same
 
 import metalit as ml
+from metalit.training import accuracy, evaluate, meta_train, pick_device
 from metalit.training.checkpoints import (
     CheckpointError,
     DivergedError,
@@ -20,7 +21,6 @@ from metalit.training.checkpoints import (
     save_checkpoint,
     write_whole,
 )
-from metalit.training import accuracy, evaluate, meta_train, pick_device
 
 # One run as a program of its own, so that it can be killed.
 PROGRAM = """

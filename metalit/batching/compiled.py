@@ -17,13 +17,14 @@ from torch.func import grad_and_value
 from ..models import Params
 from ..tasks.task import Tree, leaves
 
-try:
-    from torch._inductor.custom_graph_pass import CustomGraphPass
-except ImportError:  # it is no public part of PyTorch, and may move
-    CustomGraphPass = None
+GraphPass: Any
+try:  # it is no public part of PyTorch, and may move
+    from torch._inductor.custom_graph_pass import CustomGraphPass as GraphPass
+except ImportError:
+    GraphPass = object
 
 # %% auto #0
-__all__ = ['Value', 'COUNT', 'with_code_of_its_own', 'one_graph', 'WideProducts', 'cpu_options']
+__all__ = ['GraphPass', 'Value', 'COUNT', 'with_code_of_its_own', 'one_graph', 'WideProducts', 'cpu_options']
 
 # %% ../../nbs/14_compiled.ipynb #77c978f3
 class _OneGraph(torch.autograd.Function):
@@ -92,7 +93,7 @@ def one_graph(value: Value, parameters: Callable[[], Any],
     return compiled
 
 # %% ../../nbs/14_compiled.ipynb #4a88fdb7
-class WideProducts(CustomGraphPass or object):
+class WideProducts(GraphPass):
     "A pass of the compiler: tall batched products are computed as their transpose."
     def __call__(self, graph: fx.Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default):
@@ -130,4 +131,5 @@ def cpu_options() -> dict[str, Any]:
     costs more than it saves.
     """
     asked: dict[str, Any] = {"cpp_wrapper": True, "layout_optimization": False}
-    return asked | ({"post_grad_custom_pre_pass": WideProducts()} if CustomGraphPass else {})
+    passes = {} if GraphPass is object else {"post_grad_custom_pre_pass": WideProducts()}
+    return asked | passes

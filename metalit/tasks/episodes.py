@@ -119,10 +119,9 @@ class Episodes(LabelledImages):
     (n,), whole numbers. An episode draws `ways` classes, and of each `shots` support and `queries`
     query images (default: as many, as in the code of Finn et al. 2017), all different. Within it
     the classes are numbered 0 … ways − 1 anew. `rotations` are angles in degrees, multiples of 90:
-    each class of an episode is turned by one of them; with `rotations_as_classes` a class turned is
-    a class of its own. Episodes are made where the images are (`episodes.to("cuda")`), and are the
-    same on every device. Shapes: x (B, shots·ways, C, H, W), y (B, shots·ways), the classes in
-    turn.
+    each class of an episode is turned by one; with `rotations_as_classes` a class turned is a class
+    of its own. Episodes are made where the images are (`episodes.to("cuda")`), the same on every
+    device. Shapes: x (B, shots·ways, C, H, W), y (B, shots·ways), the classes in turn.
 
     Vinyals et al. (2016). Raises `ValueError` for images and labels that do not belong together,
     too few of them, and rotations that images of their shape cannot have.

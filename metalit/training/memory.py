@@ -164,7 +164,8 @@ class Flops(TorchDispatchMode):
     "Counts the floating-point operations of matrix products, forward and backward."
     total = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count: self.total += count(*args, **(kwargs or {}), out_val=result)

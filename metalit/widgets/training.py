@@ -193,8 +193,8 @@ def finished(progress: Progress, steps: int, speed: str, device: torch.device) -
     done = ("Finished" if whole
             else f"Ended early, at its patience or its budget: {steps} were asked for")
     return ("finished" if whole else "ended",
-            f"{done}. {progress.step} meta-steps in {duration(progress.seconds)}{speed}, by torch "
-            f"{torch.__version__} on {device}.")
+            (f"{done}. {progress.step} meta-steps in {duration(progress.seconds)}{speed}, by torch "
+             f"{torch.__version__} on {device}."))
 
 # %% ../../nbs/45_training_figure.ipynb #79572f18
 class TrainingRun(HistoryFigure, Watcher):
