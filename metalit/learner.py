@@ -86,7 +86,7 @@ class ModelCall:
 
     Raises `ValueError` where the model cannot read x, or has no place for a parameter.
 
-    Example: `ModelCall(mlp(1, 8, 1))({"0.bias": torch.zeros(8)}, torch.ones(5, 1))`.
+    Example: `ModelCall(model)({"0.bias": torch.zeros(8)}, torch.ones(5, 1))`.
     """
     def __init__(self, model: nn.Module):
         self.model, self.places = model, places(model)

@@ -38,7 +38,7 @@ class MAML(MetaLoss):
     `lr` is the inner step size and `steps` is K, by default the paper's 0.01 and 1 for sinusoids.
     `choices` are those of `MetaLoss` that MAML leaves open, such as `chunk_size`.
 
-    Example: `J = MAML(mlp(1, 40, 40, 1), F.mse_loss, lr=0.01, steps=1)`.
+    Example: `J = MAML(ml.models.mlp(1, 40, 40, 1), F.mse_loss, lr=0.01, steps=1)`.
     """
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1,
                  **choices: Any):
@@ -52,7 +52,7 @@ class FOMAML(MetaLoss):
 
     Arguments as in `MAML`.
 
-    Example: `J = FOMAML(mlp(1, 40, 40, 1), F.mse_loss, lr=0.01, steps=1)`.
+    Example: `J = FOMAML(ml.models.mlp(1, 40, 40, 1), F.mse_loss, lr=0.01, steps=1)`.
     """
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1,
                  **choices: Any):
@@ -143,7 +143,7 @@ class ANIL(MetaLoss):
 
     `head` is a pattern for the head's parameters, by default those of the model's last layer.
 
-    Example: `J = ANIL(Conv4(ways=5), F.cross_entropy, lr=0.4)`.
+    Example: `J = ANIL(ml.models.Conv4(ways=5), F.cross_entropy, lr=0.4)`.
     """
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
                  head: str | None = None, **choices: Any):
@@ -157,7 +157,7 @@ class BOIL(MetaLoss):
     `head` is a pattern for the head's parameters, by default those of the model's last layer. The
     default step size is that of the authors' code.
 
-    Example: `J = BOIL(Conv4(ways=5), F.cross_entropy)`.
+    Example: `J = BOIL(ml.models.Conv4(ways=5), F.cross_entropy)`.
     """
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.5, steps: int = 1, *,
                  head: str | None = None, **choices: Any):
@@ -172,7 +172,8 @@ class CAVIA(MetaLoss):
 
     The model has a buffer `context`: see `models.Contextual`, and `Conv4(…, context=100)`.
 
-    Example: `J = CAVIA(Contextual(mlp(6, 40, 40, 1), 5), F.mse_loss, lr=1.0)`.
+    Example: `J = CAVIA(model, F.mse_loss, lr=1.0)`, with `model =
+    ml.models.Contextual(ml.models.mlp(6, 40, 40, 1), 5)`.
     """
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 1.0, steps: int = 1,
                  **choices: Any):
@@ -186,7 +187,7 @@ class ProtoNet(MetaLoss):
 
     `loss` is cross-entropy; the logits are −‖f − c‖², up to a number that all classes share.
 
-    Example: `J = ProtoNet(Conv4(ways=5), F.cross_entropy)`.
+    Example: `J = ProtoNet(ml.models.Conv4(ways=5), F.cross_entropy)`.
     """
     def __init__(self, model: nn.Module, loss: Loss, **choices: Any):
         super().__init__(model, loss, inner=Prototypes(model, steps=0), **choices)
@@ -197,7 +198,7 @@ class ProtoMAML(MetaLoss):
 
     MAML that starts each task with a head made of its class means.
 
-    Example: `J = ProtoMAML(Conv4(ways=5), F.cross_entropy, lr=0.1)`.
+    Example: `J = ProtoMAML(ml.models.Conv4(ways=5), F.cross_entropy, lr=0.1)`.
     """
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1,
                  **choices: Any):

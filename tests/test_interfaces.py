@@ -507,3 +507,9 @@ def test_a_class_that_forgot_its_method(kind, small_net, sines):
     part = {ml.InnerLoop: "inner", ml.Term: "terms", ml.Pooling: "pooling"}[kind]
     with pytest.raises(TypeError, match=r"Empty does not say .* give it a method"):
         ml.MetaLoss(small_net, F.mse_loss, **{part: type("Empty", (kind,), {})()})(sines)
+
+
+def test_an_inner_loop_that_overrides_adapt_is_refused():
+    "Nobody would call it: a meta-loss walks step by step."
+    with pytest.raises(TypeError, match=r"Old overrides adapt.*say what one step does"):
+        type("Old", (ml.SGD,), {"adapt": lambda self, loss, theta, support: [theta]})

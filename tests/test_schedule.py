@@ -1,287 +1,219 @@
-"""Weights and rates that change with the meta-step: any loop, checkpoints, compiled graphs."""
-import copy
+"""Numbers that change with the meta-step: their ends, J.at, compiled, chunked, saved, trained."""
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import maml, quick, same
+from torch import nn
 
 import metalit as ml
-from metalit.schedule import Cosine, Linear, Times, lifted, numbers_of, scheduled, times
-
-RATE, WEIGHT = Linear(0.1, 0.01), Cosine(0.3, 0.0)
-SINES = ml.tasks.Sinusoids(shots=4, queries=3)
+from metalit.schedule import Cosine, Linear, Scheduled, Times, numbers_of, scheduled, times
 
 
-def changing(dtype=torch.float64, lr=RATE, weight=WEIGHT, second=None, **options) -> ml.MetaLoss:
-    "A smooth MAML with a rate and a weight that have schedules."
-    model = ml.models.mlp(1, 5, 1, activation=torch.nn.Tanh, seed=2).to(dtype)
-    terms = ml.QueryLoss() + weight * (ml.GradientNorm() if second is None else second)
-    return ml.MetaLoss(model, F.mse_loss, inner=ml.SGD(lr, 2), terms=terms, **options)
+def counting(graphs: list):
+    "A backend that compiles nothing and remembers what it was given."
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    return backend
 
 
-def constant(J: ml.MetaLoss, step: int, steps: int) -> ml.MetaLoss:
-    "J with plain numbers: those that its schedules give at a step."
-    weights = [weight(step, steps) if callable(weight) else weight for weight, _ in J.terms.parts()]
-    parts = zip(weights, copy.deepcopy(J.terms.terms), strict=True)
-    return ml.MetaLoss(J.model, F.mse_loss, inner=ml.SGD(RATE(step, steps), 2),
-                       terms=ml.Sum(*parts))
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return ml.models.mlp(1, 8, 1, activation=nn.Tanh)
 
 
-def slopes(J, task):
+def two_numbers(**options) -> ml.MetaLoss:
+    "A rate and a weight with a schedule."
+    return ml.MAML(network(), F.mse_loss, lr=Linear(0.1, 0.01),
+                   terms=ml.QueryLoss() + Cosine(0.5, 0.0) * ml.ParameterDistance(), **options)
+
+
+def value_and_gradients(J: nn.Module, task: ml.Task) -> list[torch.Tensor]:
     value = J(task)
-    return value.detach(), torch.autograd.grad(value, list(J.model.parameters()))
+    return [value.detach(), *torch.autograd.grad(value, list(J.parameters()))]
 
 
-# The schedules themselves
-
-@pytest.mark.parametrize(("schedule", "expected"), [
-    (Linear(1.0, 0.0), [1.0, 0.75, 0.5, 0.25, 0.0]),
-    (Linear(0.1, 0.5), [0.1, 0.2, 0.3, 0.4, 0.5]),
-    (Linear(1.0, 0.0, until=0.5), [1.0, 0.5, 0.0, 0.0, 0.0]),
-    (Linear(1.0, 0.0, until=0.01), [1.0, 0.0, 0.0, 0.0, 0.0]),
-    (Cosine(1.0, 0.0), [1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0]),
-    (Cosine(0.0, 2.0, until=0.5), [0.0, 1.0, 2.0, 2.0, 2.0]),
-    (Times(Linear(1.0, 0.0), 3.0), [3.0, 2.25, 1.5, 0.75, 0.0])])
-def test_five_steps(schedule, expected):
-    assert [schedule(step, 5) for step in range(5)] == pytest.approx(expected, abs=1e-15)
+@pytest.fixture(scope="module")
+def waves() -> ml.Task:
+    return ml.tasks.Sinusoids(shots=4).batch(4)
 
 
-@pytest.mark.parametrize("kind", [Linear, Cosine])
-def test_a_run_of_one_step_has_the_start(kind):
-    assert kind(0.3, 0.0)(0, 1) == 0.3
+@pytest.mark.parametrize("shape", [Linear, Cosine])
+def test_ends_and_middle(shape):
+    number = shape(1.0, 0.2)
+    assert number(0, 11) == 1.0
+    assert math.isclose(number(5, 11), 0.6, abs_tol=1e-15)
+    assert math.isclose(number(10, 11), 0.2, abs_tol=1e-15)
+    assert number(0, 1) == 1.0                               # one step: it is the first
 
 
-@pytest.mark.parametrize("until", [0.0, -0.5, 1.5])
-def test_until_is_a_share_of_the_run(until):
-    with pytest.raises(ValueError, match=f"until={until}"): Linear(1.0, 0.0, until=until)
+def test_a_quarter_of_the_way():
+    assert Linear(1.0, 0.0)(1, 5) == 0.75
+    assert math.isclose(Cosine(1.0, 0.0)(1, 5), (1 + math.cos(math.pi / 4)) / 2, abs_tol=1e-15)
 
 
-def test_names():
-    assert repr(Linear(1.0, 0.5)) == "Linear(1.0, 0.5, until=1.0)"
-    assert repr(Cosine(1.0, 0.0, until=0.5)) == "Cosine(1.0, 0.0, until=0.5)"
-    assert repr(times(0.5, Linear(1.0, 0.0))) == "0.5 * Linear(1.0, 0.0, until=1.0)"
-    assert "Linear(0.1, 0.01" in repr(ml.SGD(RATE))
+@pytest.mark.parametrize("shape", [Linear, Cosine])
+def test_until(shape):
+    number = shape(1.0, 0.2, until=0.5)
+    assert number(4, 11) > 0.2
+    for step in range(5, 11): assert math.isclose(number(step, 11), 0.2, abs_tol=1e-15)
+    for until in (0, -0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="a share of the run"): shape(1.0, 0.2, until=until)
 
 
-def test_products_of_a_number_and_a_schedule():
+def test_times_and_repr():
+    assert isinstance(times(2.0, Linear(1.0, 0.5)), Times)
+    assert times(2.0, Linear(1.0, 0.5))(0, 5) == times(Linear(1.0, 0.5), 2.0)(0, 5) == 2.0
     assert times(2.0, 3.0) == 6.0
-    assert times(2.0, RATE)(0, 2) == times(RATE, 2.0)(0, 2) == pytest.approx(0.2)
-    terms = 2.0 * (RATE * ml.QueryLoss() + 0.5 * ml.GradientNorm())
-    assert [weight(1, 2) if callable(weight) else weight for weight, _ in terms.parts()] == [
-        pytest.approx(0.02), 1.0]
-    terms.at(1, 2)
-    assert terms.weights == [pytest.approx(0.02), 1.0]
-    with pytest.raises(TypeError, match=r"Linear\(0.1.* times Cosine\(0.3.*written as one"):
-        WEIGHT * (RATE * ml.QueryLoss())
+    assert repr(times(2.0, Linear(1.0, 0.5))) == "2.0 * Linear(1.0, 0.5, until=1.0)"
+    assert repr(Cosine(1.0, 0.0, until=0.3)) == "Cosine(1.0, 0.0, until=0.3)"
+    with pytest.raises(TypeError, match="the product of two schedules"):
+        times(Linear(1.0, 0.5), Cosine(1.0, 0.0))
 
 
-# J.at, and any loop
-
-def test_at_sets_every_number_and_the_first_ones_are_those_of_step_0():
-    J = changing()
-    assert (J.inner.lr, J.terms.weights) == (RATE(0, 10), [1.0, WEIGHT(0, 10)])
-    for step in (3, 9, 0):
-        J.at(step, 10)
-        assert (J.inner.lr, J.terms.weights) == (RATE(step, 10), [1.0, WEIGHT(step, 10)])
-    assert type(J.inner.lr) is float
+def test_a_sum_times_a_number_follows_its_schedule():
+    terms = 2.0 * (ml.QueryLoss() + Linear(1.0, 0.0) * ml.ParameterDistance())
+    terms.at(1, 5)
+    assert terms.weights == [2.0, 1.5]
+    with pytest.raises(TypeError, match="the product of two schedules"): Linear(1.0, 0.0) * terms
 
 
-def test_without_schedules_at_changes_nothing():
-    J = maml()
-    before = numbers_of(J)
-    J.at(3, 10)
-    assert before == numbers_of(J) == {} and scheduled(J) == []
-    assert (J.inner.lr, J.terms.weights) == (0.01, [1.0])
+def test_J_at_sets_weights_and_rates():
+    J = two_numbers()
+    assert J.inner.lr == 0.1
+    assert J.terms.weights == [1.0, 0.5]
+    assert len(scheduled(J)) == 2
+    J.at(4, 5)
+    assert math.isclose(J.inner.lr, 0.01, abs_tol=1e-15)
+    assert J.terms.weights == [1.0, 0.0]
+    J.at(2, 5)
+    assert math.isclose(J.inner.lr, 0.055, abs_tol=1e-15)
+    assert math.isclose(J.terms.weights[1], 0.25, abs_tol=1e-15)
 
 
-@pytest.mark.parametrize("step", [0, 4, 9])
-def test_the_value_is_that_of_plain_numbers(step, sines):
-    J = changing()
-    J.at(step, 10)
-    assert same(slopes(J, sines), slopes(constant(J, step, 10), sines))
+def test_its_value_is_that_of_plain_numbers(waves):
+    J = two_numbers()
+    J.at(2, 5)
+    plain = ml.MAML(J.model, F.mse_loss, lr=J.inner.lr,
+                    terms=ml.QueryLoss() + J.terms.weights[1] * ml.ParameterDistance())
+    for found, right in zip(value_and_gradients(J, waves), value_and_gradients(plain, waves),
+                            strict=True):
+        assert torch.equal(found, right)
 
 
-def test_a_plain_loop_and_meta_train_give_the_same():
-    trained, looped, unchanged = changing(), changing(), changing(lr=0.1, weight=0.3)
-    quick(trained, tasks=SINES, steps=6, seed=5)
-    quick(unchanged, tasks=SINES, steps=6, seed=5)
-    optimizer = torch.optim.Adam(looped.parameters(), lr=1e-3)
-    for step, task in enumerate(SINES.stream(4, 6, seed=5)):
-        looped.at(step, 6)
-        optimizer.zero_grad()
-        looped(task.to(dtype=torch.float64)).backward()
-        optimizer.step()
-    assert same(trained.state_dict(), looped.state_dict())
-    assert not same(trained.state_dict(), unchanged.state_dict())
-    assert trained.inner.lr == RATE(5, 6) == 0.01
+def test_a_number_set_anew_has_no_schedule():
+    J = two_numbers()
+    J.inner.numbers(lr=0.3)
+    J.at(4, 5)
+    assert J.inner.lr == 0.3
+    assert scheduled(J) == [J.terms]
+    J.inner.numbers(lr=Cosine(0.2, 0.1))
+    assert J.inner.lr == 0.2
+    J.at(4, 5)
+    assert math.isclose(J.inner.lr, 0.1, abs_tol=1e-15)
 
-
-def test_any_function_is_a_schedule_and_is_told_where_the_run_is():
-    asked = []
-
-    def own(step, steps):
-        asked.append((step, steps))
-        return 0.1 / (1 + step)
-
-    J = changing(lr=own)
-    quick(J, tasks=SINES, steps=3)
-    assert asked == [(0, 1), (0, 3), (1, 3), (2, 3)]
-    assert J.inner.lr == 0.1 / 3
-
-
-def test_a_copy_and_the_same_choices_for_another_model_keep_their_schedules():
-    J = changing()
-    J.at(5, 10)
-    for twin in (copy.deepcopy(J), J.on(ml.models.mlp(1, 3, 1).double(), F.mse_loss)):
-        twin.at(9, 10)
-        assert (twin.inner.lr, twin.terms.weights[1]) == (RATE(9, 10), WEIGHT(9, 10))
-    assert J.inner.lr == RATE(5, 10)
-
-
-def test_a_plain_number_ends_a_schedule():
-    inner = ml.SGD(RATE)
-    inner.numbers(lr=0.5)
-    inner.at(9, 10)
-    assert inner.lr == 0.5
-
-
-def test_a_part_of_ones_own_may_have_numbers():
-    class Powered(ml.Term):
-        def __init__(self, power):
-            super().__init__()
-            self.numbers(power=power)
-
-        def per_task(self, path, task): return path.loss(path.final, task.query) ** self.power
-
-    J = ml.MetaLoss(ml.models.mlp(1, 3, 1), F.mse_loss, terms=Powered(Linear(1.0, 2.0)))
-    task = SINES.batch(1)
-    first = J(task)
-    J.at(1, 2)
-    torch.testing.assert_close(J(task), first ** 2)
-
-
-# Errors
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(("option", "name"), [("lr", "SGD.lr"), ("weight", "Sum.weight_1")])
-def test_a_number_that_is_not_finite_is_named_with_its_step(option, name, number):
-    J = changing(**{option: lambda step, steps: number if step == 3 else 0.1})
-    J.at(2, 10)
-    message = f"the schedule of {name} gives {number} at step 3 of 10; a finite number is needed"
-    with pytest.raises(ValueError, match=message): J.at(3, 10)
-    with pytest.raises(ValueError, match=message): quick(J, tasks=SINES, steps=10)
+def test_a_number_that_is_not_finite_is_an_error(number):
+    J = ml.MAML(network(), F.mse_loss, lr=lambda step, steps: 0.1 if step < 3 else number)
+    J.at(2, 5)
+    with pytest.raises(ValueError, match=rf"schedule of SGD\.lr gives {number} at step 3 of 5"):
+        J.at(3, 5)
+    assert J.inner.lr == 0.1
 
 
-# Checkpoints
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")    # the compiler's own
+def test_compiled_once_for_all_values():
+    "In float64 exactly as uncompiled: 0.01 must not become the float32 next to it."
+    waves = ml.tasks.Sinusoids(shots=4).batch(4).to(torch.float64)
+    eager, fast, graphs = two_numbers().double(), two_numbers().double(), []
+    fast.load_state_dict(eager.state_dict())
+    fast.compile(backend=counting(graphs))
+    for step in range(10):
+        for J in (eager, fast): J.at(step, 10)
+        for found, right in zip(value_and_gradients(fast, waves),
+                                value_and_gradients(eager, waves), strict=True):
+            assert torch.equal(found, right)
+        assert isinstance(fast.inner.lr, float)
+        assert fast.inner.lr == eager.inner.lr
+    assert math.isclose(fast.inner.lr, 0.01, abs_tol=1e-15)
+    assert len(graphs) == 1
 
-def test_a_checkpoint_keeps_the_numbers(tmp_path, sines):
-    J, other = changing(), changing()
-    J.at(7, 10)
-    expected = slopes(J, sines)
-    ml.save_checkpoint(tmp_path / "J.pt", J)
-    state = ml.load_checkpoint(tmp_path / "J.pt", other)
-    assert state["numbers"] == numbers_of(J) == {"inner": {"lr": RATE(7, 10)},
-                                                 "terms": {"weight_1": WEIGHT(7, 10)}}
-    assert (other.inner.lr, other.terms.weights) == (J.inner.lr, J.terms.weights)
-    assert same(slopes(other, sines), expected)
+
+def test_chunked_backward_sees_the_numbers_of_its_forward(waves):
+    whole, chunked = two_numbers(), two_numbers(chunk_size=2)
+    chunked.load_state_dict(whole.state_dict())
+    undisturbed = value_and_gradients(chunked, waves)
+    value = chunked(waves)
+    chunked.at(4, 5)
+    found = torch.autograd.grad(value, list(chunked.parameters()))
+    for one, other in zip([value.detach(), *found], undisturbed, strict=True):
+        assert torch.equal(one, other)
+    assert chunked.terms.weights == [1.0, 0.0]               # what was set last stays
+    for one, other in zip(undisturbed, value_and_gradients(whole, waves), strict=True):
+        torch.testing.assert_close(one, other)
 
 
-def test_plain_numbers_stay_what_they_were_built_as(tmp_path):
-    J, other = changing(), changing(lr=0.5)
-    J.at(7, 10)
+def test_a_checkpoint_keeps_the_numbers(tmp_path):
+    J, other = two_numbers(), two_numbers()
+    J.at(2, 5)
     ml.save_checkpoint(tmp_path / "J.pt", J)
     ml.load_checkpoint(tmp_path / "J.pt", other)
-    assert (other.inner.lr, other.terms.weights[1]) == (0.5, WEIGHT(7, 10))
-    ml.save_checkpoint(tmp_path / "other.pt", maml(width=5).double())
-    J.at(3, 10)
-    ml.load_checkpoint(tmp_path / "other.pt", J)                # one that holds no numbers
-    assert J.inner.lr == RATE(3, 10)
+    assert numbers_of(other) == numbers_of(J)
+    assert other.inner.lr == J.inner.lr != two_numbers().inner.lr
 
 
-def test_a_run_that_was_stopped_goes_on_with_its_numbers(tmp_path):
-    class Stop(ml.Watcher):
-        left = 4
-
-        def step(self, loss):
-            self.left -= 1
-            if self.left == 0: raise KeyboardInterrupt
-
-    whole, first, second = changing(), changing(), changing()
-    run = {"tasks": SINES, "steps": 8, "save_every": 1}
-    quick(whole, **run)
-    with pytest.raises(KeyboardInterrupt):
-        quick(first, checkpoint=tmp_path, watch=Stop(), **run)
-    assert 0 < ml.load_checkpoint(tmp_path / "checkpoint.pt", second)["progress"]["step"] < 8
-    assert second.inner.lr not in (RATE(0, 8), RATE(7, 8))
-    quick(second, checkpoint=tmp_path, **run)
-    assert same(whole.state_dict(), second.state_dict()) and second.inner.lr == RATE(7, 8)
+def test_a_checkpoint_without_numbers_loads(tmp_path):
+    plain = ml.MAML(network(), F.mse_loss, lr=0.3)
+    with torch.no_grad():
+        for p in plain.parameters(): p.fill_(0.25)
+    assert numbers_of(plain) == {}
+    state = {"metalit": 1, "J": plain.state_dict()}         # as older versions wrote it
+    torch.save(state, tmp_path / "plain.pt")
+    J = two_numbers()
+    J.at(1, 5)
+    before = numbers_of(J)
+    ml.load_checkpoint(tmp_path / "plain.pt", J)
+    assert numbers_of(J) == before
+    assert all((p == 0.25).all() for p in J.parameters())
 
 
-# Compiled
-
-class Counting:
-    "A backend that runs a graph as it is, and counts the graphs."
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, inputs):
-        self.graphs += 1
-        return graph.forward
+def test_numbers_of_parts_without_a_schedule_are_ignored(tmp_path):
+    J, plain = two_numbers(), ml.MAML(network(), F.mse_loss, lr=0.3)
+    J.at(2, 5)
+    ml.save_checkpoint(tmp_path / "J.pt", J)
+    ml.load_checkpoint(tmp_path / "J.pt", plain)
+    assert plain.inner.lr == 0.3
+    assert plain.terms.weights == [1.0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("second", [ml.GradientNorm(), ml.Contrast()], ids=["alone", "across"])
-def test_compiled_there_is_one_graph_and_the_numbers_are_those_of_each_step(dtype, second, sines):
-    task = sines.to(dtype=dtype)
-    eager, fast, count = changing(dtype, second=second), changing(dtype, second=second), Counting()
-    fast.compile(backend=count)
-    values = []
-    for step in (0, 1, 5, 9):
-        for J in (eager, fast): J.at(step, 10)
-        (value, gradients), (found, slope) = (slopes(J, task) for J in (eager, fast))
-        assert found.dtype == dtype
-        assert torch.equal(found, value) and same(slope, gradients)
-        assert type(fast.inner.lr) is float and fast.inner.lr == RATE(step, 10)
-        values.append(value.item())
-    assert count.graphs == 1
-    assert len(set(values)) == 4
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"batching": "loop"}])
+def test_meta_train_follows(options):
+    waves = ml.tasks.Sinusoids(shots=4)
+    trained, by_hand = two_numbers(**options), two_numbers(**options)
+    ml.meta_train(trained, waves, steps=5, batch_size=4, seed=3, device="cpu", progress=False)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-3)
+    for step, task in enumerate(waves.stream(4, 5, 3, 0)):
+        by_hand.at(step, 5)
+        optimizer.zero_grad()
+        by_hand(task).backward()
+        optimizer.step()
+    for one, other in zip(trained.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert numbers_of(trained) == numbers_of(by_hand)
+    constant = ml.MAML(network(), F.mse_loss, lr=0.1)
+    ml.meta_train(constant, waves, steps=5, batch_size=4, seed=3, device="cpu", progress=False)
+    assert any(not torch.equal(one, other) for one, other in
+               zip(trained.parameters(), constant.parameters(), strict=True))
 
 
-def test_compiled_a_rate_is_not_rounded_to_float32(sines):
-    "0.01 is 0.00999999978 in float32; the value of that rate differs, and is told apart."
-    fast = changing(lr=Linear(0.01, 0.02))
-    fast.compile(backend="aot_eager")
-    plain = changing(lr=0.01)
-    rounded = changing(lr=torch.tensor(0.01, dtype=torch.float32).item())
-    value = plain(sines).item()
-    assert abs(rounded(sines).item() - value) > 1e-9
-    assert abs(fast(sines).item() - value) < 1e-15
-
-
-def test_lifted_numbers_are_plain_again_afterwards_also_after_an_error():
-    for dtype in (torch.float32, torch.float64):
-        J = changing(dtype)
-        with pytest.raises(ArithmeticError, match="inside"), lifted(J):
-            assert isinstance(J.inner.lr, torch.Tensor) and J.inner.lr.dtype == dtype
-            assert J.terms.weights[0] == 1.0 and isinstance(J.terms.weights[1], torch.Tensor)
-            raise ArithmeticError("inside")
-        assert (J.inner.lr, J.terms.weights[1]) == (RATE(0, 1), WEIGHT(0, 1))
-        assert type(J.inner.lr) is float
-
-
-# Recomputed chunks
-
-@pytest.mark.parametrize("chunk_size", [1, 4])
-def test_a_backward_pass_sees_the_numbers_of_its_forward_pass(chunk_size, sines):
-    "Chunks are computed again in the backward pass: with the numbers that the value was made of."
-    whole, chunked = changing(), changing(chunk_size=chunk_size)
-    expected = slopes(whole, sines)
-    value = chunked(sines)
-    chunked.at(9, 10)
-    found = torch.autograd.grad(value, list(chunked.parameters()))
-    torch.testing.assert_close((value.detach(), found), expected, rtol=0, atol=1e-14)
-    assert chunked.inner.lr == RATE(9, 10)                     # and they are left as they are
-    whole.at(9, 10)
-    torch.testing.assert_close(slopes(chunked, sines), slopes(whole, sines), rtol=0, atol=1e-14)
+def test_a_part_of_ones_own():
+    class Part(Scheduled):
+        def __init__(self, size):
+            super().__init__()
+            self.numbers(size=size)
+    part = Part(Linear(0.0, 1.0))
+    part.at(3, 5)
+    assert part.size == 0.75
+    assert numbers_of(nn.Sequential(part)) == {"0": {"size": 0.75}}

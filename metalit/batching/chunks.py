@@ -51,7 +51,8 @@ def recomputed(run: Run, parameters: Mapping[str, Tensor], batch: Tree) -> list[
 
     Gradients flow to the parameters, and to tensors of the batch that ask for one; once only.
 
-    Example: `recomputed(lambda p, x: [(p["w"] * x).sum()], {"w": weight}, torch.ones(3))`.
+    Example: `recomputed(lambda p, x: [(p["w"] * x).sum()], {"w": w}, torch.ones(3))`, with `w =
+    torch.ones(3, requires_grad=True)`.
     """
     tensors, spec = pytree.tree_flatten(batch)
     return list(_Recomputed.apply(run, tuple(parameters), spec, *parameters.values(), *tensors))

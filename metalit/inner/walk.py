@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..batching.slope import hvp
 from ..models import Params
 from ..schedule import Scheduled
-from ..tasks.task import Split, Tree, leaves, length, mapped
+from ..tasks.task import Split, Tree, leaves, length
 
 State = Any  # a tree of tensors: what an inner loop remembers from step to step
 InnerLoss = Callable[[Params], Tensor]  # what a step descends: the task loss of its examples
@@ -25,7 +25,8 @@ LossOn = Callable[[Params, Split], Tensor]  # the task loss at some parameters, 
 Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters, for inputs x
 
 # %% auto #0
-__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'check_steps', 'InnerLoop', 'as_it_is', 'Walk', 'held_constant']
+__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'check_steps', 'check_subclass', 'InnerLoop', 'Step', 'as_it_is',
+           'Walk', 'constant', 'held_constant']
 
 # %% ../../nbs/03a_walk.ipynb #114480f3
 def check_steps(steps: int) -> int:
@@ -34,18 +35,30 @@ def check_steps(steps: int) -> int:
         raise ValueError(f"steps={steps!r}: the number of inner steps is a whole number, 0 or more")
     return steps
 
+
+def check_subclass(kind: type) -> None:
+    "Raise `TypeError` for an inner loop whose `adapt` would be called by nobody."
+    if "adapt" in vars(kind):
+        raise TypeError(f"{kind.__name__} overrides adapt, as inner loops did before version 0.2, "
+                        "and a meta-loss does not call it: say what one step does, in a method "
+                        "step(self, loss, phi, state, k), and where a task starts, in init")
+
 # %% ../../nbs/03a_walk.ipynb #24417970
 class InnerLoop(Scheduled):
     """How a task learns: where it starts, and what one step does. A subclass defines `step`.
 
     `steps` is K. With `batch_size` each step sees only so many of the support examples, the next
     ones in turn, around and around; by default it sees them all. Parameters that a subclass owns
-    become meta-parameters. See `metalit.batching.grad` for the gradient that a step follows.
-
+    become meta-parameters.
     Raises `ValueError` where steps is not a whole number, 0 or more, or batch_size below 1.
 
-    Example: `class Mine(InnerLoop)` with a method `step(self, loss, phi, state, k)`.
+    Example: `ml.MetaLoss(model, loss, inner=Still())`, with `class Still(InnerLoop): step = lambda
+    self, loss, phi, state, k: (phi, state)`.
     """
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_subclass(cls)
+
     def __init__(self, steps: int = 1, *, batch_size: int | None = None):
         super().__init__()
         if batch_size is not None and batch_size < 1:
@@ -58,11 +71,7 @@ class InnerLoop(Scheduled):
         return theta, ()
 
     def step(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
-        """The parameters and the state after step k (0 … K − 1), from those before it.
-
-        `loss(phi)` is the task loss on the examples of this step. Differentiate it with
-        `metalit.batching.grad`.
-        """
+        "The parameters and the state after step k, from those before it; `loss(phi)` is its loss."
         raise TypeError(f"{type(self).__name__} does not say what a step does: give it a method "
                         "step(self, loss, phi, state, k) that returns the new phi and state")
 
@@ -90,11 +99,24 @@ def _no_model(phi: Params, x: Tree) -> Any:
     raise TypeError("this inner loop looks at the model's output: use it in a MetaLoss")
 
 # %% ../../nbs/03a_walk.ipynb #7024977f
-Change = Callable[[Callable[..., tuple[Params, State]], Params, State, int], tuple[Params, State]]
+@dataclass(frozen=True)
+class Step:
+    """One step of the inner loop of one task: `step(phi, state, k)` is what comes after φₖ.
+
+    `begin()` is the state before the first step as it would be if θ were a constant.
+    """
+    inner: InnerLoop
+    loss: InnerLoss
+    begin: Callable[[], State]
+
+    def __call__(self, phi: Params, state: State, k: int) -> tuple[Params, State]:
+        return self.inner.step(self.loss, phi, state, k)
 
 
-def as_it_is(step: Callable[..., tuple[Params, State]], phi: Params, state: State,
-             k: int) -> tuple[Params, State]:
+Change = Callable[[Step, Params, State, int], tuple[Params, State]]
+
+
+def as_it_is(step: Step, phi: Params, state: State, k: int) -> tuple[Params, State]:
     "A step that no rule changes."
     return step(phi, state, k)
 
@@ -123,7 +145,8 @@ class Walk:
         phi, state = self.inner.init(self.predict, first, split)
         points = [phi]
         for k in range(self.inner.steps if steps is None else check_steps(steps)):
-            step = partial(self.inner.step, partial(self._loss, self.inner.examples(split, k)))
+            loss = partial(self._loss, self.inner.examples(split, k))
+            step = Step(self.inner, loss, partial(self._begin, first, split))
             phi, state = self.change(step, phi, state, k)
             points.append(phi)
         return points
@@ -143,19 +166,23 @@ class Walk:
     def _loss(self, split: Split, phi: Params) -> Tensor:
         return self.loss(phi, split)
 
+    def _begin(self, first: Params, split: Split) -> State:
+        return self.inner.init(self.predict, constant(first), split)[1]
+
 # %% ../../nbs/03a_walk.ipynb #49a4c35c
-def held_constant(step: Callable[..., tuple[Params, State]], phi: Params, state: State,
-                  k: int) -> tuple[Params, State]:
+def constant(phi: Params) -> Params:
+    "The same numbers, without a way back."
+    return {name: value.detach() for name, value in phi.items()}
+
+
+def held_constant(step: Step, phi: Params, state: State, k: int) -> tuple[Params, State]:
     """A step through which derivatives pass as if it were the identity: the first-order rule.
 
     It is taken from a point that counts as constant, so every inner gradient does, too. What the
     inner loop itself learns, such as step sizes, keeps its derivative.
     """
-    fixed = {name: value.detach() for name, value in phi.items()}
-    after, state = step(fixed, state if k else mapped(_constant, state), k)
+    if k == 0 and any(isinstance(value, Tensor) for value in leaves(state)): state = step.begin()
+    fixed = constant(phi)
+    after, state = step(fixed, state, k)
     return {name: value if name not in fixed else phi[name] if value is fixed[name]
             else value + (phi[name] - fixed[name]) for name, value in after.items()}, state
-
-
-def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value

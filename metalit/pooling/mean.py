@@ -26,8 +26,8 @@ class Pooling(nn.Module):
     each task has, and `ids` (B,), which tasks these are. Parameters that it owns become
     meta-parameters.
 
-    Example: `class Worst(Pooling)` with a method `forward(self, values)` that returns
-    `values.max()`.
+    Example: `ml.MetaLoss(model, loss, pooling=Worst())`, with `class Worst(Pooling): forward =
+    lambda self, values: values.max()`.
     """
     def forward(self, values: Tensor) -> Tensor:
         "One number of those of all tasks."

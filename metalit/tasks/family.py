@@ -85,7 +85,8 @@ class Family(Source):
     generator. Either way the tasks of step i depend on (seed, i) alone. So a run can start again at
     any step, and processes can draw different tasks, without a state to keep.
 
-    Example: `class Lines(Family)` with a method `draw(self, n_tasks, random)` that returns a Task.
+    Example: `Few().batch(4)`, with `class Few(Family): sample = lambda self, batch_size, generator:
+    ml.tasks.Sinusoids(shots=2).sample(batch_size, generator)`.
     """
     def batch(self, batch_size: int, seed: int = 0, step: int = 0) -> Task:
         "The tasks of one training step: the same (seed, step) gives the same tasks."

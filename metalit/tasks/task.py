@@ -102,7 +102,8 @@ class Task(Container):
     Both are a `Split`, and every tensor has the task axis first; one task is a batch with B = 1.
     `ids` (B,) say which tasks these are, for what keeps something for each of them.
 
-    Example: `Task(Split(x, y), Split(x_query, y_query))`.
+    Example: `Task(Split(x[:, :5], y[:, :5]), Split(x[:, 5:], y[:, 5:]))`, with `x, y =
+    torch.rand(4, 15, 1), torch.rand(4, 15, 1)`.
     """
     support: Split
     query: Split
@@ -140,7 +141,7 @@ def check_task(task: Any) -> Task:
     the task axis is missing, or a value is not finite. Inside `torch.compile` only shapes are
     looked at.
 
-    Example: `check_task(((x, x), (x, x))).batch_size` is `4`, with `x = torch.zeros(4, 5, 1)`.
+    Example: `check_task(((x, x), (x, x))).batch_size`, with `x = torch.zeros(4, 5, 1)`.
     """
     task = _as_task(task)
     check_split(task.support, "support")

@@ -99,7 +99,7 @@ def load_checkpoint(path: str | Path, J: nn.Module) -> dict[str, Any]:
     checkpoint of metalit, or of another model: the first parameter that differs is named, and J
     stays as it was.
 
-    Example: `load_checkpoint("runs/maml/checkpoint.pt", J)`.
+    Example: `load_checkpoint("model.pt", J)`, with `save_checkpoint("model.pt", J)`.
     """
     state = read_checkpoint(path)
     check_same_parameters(state["J"], J, path)

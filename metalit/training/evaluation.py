@@ -71,7 +71,7 @@ def evaluate(J: Learner, tasks: Family, *, n_tasks: int = 600,
 
     Raises `ValueError` for fewer than two tasks, or a number of steps that is none.
 
-    Example: `print(evaluate(J, Sinusoids(shots=5)))`.
+    Example: `print(evaluate(J, ml.tasks.Sinusoids(shots=5)))`.
     """
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks")
     parameter = next(J.parameters())
@@ -92,7 +92,8 @@ def name_of(metric: Loss | None) -> str:
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
     """The share of examples whose largest logit is their class's: prediction (S, ways), y (S,).
 
-    Example: `evaluate(J, episodes, metric=accuracy)`.
+    Example: `evaluate(J, episodes, n_tasks=600, metric=accuracy)`, with `J =
+    ml.MAML(ml.models.Conv4(ways=5), F.cross_entropy)`.
     """
     return (prediction.argmax(-1) == y).to(prediction.dtype).mean()
 

@@ -273,7 +273,7 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
     be written, `LostProcessError` where a process of the team ends, `ValueError` for counts below
     one and unknown devices.
 
-    Example: `log = meta_train(J, Sinusoids(shots=5), steps=2000, checkpoint="runs/maml")`.
+    Example: `log = meta_train(J, ml.tasks.Sinusoids(shots=5), steps=2000, checkpoint="runs/maml")`.
     """
     plan = Plan(steps, batch_size, seed, save_every, log_every, max_minutes)
     if tensorboard and checkpoint is None:
