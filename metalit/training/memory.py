@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -159,7 +158,7 @@ def keep_freed_memory() -> bool:
     never_map, keep, in_large_pieces = (-4, 0), (-1, 2**31 - 1), (-2, 2**26)
     return all(mallopt(*option) == 1 for option in (never_map, keep, in_large_pieces))
 
-# %% ../../nbs/17a_memory.ipynb #fc893940
+# %% ../../nbs/17a_memory.ipynb #bc4d903a
 class Flops(TorchDispatchMode):
     "Counts the floating-point operations of matrix products, forward and backward."
     total = 0
@@ -171,7 +170,7 @@ class Flops(TorchDispatchMode):
         if count: self.total += count(*args, **(kwargs or {}), out_val=result)
         return result
 
-
+# %% ../../nbs/17a_memory.ipynb #846cd06e
 def flops(call: Callable[[], Any]) -> int:
     "The operations of a forward and a backward pass."
     with Flops() as counter: call().backward()
