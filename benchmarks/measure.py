@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+import metalit
 from metalit.judging.comparison import environment
 
 RESULTS = Path("results")
@@ -63,8 +64,9 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The installed release of each package."""
-    return {package: importlib.metadata.version(package) for package in packages}
+    """The installed release of each package; of metalit, that of the code which runs."""
+    return {package: metalit.__version__ if package == "metalit"
+            else importlib.metadata.version(package) for package in packages}
 
 
 def write_json(name: str, record: dict[str, Any]) -> Path:

@@ -50,9 +50,10 @@ def run(name: str, setting: Setting, seed: int, steps: int,
     J = ml.MAML(model, F.mse_loss, lr=setting.lr, steps=1)
     folder = f"runs/reproduce/{setting.shots}shot-lr{setting.lr}-{setting.init}-seed{seed}"
     print(f"\n{name}, seed {seed}", flush=True)
-    log = ml.meta_train(J, tasks, steps=steps, batch_size=25, seed=seed, checkpoint=folder,
-                        compile=compile)
-    return ml.evaluate(J, tasks, n_tasks=600, steps=STEPS, seed=0), log[-1]["seconds"]
+    ml.meta_train(J, tasks, steps=steps, batch_size=25, seed=seed, checkpoint=folder,
+                  compile=compile)
+    seconds = ml.load_checkpoint(f"{folder}/checkpoint.pt", J)["progress"]["seconds"]
+    return ml.evaluate(J, tasks, n_tasks=600, steps=STEPS, seed=0), round(seconds, 3)
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:

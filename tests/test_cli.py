@@ -90,6 +90,10 @@ def test_help_names_every_command_and_default():
     text = " ".join(metalit("train", "--help").split())
     assert "[default: (by method)]" in text
     assert "[default: 600; x>=2]" in text
+    paragraphs = ("--method", "--queries", "--steps", "--batch-size", "--init", "--size", "--seed",
+                  "--compile", "--validate-every", "--tensorboard", "--root", "--quiet")
+    places = [text.index(f" {option} ") for option in paragraphs]
+    assert places == sorted(places)
 
 
 @pytest.fixture(scope="module")

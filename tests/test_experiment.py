@@ -57,6 +57,15 @@ def test_open_settings_take_the_values_of_family_and_method():
                      "shots": None})["shots"] == 5
 
 
+def test_a_recipe_has_numbers_for_sinusoids_and_for_images():
+    cavia = RECIPES["cavia"]
+    assert (cavia.lr, cavia.lr_for(False), cavia.lr_images, cavia.lr_for(True)) == (1, 1, 10, 10)
+    assert (cavia.context_for(False), cavia.context_for(True)) == (5, 100)
+    assert build(words("sinusoids", "cavia")).J.model.context.shape == (5,)
+    assert words("sinusoids", "cavia")["inner_lr"] == 1
+    assert words("glyphs", "cavia")["inner_lr"] == 10
+
+
 def test_settings_reach_what_they_name(root):
     J, train, _, test, optimizer, *_ = build(words("glyphs", "maml", ways=3, shots=2, inner_lr=0.07,
                                                    inner_steps=4, meta_lr=0.5, pool="max"), root)
@@ -123,5 +132,7 @@ def test_schedules():
         1.0, 0.7502, 0.5005, 0.2507, 0.001
     ]
     assert rates("cosine", "maml") == [1.0, 0.8536, 0.5, 0.1464, 0.0]
+    free = RECIPES["reptile"]._replace(schedule=None)  # the recipe says it, not its optimizer
+    assert schedule("constant", 4, free) is None
     with pytest.raises(ValueError, match="schedule='exponential': choose one of"):
         schedule("exponential", 4, RECIPES["maml"])
