@@ -34,7 +34,9 @@ class Linear:
         self.start, self.end, self.until = start, end, until
 
     def __call__(self, step: int, steps: int) -> float:
-        return self.start + (self.end - self.start) * self._share(step, steps)
+        share, way = self._share(step, steps), self.end - self.start
+        if share < 0.5: return self.start + share * way
+        return self.end - (1 - share) * way                  # the end is reached to the last bit
 
     def _share(self, step: int, steps: int) -> float:
         return min(1.0, step / max(1.0, self.until * (steps - 1)))

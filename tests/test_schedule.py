@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import nn
 
 import metalit as ml
-from metalit.schedule import Cosine, Linear, Scheduled, Times, numbers_of, scheduled, times
+from metalit.schedule import (
+    Cosine,
+    Linear,
+    Scheduled,
+    Times,
+    lifted,
+    numbers_of,
+    scheduled,
+    times,
+)
 
 
 def counting(graphs: list):
@@ -44,8 +53,9 @@ def test_ends_and_middle(shape):
     number = shape(1.0, 0.2)
     assert number(0, 11) == 1.0
     assert math.isclose(number(5, 11), 0.6, abs_tol=1e-15)
-    assert math.isclose(number(10, 11), 0.2, abs_tol=1e-15)
+    assert number(10, 11) == 0.2                             # to the last bit
     assert number(0, 1) == 1.0                               # one step: it is the first
+    assert {shape(0.3, 0.3)(step, 7) for step in range(7)} == {0.3}
 
 
 def test_a_quarter_of_the_way():
@@ -141,6 +151,49 @@ def test_compiled_once_for_all_values():
     assert len(graphs) == 1
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")    # the compiler's own
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_a_number_changes_no_type(dtype):
+    "Also where it meets a scalar: a term across tasks, a parameter without an axis."
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.net = nn.Parameter(torch.tensor(0.5)), network()
+
+        def forward(self, x): return self.scale * self.net(x)
+
+    def made():
+        inner = ml.SGD(Linear(0.1, 0.01), 2)
+        return ml.MetaLoss(Scaled().to(dtype), F.mse_loss, inner=inner,
+                           terms=ml.QueryLoss() + Linear(0.3, 0.1) * ml.Contrast())
+
+    waves, graphs = ml.tasks.Sinusoids(shots=4).batch(4).to(dtype), []
+    eager, fast = made(), made()
+    fast.compile(backend=counting(graphs))
+    for step in (0, 4, 9):
+        for J in (eager, fast): J.at(step, 10)
+        for found, right in zip(value_and_gradients(fast, waves),
+                                value_and_gradients(eager, waves), strict=True):
+            assert found.dtype == dtype
+            assert torch.equal(found, right)
+    assert len(graphs) == 1
+
+
+def test_lifted_numbers_are_plain_again_also_after_an_error():
+    J = two_numbers().double()
+    before = numbers_of(J)
+
+    def fails():
+        with lifted(J):
+            assert J.inner.lr.dtype == J.terms.weights[1].dtype == torch.float64
+            assert J.terms.weights[0] == 1.0
+            raise ArithmeticError("inside")
+
+    with pytest.raises(ArithmeticError, match="inside"): fails()
+    assert numbers_of(J) == before
+    assert type(J.inner.lr) is float
+
+
 def test_chunked_backward_sees_the_numbers_of_its_forward(waves):
     whole, chunked = two_numbers(), two_numbers(chunk_size=2)
     chunked.load_state_dict(whole.state_dict())
@@ -206,6 +259,31 @@ def test_meta_train_follows(options):
     ml.meta_train(constant, waves, steps=5, batch_size=4, seed=3, device="cpu", progress=False)
     assert any(not torch.equal(one, other) for one, other in
                zip(trained.parameters(), constant.parameters(), strict=True))
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_numbers(tmp_path):
+    class Stop(ml.Watcher):
+        left = 4
+
+        def step(self, loss):
+            self.left -= 1
+            if self.left == 0: raise KeyboardInterrupt
+
+    def go(J, **options):
+        ml.meta_train(J, ml.tasks.Sinusoids(shots=4), steps=8, batch_size=4, device="cpu",
+                      progress=False, save_every=1, **options)
+
+    whole, first, second = two_numbers(), two_numbers(), two_numbers()
+    go(whole)
+    with pytest.raises(KeyboardInterrupt): go(first, checkpoint=tmp_path, watch=Stop())
+    state = ml.load_checkpoint(tmp_path / "checkpoint.pt", second)
+    assert 0 < state["progress"]["step"] < 8
+    assert 0.01 < second.inner.lr < 0.1
+    go(second, checkpoint=tmp_path)
+    for one, other in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert numbers_of(second) == numbers_of(whole)
+    assert second.inner.lr == 0.01
 
 
 def test_a_part_of_ones_own():
