@@ -288,6 +288,34 @@ def test_an_inner_loop_by_finite_differences(name, small_net, sines):
     assert_slope_of_value(ml.MetaLoss(small_net, F.mse_loss, inner=INNER[name][0]()), sines)
 
 
+class LearnedStart(Momentum):
+    "Momentum that starts with a learned velocity, and does not forget θ."
+    def __init__(self):
+        super().__init__()
+        self.start = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def init(self, predict, theta, support):
+        return theta, {name: self.start * p for name, p in theta.items()}
+
+
+def learned_start_by_hand(J, theta, x, y, constant):
+    points = [theta]
+    v = [J.inner.start * (p.detach() if constant else p) for p in theta]
+    for _ in range(3):
+        g = slope(points[-1], x, y, constant)
+        v = [J.inner.momentum * a + b for a, b in zip(v, g, strict=True)]
+        points.append([p - J.inner.lr * d for p, d in zip(points[-1], v, strict=True)])
+    return points
+
+
+@both_rules
+def test_what_an_inner_loop_remembers_from_the_start_is_learned(rule, way, small_net, sines):
+    "To first order θ is a constant in it, and the parameters of the loop are none."
+    J = ml.MetaLoss(small_net, F.mse_loss, inner=LearnedStart(), gradient=rule(), **WAYS[way])
+    expected = by_hand(J, sines, learned_start_by_hand, constant=rule is ml.FirstOrder)
+    assert_agrees(J, way, sines, expected)
+
+
 def test_tasks_halve_their_steps_each_in_its_own_way(small_net, sines):
     taken = []
     for x, y, _, _ in examples(sines):
