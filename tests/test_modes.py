@@ -67,12 +67,7 @@ CLASSIFICATION = {
 }
 
 
-closes_over = pytest.mark.xfail(reason="grad of a loop follows what f closes over, too",
-                                strict=True)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=closes_over) if name == "ProtoMAML"
-                                  else name for name in [*REGRESSION, *CLASSIFICATION]])
+@pytest.mark.parametrize("name", [*REGRESSION, *CLASSIFICATION])
 def test_a_loop_equals_vmap(name, sines):
     task, make = ((sines, REGRESSION[name]) if name in REGRESSION
                   else (classes(), CLASSIFICATION[name]))
@@ -183,7 +178,6 @@ def test_a_loop_runs_what_vmap_refuses(name, chunk_size, method, sines):
     assert J.curve(sines).shape == (6, 2)
 
 
-@closes_over
 def test_what_a_function_closes_over_is_constant_in_a_loop():
     w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
 

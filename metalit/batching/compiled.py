@@ -73,8 +73,8 @@ def one_graph(value: Value, parameters: Callable[[], Any],
     Raises `ValueError` for data that ask for a gradient; `RuntimeError` where the scalar is
     differentiated twice; an error of PyTorch's where there is no C++ compiler, or no single graph.
 
-    Example: `one_graph(lambda p, x: (p["w"] * x).sum(), lambda: [("w",
-    w)])(torch.ones(3)).backward()`, with `w = torch.ones(3, requires_grad=True)`.
+    Example: `one_graph(lambda p, x: (p["w"] * x).sum(), lambda: [("w", w)])(w.detach())`, with
+    `w = torch.ones(3, requires_grad=True)`.
     """
     on_cpu = next(iter(parameters()))[1].device.type == "cpu"
     if not options.keys() & {"options", "mode", "backend"} and on_cpu:

@@ -46,7 +46,7 @@ def grad(f: Callable[..., Tensor]) -> Callable[..., Params]:
 def _by_autograd(f: Callable[..., Tensor], phi: Params, *others: Any) -> Params:
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
-        at = {name: value if value.requires_grad else value.detach().requires_grad_()
+        at = {name: value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
               for name, value in phi.items()}
         value = f(at, *others)
     if not value.requires_grad: return {name: torch.zeros_like(value) for name, value in at.items()}

@@ -27,8 +27,8 @@ class Watcher:
     size; `step` the meta-loss of each meta-step, after it; `end` how the run ended: None, or the
     error that ended it.
 
-    Example: `meta_train(J, tasks, steps=2, watch=Printer())`, with `from metalit.training import
-    meta_train` and `class Printer(Watcher): step = lambda self, loss: print(loss)`.
+    Example: `ml.meta_train(J, tasks, steps=2, watch=Printer())`, with
+    `class Printer(Watcher): step = lambda self, loss: print(loss)`.
     """
     def begin(self, progress: Progress, steps: int, batch_size: int) -> None:
         "The run begins, or goes on."
