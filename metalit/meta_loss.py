@@ -120,6 +120,7 @@ class MetaLoss(Choices):
         "The same choices for another model and another task loss, as a new meta-loss."
         check_model(model)
         twin = copy.deepcopy(self)
+        del twin.loss  # it may be a module, whose place a function cannot take
         twin.model, twin.loss = model, loss
         twin.inner, twin.terms = self.inner.for_model(model), self.terms.for_model(model)
         return twin

@@ -541,3 +541,10 @@ def test_an_inner_loop_that_overrides_adapt_is_refused():
     "Nobody would call it: a meta-loss walks step by step."
     with pytest.raises(TypeError, match=r"Old overrides adapt.*say what one step does"):
         type("Old", (ml.SGD,), {"adapt": lambda self, loss, theta, support: [theta]})
+
+
+def test_a_meta_loss_whose_task_loss_is_a_module_goes_to_another_model():
+    J = ml.MAML(ml.models.mlp(1, 5, 1), torch.nn.MSELoss())
+    twin = J.on(ml.models.mlp(1, 3, 1), F.mse_loss)
+    assert twin.loss is F.mse_loss and isinstance(J.loss, torch.nn.MSELoss)
+    assert isinstance(J.on(ml.models.mlp(1, 3, 1), torch.nn.L1Loss()).loss, torch.nn.L1Loss)
