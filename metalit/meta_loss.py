@@ -106,7 +106,6 @@ class MetaLoss(Choices):
 
         `options` are those of `torch.compile`. A C++ compiler is needed. A compiled J can be
         differentiated once only, by its parameters only; a copy or a pickle of it is not compiled.
-
         Raises `ValueError` for a J with `chunk_size`, or one that takes its tasks by a loop.
         """
         self._compiled = compiled(self, **options)
