@@ -398,8 +398,8 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
         report(runs, out, results, budget, command)
 
 # %% ../nbs/13_command.ipynb #5d0dfe14
-def report(runs: list[comparison.Run], folder: Path, results: Path | None, budget: dict[str, Any],
-           command: str) -> None:
+def report(runs: list[comparison.Result], folder: Path, results: Path | None,
+           budget: dict[str, Any], command: str) -> None:
     "Print the table of a comparison; write it as CSV, JSON and a picture."
     lines, record = comparison.summarise(runs), comparison.record(runs, budget, command)
     comparison.save_csv(lines, folder / "comparison.csv")

@@ -14,7 +14,7 @@ from metalit.judging import comparison
 from metalit.judging.comparison import (
     Difference,
     Line,
-    Run,
+    Result,
     against,
     compare,
     diverged,
@@ -25,16 +25,17 @@ from metalit.judging.comparison import (
 from metalit.judging.recipes import RECIPES, Recipe, build, complete, named, sine_network
 
 
-def made_up(method: str, seed: int, losses: dict, seconds: float = 2.0, ci95: float = 0.1) -> Run:
+def made_up(method: str, seed: int, losses: dict, seconds: float = 2.0,
+            ci95: float = 0.1) -> Result:
     rows = [{"inner_steps": k, "loss": loss, "ci95": ci95} for k, loss in losses.items()]
-    return Run(method, seed, "5 steps", seconds, rows, ms=seconds)
+    return Result(method, seed, "5 steps", seconds, rows, ms=seconds)
 
 
 RUNS = [made_up("conml", 0, {0: 4.0, 1: 1.0}, 8.0, 0.2), made_up("conml", 1, {0: 4.0, 1: 2.0}, 2.0),
         made_up("conml", 2, {0: 4.0, 1: 3.0}, 3.0), made_up("maml", 0, {0: 4.0, 1: 2.0}),
         made_up("maml", 1, {0: 5.0, 1: 3.0}), made_up("maml", 2, {0: 6.0, 1: 4.0}),
         made_up("reptile", 0, {0: 4.0, 1: None}, 1.0), made_up("reptile", 1, {0: 2.0, 1: 2.0}, 1.0),
-        Run("fomaml", 0, "diverged: at step 3", 0.0, [])]
+        Result("fomaml", 0, "diverged: at step 3", 0.0, [])]
 
 
 def test_the_summary_is_what_one_computes_by_hand():

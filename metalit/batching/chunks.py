@@ -17,7 +17,7 @@ from .modes import Each
 from ..tasks.task import Tree, length, mapped
 
 # %% auto #0
-__all__ = ['Run', 'random_state', 'restore_random_state', 'in_chunks', 'recomputed']
+__all__ = ['OnTasks', 'random_state', 'restore_random_state', 'in_chunks', 'recomputed']
 
 # %% ../../nbs/17_chunks.ipynb #cc2d77c8
 def random_state() -> dict[str, Any]:
@@ -43,10 +43,10 @@ def in_chunks(each: Each, one: Callable[[Any, Any], Tree], shared: Any, own: Any
     return mapped(lambda *of_parts: torch.cat(of_parts), *parts)
 
 # %% ../../nbs/17_chunks.ipynb #9aca47c0
-Run = Callable[[Params, Tree], list[Tensor]]
+OnTasks = Callable[[Params, Tree], list[Tensor]]
 
 
-def recomputed(run: Run, parameters: Mapping[str, Tensor], batch: Tree) -> list[Tensor]:
+def recomputed(run: OnTasks, parameters: Mapping[str, Tensor], batch: Tree) -> list[Tensor]:
     """`run(parameters, batch)`, keeping no graph: the backward pass runs again, equally at random.
 
     Gradients flow to the parameters, and to tensors of the batch that ask for one; once only.
@@ -60,7 +60,7 @@ def recomputed(run: Run, parameters: Mapping[str, Tensor], batch: Tree) -> list[
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, names: tuple[str, ...], spec: Any,
+    def forward(ctx: Any, run: OnTasks, names: tuple[str, ...], spec: Any,
                 *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.run, ctx.names, ctx.spec, ctx.random = run, names, spec, random_state()
         ctx.save_for_backward(*tensors)  # a change before the backward pass is an error

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'STUDENT', 'compared', 'made', 'Run', 'compare', 'step_times',
+__all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'STUDENT', 'compared', 'made', 'Result', 'compare', 'step_times',
            'same_settings', 'number', 'or_nan', 'Line', 'summarise', 'diverged', 'table', 'blows_up', 'cell',
            'Difference', 'against', 'interval', 'picture', 'library_version', 'environment', 'record', 'read_record',
            'save', 'save_csv']
@@ -78,7 +78,7 @@ def made(name: str, model: Callable[..., nn.Module], seed: int, loss: Loss, lr: 
                         recipe.inner_steps)
 
 # %% ../../nbs/28_comparison.ipynb #62d810f3
-class Run(NamedTuple):
+class Result(NamedTuple):
     """One method with one seed: how it ended, seconds, and the evaluation.
 
     `seconds` are those of training; `rows` of the evaluation are None where it is not finite.
@@ -98,7 +98,7 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
             methods: Sequence[str] = METHODS, steps: int = 2000, seeds: Sequence[int] = (0, 1, 2),
             lr: float = 0.01, batch_size: int = 25, folder: str | Path = "runs/compare",
             inner_steps: Sequence[int] = (0, 1, 2, 5, 10), compile: bool = False,
-            progress: bool = True) -> list[Run]:
+            progress: bool = True) -> list[Result]:
     """Train each of `methods` with each seed, equally, and evaluate it.
 
     All see the same tasks, for the same number of meta-steps.
@@ -124,7 +124,7 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     for name in methods: make[name](0)
     same_settings(Path(folder), settings)
     plan = [(seed, name) for seed in seeds for name in methods]
-    runs: list[Run] = []
+    runs: list[Result] = []
     for seed, name in plan:
         if progress: print(f"{len(runs) + 1} of {len(plan)}: {name}, seed {seed}", flush=True)
         place = Path(folder) / f"{name}-seed{seed}"
@@ -176,9 +176,9 @@ RESULT = "run.json"
 
 def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps: int,
          batch_size: int, folder: Path, inner_steps: Sequence[int], compile: bool,
-         progress: bool) -> Run:
+         progress: bool) -> Result:
     done = folder / RESULT
-    if done.exists(): return Run(**json.loads(done.read_text()))
+    if done.exists(): return Result(**json.loads(done.read_text()))
     try:
         meta_train(J, tasks, steps=steps, batch_size=batch_size, seed=seed, checkpoint=folder,
                    compile=compile, optimizer=partial(recipe.optimizer, lr=recipe.meta_lr),
@@ -187,14 +187,14 @@ def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps
                    else 0.0)
         rows = [{key: number(entry) for key, entry in row.items()}
                 for row in evaluate(J, tasks, steps=inner_steps).rows()]
-        run = Run(name, seed, f"{steps} steps", seconds, rows)
+        run = Result(name, seed, f"{steps} steps", seconds, rows)
     except DivergedError as error:
-        run = Run(name, seed, f"diverged: {error}", 0.0, [])
+        run = Result(name, seed, f"diverged: {error}", 0.0, [])
     _keep(run, folder)
     return run
 
 
-def _keep(run: Run, folder: Path) -> None:
+def _keep(run: Result, folder: Path) -> None:
     write_whole(folder / RESULT, json.dumps(run._asdict(), allow_nan=False).encode())
 
 
@@ -226,7 +226,7 @@ class Line(NamedTuple):
     seeds: int
 
 
-def summarise(runs: Sequence[Run]) -> list[Line]:
+def summarise(runs: Sequence[Result]) -> list[Line]:
     """The table, line by line.
 
     A run that diverged is left out, and a method all of whose runs did: see `diverged`.
@@ -249,7 +249,7 @@ def summarise(runs: Sequence[Run]) -> list[Line]:
     return lines
 
 # %% ../../nbs/28_comparison.ipynb #3459a4a1
-def diverged(runs: Sequence[Run]) -> list[str]:
+def diverged(runs: Sequence[Result]) -> list[str]:
     "A sentence for each run that diverged."
     return [f"{run.method}, seed {run.seed}: {run.status}" for run in runs if not run.rows]
 
@@ -296,7 +296,7 @@ class Difference(NamedTuple):
     verdict: str
 
 
-def against(runs: Sequence[Run], inner_steps: int, reference: str = "maml") -> list[Difference]:
+def against(runs: Sequence[Result], inner_steps: int, reference: str = "maml") -> list[Difference]:
     """Each method's query loss less the reference's, by seed: same tasks, same first weights.
 
     The interval is Student's t over seeds. The verdict is "helped" or "hurt" where it leaves out
@@ -375,7 +375,7 @@ def environment() -> dict[str, Any]:
             "torch_threads": torch.get_num_threads()}
 
 
-def record(runs: Sequence[Run], budget: dict[str, Any], command: str) -> dict[str, Any]:
+def record(runs: Sequence[Result], budget: dict[str, Any], command: str) -> dict[str, Any]:
     """All that comparison.json holds: what was run, how, on what, and what came out.
 
     Plain data, no NaN.
@@ -386,10 +386,10 @@ def record(runs: Sequence[Run], budget: dict[str, Any], command: str) -> dict[st
             "summary": [line._asdict() for line in summarise(runs)], "diverged": diverged(runs)}
 
 
-def read_record(file: str | Path) -> tuple[list[Run], dict[str, Any]]:
+def read_record(file: str | Path) -> tuple[list[Result], dict[str, Any]]:
     "The runs in a comparison.json, and all of it."
     record = json.loads(Path(file).read_text(encoding="utf-8"))
-    return [Run(**run) for run in record["runs"]], record
+    return [Result(**run) for run in record["runs"]], record
 
 
 def save(record: dict[str, Any], file: str | Path) -> None:

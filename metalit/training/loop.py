@@ -44,7 +44,7 @@ from metalit.training.processes import (
 from .watching import Bar, Board, Looks, Watcher, watched
 
 # %% auto #0
-__all__ = ['Maker', 'pick_device', 'stop_requested', 'make_optimizer', 'meta_step', 'descend', 'Plan', 'Setup', 'Run',
+__all__ = ['Maker', 'pick_device', 'stop_requested', 'make_optimizer', 'meta_step', 'descend', 'Plan', 'Setup', 'OuterLoop',
            'meta_train']
 
 # %% ../../nbs/11_training.ipynb #d0d2ad99
@@ -192,7 +192,7 @@ class Setup:
         return [*looks, *board, *([Bar()] if progress else []), *more]
 
 # %% ../../nbs/11_training.ipynb #facae663
-class Run(Setup):
+class OuterLoop(Setup):
     "A training run; `go` takes the steps. See `meta_train`."
     def go(self, tensorboard: bool, progress: bool, watchers: list[Watcher]) -> list[Row]:
         "Take the steps that are still to come; returns the log of all."
@@ -280,7 +280,7 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
         raise ValueError("tensorboard=True needs the folder of a run: checkpoint=…")
     check_divisible(J, batch_size, team().size)
     check_compiled(J, compile or J.is_compiled, team().size)
-    run = Run(J, tasks, plan, pick_device(device), validation)
+    run = OuterLoop(J, tasks, plan, pick_device(device), validation)
     if compile: J.compile()
     run.descends_with(optimizer, scheduler)
     if checkpoint is not None: run.kept_in(checkpoint, resume)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 SITE = ROOT / "_site"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")
                if not {"_static", "_modules"} & set(path.parts))
-CHAPTERS = [page for page in PAGES if re.match(r"\d\d_", page)]
+CHAPTERS = [page for page in PAGES if re.match(r"\d\d\w?_", page)]
 
 # What a page says, apart from code.
 WORDS = """(() => {
