@@ -33,12 +33,13 @@ help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 17
 	@echo "PYTHON=python3.12 chooses the Python; LAB_ARGS=, PYTEST_ARGS=, NOTEBOOK_ARGS= pass arguments on"
 
-lab: setup ## open the book in JupyterLab, on this machine only
+lab: setup ## open the front page of the book in JupyterLab, on this machine only
 	@# As root, as in a container, JupyterLab starts only when told to.
 	@test "$$(id -u)" != 0 || root=--allow-root; \
-	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 $$root nbs $(LAB_ARGS)
+	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 \
+	  --LabApp.default_url=/lab/tree/index.ipynb $$root nbs $(LAB_ARGS)
 
-test: setup ## prove that everything holds: the six commands below, in turn
+test: setup ## check that everything holds: the six commands below, in turn
 	@rm -rf .cache/times; failed=; \
 	for part in sync lint notebooks js pytest site-test; do \
 	  echo; echo "== $$part"; \

@@ -198,7 +198,8 @@ method_and_tasks = options(
 
 inner_and_outer_loop = options(
     click.option("--steps", type=click.IntRange(0), default=None, show_default="2000; glyphs: 500",
-                 help="Meta-steps; the MAML paper takes 70000 for sinusoids, 60000 for images."),
+                 help="Meta-steps; the code of the MAML paper takes 70000 for sinusoids, 60000 for "
+                 "images."),
     click.option("--inner-lr", type=float, default=None, show_default="by method",
                  help="Step size of the inner loop."),
     click.option("--inner-steps", type=click.IntRange(0), default=None, show_default="by method",

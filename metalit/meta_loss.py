@@ -51,7 +51,7 @@ class Choices(Learner):
         return self.pool(self.per_task(task, theta), task)
 
     def pool(self, values: list[Tensor], task: Task) -> Tensor:
-        "J, from what each term measured on each task."
+        "J, from what each term measured on each task: each task's weighted sum, pooled, plus λΩ."
         return self.terms.pool(values, partial(pooled, self.pooling, task=task))
 
     def per_task(self, task: Task, theta: Params | None = None) -> list[Tensor]:
@@ -79,10 +79,10 @@ class Choices(Learner):
 class MetaLoss(Choices):
     """J(θ): how badly a model that starts at θ learns new tasks. A module whose call is a scalar.
 
-    `model` is any `nn.Module`; its parameters are θ. `loss(prediction, y)` gives one number per
-    task. The other arguments are the choices: `inner`, how a task learns (default `SGD()`);
-    `terms`, what is measured (default `QueryLoss()`); `pooling`, how tasks are pooled (default
-    `Mean()`); `gradient`, how gradients flow back through adaptation (default `Exact()`).
+    `model` is any `nn.Module`; its parameters are θ. `loss(prediction, y)`, ℓ, gives one number per
+    task. The choices: `terms`, what is compared, with what, how, where on the path (1–4, by default
+    `QueryLoss()`); `pooling` of each task's weighted sum of terms (5, `Mean()`); `gradient`, how it
+    flows back through adaptation (6, `Exact()`); `inner`, how a task learns (7, `SGD()`).
 
     `chunk_size` bounds memory: that many tasks adapt at a time, and their graphs are built again in
     the backward pass, at the price of one more forward pass; J can then be differentiated once

@@ -5,29 +5,18 @@
 # %% ../nbs/10_methods.ipynb #03b7a1c9
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from .batching.slope import grad
 from .gradient.first_order import FirstOrder
-from .inner.masked import Context, Masked, head_of
-from .inner.prototypes import Prototypes
-from .inner.sam import SAM, check_rho, uphill
 from .inner.sgd import SGD
 from .learner import Loss
 from .meta_loss import MetaLoss
-from .models import Params
-from .tasks.task import Task
-from .terms.contrast import Contrast, Triplet
-from .terms.distance import ParameterDistance
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'check_weight', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet',
-           'ProtoMAML']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML']
 
 # %% ../nbs/10_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -58,15 +47,10 @@ class FOMAML(MetaLoss):
                  **choices: Any):
         super().__init__(model, loss, inner=SGD(lr, steps), gradient=FirstOrder(), **choices)
 
-# %% ../nbs/10_methods.ipynb #dcdf25b9
-def check_weight(weight: float) -> float:
-    "The factor λ of a term that is added to the query loss, if it is one; `ValueError` if not."
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"weight={weight}: the factor of the second term is a finite number, 0 or "
-                         "more")
-    return weight
+# %% ../nbs/21_reptile.ipynb #21e90001
+from .terms.distance import ParameterDistance
 
-# %% ../nbs/10_methods.ipynb #7786d992
+# %% ../nbs/21_reptile.ipynb #7786d992
 class Reptile(MetaLoss):
     """Reptile (Nichol, Achiam & Schulman 2018): step from θ towards where adaptation ends.
 
@@ -82,7 +66,20 @@ class Reptile(MetaLoss):
         super().__init__(model, loss, inner=inner or SGD(lr, steps, batch_size=batch_size),
                          terms=ParameterDistance(), gradient=FirstOrder(), **choices)
 
-# %% ../nbs/10_methods.ipynb #38d09a75
+# %% ../nbs/23_contrast.ipynb #23e90001
+import math
+
+from .terms.contrast import Contrast, Triplet
+
+# %% ../nbs/23_contrast.ipynb #dcdf25b9
+def check_weight(weight: float) -> float:
+    "The factor λ of a term that is added to the query loss, if it is one; `ValueError` if not."
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"weight={weight}: the factor of the second term is a finite number, 0 or "
+                         "more")
+    return weight
+
+# %% ../nbs/23_contrast.ipynb #38d09a75
 class TripletMAML(MetaLoss):
     """MAML with the article's contrastive formula, corrected.
 
@@ -96,7 +93,7 @@ class TripletMAML(MetaLoss):
         super().__init__(model, loss, inner=SGD(lr, steps), terms=QueryLoss()
                          + check_weight(weight) * Triplet(margin, embedding), **choices)
 
-# %% ../nbs/10_methods.ipynb #507a45fb
+# %% ../nbs/23_contrast.ipynb #507a45fb
 class ConML(MetaLoss):
     """Contrastive meta-learning on MAML (Wu et al. 2025).
 
@@ -111,7 +108,17 @@ class ConML(MetaLoss):
         super().__init__(model, loss, inner=SGD(lr, steps),
                          terms=QueryLoss() + check_weight(weight) * Contrast(embedding), **choices)
 
-# %% ../nbs/10_methods.ipynb #5ad7bc4c
+# %% ../nbs/25_sam.ipynb #25e90001
+from functools import partial
+
+from torch import Tensor
+
+from .batching.slope import grad
+from .inner.sam import SAM, check_rho, uphill
+from .models import Params
+from .tasks.task import Task
+
+# %% ../nbs/25_sam.ipynb #5ad7bc4c
 class SharpMAML(MetaLoss):
     """Sharpness-aware MAML (Abbas et al. 2022): look uphill before a step.
 
@@ -137,7 +144,10 @@ class SharpMAML(MetaLoss):
         gradient = grad(at)({name: value.detach() for name, value in theta.items()})
         return at(uphill(theta, gradient, self.rho_outer))
 
-# %% ../nbs/10_methods.ipynb #bc86744c
+# %% ../nbs/35_masked.ipynb #35e90001
+from .inner.masked import Context, Masked, head_of
+
+# %% ../nbs/35_masked.ipynb #bc86744c
 class ANIL(MetaLoss):
     """Almost no inner loop (Raghu et al. 2020): MAML whose inner loop adapts the head alone.
 
@@ -150,7 +160,7 @@ class ANIL(MetaLoss):
         super().__init__(model, loss, inner=Masked(model, lr, steps, only=head or head_of(model)),
                          **choices)
 
-# %% ../nbs/10_methods.ipynb #80473b21
+# %% ../nbs/35_masked.ipynb #80473b21
 class BOIL(MetaLoss):
     """Body only in inner loop (Oh et al. 2021): MAML that adapts everything but the head.
 
@@ -164,7 +174,7 @@ class BOIL(MetaLoss):
         super().__init__(model, loss,
                          inner=Masked(model, lr, steps, without=head or head_of(model)), **choices)
 
-# %% ../nbs/10_methods.ipynb #6908f3ec
+# %% ../nbs/35_masked.ipynb #6908f3ec
 class CAVIA(MetaLoss):
     """Fast context adaptation (Zintgraf et al. 2019).
 
@@ -179,7 +189,10 @@ class CAVIA(MetaLoss):
                  **choices: Any):
         super().__init__(model, loss, inner=Context(model, lr, steps), **choices)
 
-# %% ../nbs/10_methods.ipynb #9feba8a6
+# %% ../nbs/36_prototypes.ipynb #36e90001
+from .inner.prototypes import Prototypes
+
+# %% ../nbs/36_prototypes.ipynb #9feba8a6
 class ProtoNet(MetaLoss):
     """Prototypical networks (Snell et al. 2017).
 
@@ -192,7 +205,7 @@ class ProtoNet(MetaLoss):
     def __init__(self, model: nn.Module, loss: Loss, **choices: Any):
         super().__init__(model, loss, inner=Prototypes(model, steps=0), **choices)
 
-# %% ../nbs/10_methods.ipynb #c1396564
+# %% ../nbs/36_prototypes.ipynb #c1396564
 class ProtoMAML(MetaLoss):
     """ProtoMAML (Triantafillou et al. 2020).
 

@@ -65,9 +65,9 @@ PUBLISHED = {
                  "source": "Li et al. 2017, max pooling, 60,000 meta-steps"},
     "meta-curvature": {"5-way 1-shot": "99.97", "5-way 5-shot": "99.89", "20-way 1-shot": "99.12",
                        "source": "Park & Oliva 2019, MC2, best row"},
-    "protonet": {"5-way 1-shot": "98.8", "5-way 5-shot": "99.7", "20-way 1-shot": "96.0",
-                 "source": "Snell et al. 2017, max pooling, trained with 60 ways; the 20-way "
-                 "figure is from memory"},
+    "protonet": {"5-way 1-shot": "98.8", "5-way 5-shot": "99.7",
+                 "20-way 1-shot": "96.0 (from memory)",
+                 "source": "Snell et al. 2017, max pooling, trained with 60 ways"},
 }
 
 
@@ -132,12 +132,12 @@ def accuracies(experiment: Experiment, tasks: Episodes, seed: int = 0,
 
 
 def judge_long(job: Job) -> dict[str, Any]:
-    """The long run on tasks of several kinds: the paper's, more queries, one query at a time."""
+    """The long run on several kinds of tasks: as in the code, more queries, one query at a time."""
     experiment, record = read(job)
     paper = experiment.test.having(queries=1)
     return record | {"evaluation": {
-        "protocol of the paper": accuracies(experiment, paper),
-        "protocol of the paper, other tasks": accuracies(experiment, paper, seed=1),
+        "protocol of the paper's code": accuracies(experiment, paper),
+        "protocol of the paper's code, other tasks": accuracies(experiment, paper, seed=1),
         "5 queries per class": accuracies(experiment, experiment.test),
         "one query at a time": accuracies(experiment, paper, transductive=False)}}
 
@@ -156,11 +156,12 @@ def reproduce(long_steps: int, processes: int, parts: list[str], methods: list[s
     record: dict[str, Any] = (json.loads(path.read_text()) if path.exists()
                               else {"long": {}, "methods": {}})
     record |= {
-        "what": "Omniglot, protocol of Finn et al. 2017: 1100 / 100 / 423 characters, 28 × 28, "
-        "classes turned at random, also in tests; strided conv4, 64 filters, batch normalisation "
-        "on the batch's statistics (transductive), training with 5 queries per class, Adam 1e-3 "
-        "with a cosine schedule (Reptile: its own recipe), one seed, one model; accuracy in per "
-        "cent on 600 tasks of unseen characters, as many queries as shots",
+        "what": "Omniglot, protocol of the code of Finn et al. 2017 (the paper: 1200 characters "
+        "for training and the rest): 1100 / 100 / 423 characters, 28 × 28, classes turned at "
+        "random, also in tests; strided conv4, 64 filters, batch normalisation on the batch's "
+        "statistics (transductive), training with 5 queries per class, Adam 1e-3 with a cosine "
+        "schedule (Reptile: its own recipe), one seed, one model; accuracy in per cent on 600 "
+        "tasks of unseen characters, as many queries as shots",
         "command": "python -m reproduce.omniglot",
         "machine": machine() | {"torch_threads": THREADS}, "versions": versions("metalit", "torch"),
         "settings": {name: setting._asdict() for name, setting in SETTINGS.items()},

@@ -1,6 +1,6 @@
-"""MAML on sinusoids, trained with the paper's budget, three seeds.
+"""MAML on sinusoids, trained with the budget of the paper's code, three seeds.
 
-Finn et al. 2017, section 5.1 and appendix C.
+Finn et al. 2017, section 5.1 and appendix C; the paper does not say how long it trained.
 
     python -m reproduce.sinusoids
 
@@ -94,7 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=70_000, help="meta-steps (the paper's 70000)")
+    parser.add_argument("--steps", type=int, default=70_000,
+                        help="meta-steps (70000 in the code of the paper)")
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS),
                         metavar="SETTING")
     parser.add_argument("--eager", action="store_true",

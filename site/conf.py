@@ -127,6 +127,12 @@ def plain_docstring(app, what, name, thing, options, lines):
     lines[:] = restructured("\n".join(lines), gathered["names"]).split("\n")
 
 
+def named_defaults(app, what, name, thing, options, signature, returns):
+    """A function that is a default by its name: Python's own words have an address in memory."""
+    if signature is None: return None
+    return re.sub(r"<function (?:\w+\.)*(\w+) at 0x[0-9a-f]+>", r"\1", signature), returns
+
+
 # Pages that an earlier build has read are read again when what reads them has changed.
 read_by = (hashlib.sha256(Path(__file__).read_bytes() + (ROOT / "tools/site_pages.py").read_bytes())
            .hexdigest())
@@ -136,3 +142,4 @@ def setup(app):
     app.add_config_value("read_by", "", "env")
     app.connect("doctree-read", keep_display_maths)
     app.connect("autodoc-process-docstring", plain_docstring)
+    app.connect("autodoc-process-signature", named_defaults)

@@ -106,7 +106,7 @@ def test_gradcheck_on_a_network(formula, small_net, sines):
 def test_reptile_and_curvature_on_a_network(small_net, sines):
     """The seed's identities without a closed form.
 
-    α²‖∇L_S‖², and the query loss plus the norm of MAML's gradient.
+    α²‖∇ℓ_S‖², and the query loss plus the norm of MAML's gradient.
     """
     theta = dict(small_net.named_parameters())
     squares, penalised = [], []

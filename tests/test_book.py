@@ -7,7 +7,14 @@ from pathlib import Path
 import check_book
 import move_chapter
 import pytest
-from check_book import Chapter, link_problems, need_problems, number_problems, use_problems
+from check_book import (
+    Chapter,
+    contents_problems,
+    link_problems,
+    need_problems,
+    number_problems,
+    use_problems,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +41,7 @@ def book(nbs, second):
     ("[end](02_the_end.ipynb)", None),
     ("![any text](../1_idea/01_tasks.ipynb)", None),
     ("[the last chapter](../1_idea/01_tasks.ipynb)", "call it so"),
-    ("[tasks](01_tasks.ipynb)", "leads nowhere"),
+    ("[tasks](01_nothing.ipynb)", "leads nowhere"),
 ])
 def test_the_text_of_a_link_is_the_title_of_its_chapter(tmp_path, text, message):
     problems = list(link_problems(book(tmp_path, text)))
@@ -56,6 +63,17 @@ def test_no_chapter_is_called_by_its_number(tmp_path, text, count):
     ("You may like [the end](02_the_end.ipynb).", 0)])
 def test_what_a_chapter_needs_stands_before_it(tmp_path, text, count):
     assert len(list(need_problems(book(tmp_path, text)))) == count
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("[Tasks](1_idea/01_tasks.ipynb) [The end](2_trial/02_the_end.ipynb)", None),
+    ("[The end](2_trial/02_the_end.ipynb) [Tasks](1_idea/01_tasks.ipynb)", "not in the order"),
+    ("[Tasks](1_idea/01_tasks.ipynb)", "2_trial/02_the_end is missing")])
+def test_the_front_page_lists_the_chapters(tmp_path, text, message):
+    front = chapter(tmp_path, "index", "# Front", f"## The chapters\n\n{text}")
+    problems = list(contents_problems([*book(tmp_path, ""), front]))
+    assert len(problems) == (message is not None)
+    assert message is None or message in problems[0]
 
 
 @pytest.mark.parametrize(("code", "found"), [

@@ -19,6 +19,7 @@ from metalit.judging.comparison import (
     compare,
     diverged,
     interval,
+    student,
     summarise,
     table,
 )
@@ -72,11 +73,25 @@ def test_differences_are_paired_by_seed():
 
 
 def test_the_interval_is_students():
-    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.30 / math.sqrt(3)),
+    assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.302653 / math.sqrt(3)),
                                          "no difference shown")
     assert interval([-2.0, -2.1, -1.9])[2] == "helped"
     assert interval([2.0, 2.1, 1.9])[2] == "hurt"
     assert interval([1.0]) == (1.0, None, "cannot tell")
+
+
+@pytest.mark.parametrize(("freedom", "printed"),
+                         [(1, 12.706), (2, 4.303), (3, 3.182), (10, 2.228), (11, 2.201),
+                          (20, 2.086), (30, 2.042), (60, 2.000), (120, 1.980)])
+def test_students_quantiles_are_those_of_printed_tables(freedom, printed):
+    assert round(student(freedom), 3) == printed
+
+
+def test_twelve_seeds_have_students_interval_too():
+    gaps = [0.0, 2.0] * 6
+    expected = pytest.approx(2.200985 * math.sqrt(12 / 11) / math.sqrt(12))
+    assert interval(gaps) == (1.0, expected, "hurt")
+    with pytest.raises(ValueError, match="1 or more is needed"): student(0)
 
 
 def net(seed: int):

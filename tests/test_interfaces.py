@@ -350,7 +350,7 @@ def test_truncated_nowhere_and_everywhere(last, rule, small_net, sines):
 
 
 def implicit_by_hand(J, task, terms, towards):
-    "Σᵢ(−H/λ)ⁱ ∇L_Q(φ), with the whole Hessian as a matrix."
+    "Σᵢ(−H/λ)ⁱ ∇ℓ_Q(φ), with the whole Hessian as a matrix."
     total, value = 0, 0
     for x, y, x_query, y_query in examples(task):
         phi = [p.detach().requires_grad_()

@@ -23,7 +23,7 @@ def with_inner(kind, **choices) -> ml.MetaLoss:
 
 
 MAML = {"rewards not adapting": "no", "uses held-out data": "yes",
-        "a scalar, or a vector field": "a scalar",
+        "is it a gradient": "of its value",
         "what is held constant": "nothing", "invariant to what": "order, origin, unit of loss",
         "blind on shared curvature": "no", "does the horizon move the optimum": "yes",
         "cost in K": "4.0, then 3.0 a step", "at αλ = 1.5, K = 1": "descends"}
@@ -35,14 +35,14 @@ NO_K = {"does the horizon move the optimum": "has no K"}
     [(lambda: ml.MAML(net(), F.mse_loss), {}),
      (lambda: ml.MAML(net(), F.mse_loss, chunk_size=2), {}),
      (lambda: ml.FOMAML(net(), F.mse_loss),
-      {"a scalar, or a vector field": "a vector field only",
+      {"is it a gradient": "no",
        "what is held constant": "inner gradients",
        "cost in K": "2.0, then 1.0 a step", "at αλ = 1.5, K = 1": "climbs"}),
      (lambda: ml.Reptile(net(), F.mse_loss),
-      {"uses held-out data": "no", "a scalar, or a vector field": "a vector field only",
+      {"uses held-out data": "no", "is it a gradient": "no",
        "what is held constant": "in terms.distance", "cost in K": "1.0, then 1.0 a step"}),
      (lambda: ml.Reptile(net(), F.mse_loss, steps=1),
-      {"uses held-out data": "no", "a scalar, or a vector field": "slope of another scalar",
+      {"uses held-out data": "no", "is it a gradient": "could be, of another scalar",
        "what is held constant": "in terms.distance", "cost in K": "1.0, then 1.0 a step"}),
      (lambda: AsWritten(net(), F.mse_loss, as_written.maml), NO_K | {"cost in K": "4.0, has no K"}),
      (lambda: AsWritten(net(), F.mse_loss, as_written.reptile),
@@ -64,12 +64,12 @@ def test_verdicts_on_known_meta_losses(J, differs):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_verdicts_do_not_hang_on_the_seed(seed):
     for J, expected in (
-        (ml.MAML(net(), F.mse_loss), ["no", "a scalar", "nothing"]),
-        (ml.FOMAML(net(), F.mse_loss), ["no", "a vector field only", "inner gradients"]),
-        (AsWritten(net(), F.mse_loss, as_written.reptile), ["yes", "a scalar", "nothing"])
+        (ml.MAML(net(), F.mse_loss), ["no", "of its value", "nothing"]),
+        (ml.FOMAML(net(), F.mse_loss), ["no", "no", "inner gradients"]),
+        (AsWritten(net(), F.mse_loss, as_written.reptile), ["yes", "of its value", "nothing"])
     ):
         found = judge(J, seed=seed).verdicts()
-        assert [found["rewards not adapting?"], found["a scalar, or a vector field?"],
+        assert [found["rewards not adapting?"], found["is it a gradient?"],
                 found["what is held constant?"]] == expected
 
 
@@ -77,7 +77,7 @@ def test_verdicts_do_not_hang_on_the_seed(seed):
 def test_verdicts_do_not_hang_on_the_inner_step_size(lr):
     assert verdicts(ml.MAML(net(), F.mse_loss, lr=lr)) == MAML
     first_order = verdicts(ml.FOMAML(net(), F.mse_loss, lr=lr))
-    assert first_order["a scalar, or a vector field"] == "a vector field only"
+    assert first_order["is it a gradient"] == "no"
     assert first_order["what is held constant"] == "inner gradients"
     assert verdicts(AsWritten(net(), F.mse_loss, as_written.reptile,
                               lr=lr))["blind on shared curvature"] == "no"
@@ -101,7 +101,7 @@ def test_a_term_of_the_readers_own_alone_and_in_a_sum():
 
 
 def test_the_rates_beside_the_dead_point_are_the_closed_form():
-    "α²‖∇L‖² ≈ 4α²m²w²(u² + v²) near zero, with slope 8α²m²w² a unit."
+    "α²‖∇ℓ‖² ≈ 4α²m²w²(u² + v²) near zero, with slope 8α²m²w² a unit."
     from metalit.judging.judge import lines, pulls
     task = lines(0)
     w, m = (task.support.y / task.support.x)[:, 0, 0], (task.support.x**2).mean((1, 2))
@@ -119,7 +119,7 @@ def test_sharp_maml_is_drawn_back_only_within_rho():
 def test_what_the_inner_loop_learns_belongs_to_the_field():
     "With learned step sizes and stopped inner gradients, the joint field is no gradient."
     found = verdicts(with_inner(ml.MetaSGD, gradient=ml.FirstOrder()))
-    assert found["a scalar, or a vector field"] == "a vector field only"
+    assert found["is it a gradient"] == "no"
 
 
 def test_a_constant_that_detach_does_not_show_is_noticed():
@@ -146,7 +146,7 @@ def test_a_question_that_fails_is_an_answer_and_the_others_go_on():
         def pool(self, values): return ((values - values.mean()) ** 2).mean().sqrt()
     found = verdicts(ml.MAML(net(), F.mse_loss, terms=ml.QueryLoss() + Root()))
     assert found["at αλ = 1.5, K = 1"] == "not finite"
-    assert found["a scalar, or a vector field"] == "a scalar"
+    assert found["is it a gradient"] == "of its value"
 
     class OnlyColumns(ml.Term):
         def per_task(self, path, task):
@@ -239,7 +239,7 @@ def test_a_term_that_draws_random_numbers_gets_the_same_ones_at_each_call():
         def per_task(self, path, task):
             return path.loss(path.final, task.query) * (1 + 0.1 * torch.rand(()))
     J = ml.MAML(net(), F.mse_loss, terms=Noisy())
-    assert verdicts(J)["a scalar, or a vector field"] == "a scalar"
+    assert verdicts(J)["is it a gradient"] == "of its value"
     with torch.random.fork_rng():
         torch.manual_seed(123)
         first = str(judge(J))

@@ -70,7 +70,7 @@ def test_any_matrix(steps, bowls, start):
 
 
 def test_gradient_of_the_matrix_is_the_mean_of_rank_one_matrices(bowls, start):
-    "K = 1: ∇_P = −α ∇L_Q(φ) ∇L_S(θ)ᵀ, for one task of rank one."
+    "K = 1: ∇_P = −α ∇ℓ_Q(φ) ∇ℓ_S(θ)ᵀ, for one task of rank one."
     P, (A, s) = lopsided(), curvature(bowls.support)
     for tasks in (slice(None), slice(2, 3)):
         model = Point(start)
@@ -105,7 +105,7 @@ def test_meta_curvature_of_a_row(steps, bowls, start):
 
 @pytest.mark.parametrize("first_order", [False, True])
 def test_meta_sgd_closed_form(first_order, bowls, start):
-    "∇_a = −∇L_S(θ) ⊙ ∇L_Q(φ); first order trains the step sizes just the same."
+    "∇_a = −∇ℓ_S(θ) ⊙ ∇ℓ_Q(φ); first order trains the step sizes just the same."
     scale = torch.tensor([1.5, -0.3, 0.7, 2.0], dtype=torch.float64)
     model = Point(start)
     inner = ml.MetaSGD(model, LR)

@@ -115,7 +115,7 @@ def test_one_step_is_joint_training_on_bowls(bowls, start):
 
 
 def test_the_printed_formula_is_twice_the_measure_without_the_stop(bowls, start):
-    "Seed §4.1: α²‖∇L_S‖². Same value as twice R with one step; another gradient."
+    "The article's §4.1: α²‖∇ℓ_S‖². The value of twice R with one step; another gradient."
     model = ml.models.Point(start)
     printed = as_written.reptile(model, half_square, bowls, lr=LR)
     slope, = torch.autograd.grad(printed, model.theta)
@@ -158,6 +158,17 @@ def test_two_mini_batches_make_a_field_that_is_no_gradient():
     close(F1 + F2, (F1 + F2).T)  # both orders: the skew part cancels
     whole = linear_part()
     close(whole, whole.T)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_on_bowls_with_the_whole_support_set_the_field_is_a_gradient(steps, bowls, start):
+    "Of ½eᵀ(I − Mᴷ)e, the mean over tasks: no loss has the field in general, but here one has."
+    A, s = curvature(bowls.support)
+    eye = torch.eye(4, dtype=A.dtype)
+    far = eye - torch.linalg.matrix_power(eye - LR * A, steps)
+    leaf = start.clone().requires_grad_()
+    loss = 0.5 * ((leaf - s) * times(far, leaf - s)).sum(1).mean()
+    close(measure(point(start, lr=LR, steps=steps), bowls)[1], torch.autograd.grad(loss, leaf)[0])
 
 
 def test_both_orders_together_reward_gradients_that_agree():

@@ -1,7 +1,7 @@
 """The scripts behind `make site`: pages from notebooks; each check is shown to fail."""
 import nbformat
 import pytest
-from build_site import contents, module_page, public_names, results_page
+from build_site import contents, label_of, module_page, public_names, results_page
 from check_site import VIEW, problems
 from site_pages import linked, options, page, part, restructured, symbol_table
 
@@ -84,6 +84,7 @@ def test_names_of_the_library():
 def test_docstrings_are_plain_markdown():
     assert restructured("`x`s and *y*, `Exact` of a_ | b", TABLE) == (
         r"``x``\ s and \*y\*, :py:obj:`Exact <metalit.gradient.exact.Exact>` of a\_ \| b")
+    assert restructured("`a`, of\n`b(c:\n  d)` and `e`", {}) == "``a``, of\n``b(c: d)`` and ``e``"
     assert restructured("A `$` is none.\nBut $\\|x\\|_2\n+ 1$ is, *here*.", TABLE) == (
         "A ``$`` is none.\nBut :math:`\\|x\\|_2 + 1` is, \\*here\\*.")
 
@@ -94,6 +95,13 @@ def test_parts_and_contents():
     text = contents(["00_a", "20_b", "99_api"]).source
     assert (text.index("00_a") < text.index(f":caption: {part(20)}") < text.index("20_b")
             < text.index("api/index"))
+
+
+def test_numbers_of_chapters():
+    assert [label_of(name) for name in ("00_a", "00a_b", "03a_c", "20_d", "99_api", "index")] == [
+        "0", "0a", "3a", "20", None, None]
+    text = contents(["00_a", "00a_b", "01_c"]).source
+    assert text.index("00_a") < text.index("00a_b") < text.index("01_c")
 
 
 def test_modules_and_results(tmp_path):

@@ -82,8 +82,8 @@ def number_of(name):
 
 
 def label_of(name):
-    """What stands before the title of a chapter, or None: "3a" for 03a_walk."""
-    return None if number_of(name) is None else name.split("_")[0].lstrip("0") or "0"
+    """What stands before the title of a chapter, or None: "3a" for 03a_walk, "0a" for 00a_article."""
+    return None if number_of(name) is None else name.split("_")[0].removeprefix("0")
 
 
 def contents(chapters):

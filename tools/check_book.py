@@ -6,6 +6,7 @@
   colon; "the" and capitals do not matter.
 - No text calls a chapter by its number: numbers change when chapters move, titles stay.
 - Whatever stands in a line "**You need**" stands before: its links never lead forward.
+- The front page lists all chapters in their order.
 - A cell that is not exported uses nothing of the library that a later chapter introduces, but for
   the names in AHEAD.
 """
@@ -24,17 +25,18 @@ from check_sync import notebooks_in, settings
 
 # What chapters use before it is derived, and why.
 AHEAD = {
+    "metalit.as_written": "the article and its formulas stand at the beginning, their trial later",
     "metalit.plots": "figures look alike from the first page on",
     "metalit.checks": "mistakes are shown to be refused, beside what they spoil",
     "metalit.widgets": "figures that move are for readers; how they are made is not their subject",
     "metalit.training": "methods are trained, evaluated and counted long before a run is built",
     "metalit.meta_loss.MetaLoss": "a part is checked in the whole that it is a part of",
-    "metalit.methods.MAML": "the first method, written by hand in the first chapter",
-    "metalit.models.mlp": "a network as anyone makes one",
-    "metalit.models.Conv4": "the network of the literature, where only its cost matters",
+    "metalit.methods": "MAML, written by hand in the first chapter; others, to set beside a claim",
+    "metalit.models": "networks as anyone makes them, where only their shape or cost matters",
     "metalit.tasks.task": "support and query, with names, once the first chapter has used both",
     "metalit.terms.sharpness.GradientNorm": "a second term, where a sum of terms is shown",
     "metalit.data.images": "files of pictures, read and kept",
+    "metalit.judging.comparison": "reading the results of long runs, quoted where they belong",
 }
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]*\.ipynb)(?:#[^)]*)?\)")
 NUMBER = re.compile(r"\b[cC]hapters? \[?\d+[a-z]?\b")
@@ -103,6 +105,19 @@ def need_problems(chapters):
                     yield f"{chapter.name} needs {needed}, which stands after it"
 
 
+def contents_problems(chapters):
+    """The front page lists every chapter that is in a part, in their order."""
+    listed = [chapter.name for chapter in chapters if re.match(r"[1-8]_", chapter.name)]
+    front = [chapter for chapter in chapters if chapter.name == "index"]
+    if not front or not listed: return
+    text = "\n".join(front[0].prose()).partition("## The chapters")[2]
+    found = [front[0].target(link) for _, link in LINK.findall(text)]
+    for name in [name for name in listed if name not in found]:
+        yield f"index: {name} is missing from the list of chapters"
+    if not set(listed) - set(found) and found != listed:
+        yield "index: the list of chapters is not in the order of their numbers"
+
+
 def makers(library):
     """The chapter that makes each top-level name of each module."""
     found = {}
@@ -118,11 +133,12 @@ def makers(library):
 
 
 def defined(node):
-    """The names that a statement defines."""
+    """The names that a statement defines, names of types apart: they stand in signatures alone."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef): return [node.name]
-    if isinstance(node, ast.AnnAssign): return [ast.unparse(node.target)]
-    if isinstance(node, ast.Assign): return [ast.unparse(target) for target in node.targets]
-    return []
+    if isinstance(node, ast.AnnAssign): targets = [node.target]
+    else: targets = node.targets if isinstance(node, ast.Assign) else []
+    names = [ast.unparse(target) for target in targets]
+    return [name for name in names if name.isupper() or not name[:1].isupper()]
 
 
 def tree_of(source):
@@ -196,7 +212,7 @@ def main(root):
     texts = {name: (root / name).read_text(encoding="utf-8")
              for name in ("README.md", "CONTRIBUTING.md")}
     problems = [*link_problems(chapters), *number_problems(chapters, texts),
-                *need_problems(chapters),
+                *need_problems(chapters), *contents_problems(chapters),
                 *use_problems(chapters, root / settings(root)["lib_path"])]
     for problem in problems: print("error:", problem, file=sys.stderr)
     if not problems: print(f"{len(chapters)} chapters stand in an order in which they can be read")

@@ -29,6 +29,7 @@ from check_sync import BrokenError, nbdev, notebooks_in, settings
 TEXTS = {".ipynb", ".py", ".md", ".json", ".toml", ".ini", ".cfg", ".yml", ".yaml", ".txt", ".js",
          ".mjs", ".css", ".in", ".html", ""}
 NAME = re.compile(r"(?:[a-z0-9_]+/)*(\d\d[a-z]?)_[a-z0-9_]+")
+PART = re.compile(r"(?:^|/)\d_[a-z_]+/(?:[a-z_]+/)*$")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|/)([^)\s#\\\"]+\.(?:ipynb|md|py|json|svg|png|csv))(?=[)#])")
 UPWARDS = re.compile(r'(?<=\\")(?:\.\./)+[a-z][^"\\\s]*')
 COLAB = "%cd -q metalit/nbs"
@@ -39,8 +40,8 @@ class MoveError(Exception):
 
 
 def label(name):
-    """What the equations of a chapter begin with: 3a for 03a_walk."""
-    return NAME.fullmatch(name)[1].lstrip("0") or "0"
+    """What the equations of a chapter begin with: 3a for 03a_gears, 0 for 00_gears."""
+    return NAME.fullmatch(name)[1].removeprefix("0")
 
 
 def checked(pairs, nbs):
@@ -103,7 +104,11 @@ def equations_moved(text, moves, own):
 def names_moved(text, moves):
     """A text with the new names of chapters, as whole names only."""
     either = "|".join(sorted(map(re.escape, moves), key=len, reverse=True))
-    return re.sub(rf"(?<![\w-])({either})(?![\w-])", lambda match: moves[match[1]], text)
+
+    def name(match):                    # another part may have a chapter that is called so
+        return match[0] if PART.search(match[1]) else match[1] + moves[match[2]]
+
+    return re.sub(rf"(?<![\w-])((?:[\w.-]+/)*)({either})(?![\w-])", name, text)
 
 
 def files(root):

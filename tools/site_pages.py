@@ -132,6 +132,8 @@ def page(notebook, number, table):
 
 def restructured(text, table):
     """A docstring, written in plain Markdown with formulas between dollars, as reStructuredText."""
+    # Code that goes on in the next line is one piece of code.
+    text = re.sub(r"`([^`]+)`", lambda match: f"`{' '.join(match[1].split())}`", text)
     pieces = re.split(r"\$([^$`]+)\$", text)
     pieces[::2] = ["\n".join(plain_words(line, table) for line in piece.split("\n"))
                    for piece in pieces[::2]]

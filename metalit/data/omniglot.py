@@ -215,11 +215,12 @@ def omniglot(root: str | Path | None = None, protocol: str = "finn", *, seed: in
              progress: bool = True) -> Omniglot:
     """Omniglot as a paper used it. `seed` fixes which characters go where.
 
-    `"finn"` (Finn et al. 2017, their code): 1100 / 100 / 423 characters, each class of each episode
-    turned at random, also in tests. `"vinyals"` (Vinyals et al. 2016, Snell et al. 2017): 1028 /
-    172 / 423, turned characters count as classes of their own; their fixed lists of characters are
-    replaced by a random split of the same sizes. `"reptile"` (Nichol et al. 2018): 1200 / 423,
-    turned in training as classes of their own, not turned in tests, dark on white.
+    `"finn"` (the code of Finn et al. 2017; their text says 1200 and the rest): 1100 / 100 / 423
+    characters, each class of each episode turned at random, also in tests. `"vinyals"` (Vinyals et
+    al. 2016, Snell et al. 2017): 1028 / 172 / 423, turned characters count as classes of their own;
+    their fixed lists of characters are replaced by a random split of the same sizes. `"reptile"`
+    (Nichol et al. 2018): 1200 / 423, turned in training as classes of their own, not turned in
+    tests, dark on white.
 
     Raises `ValueError` for an unknown protocol, and as `omniglot_images` does.
 

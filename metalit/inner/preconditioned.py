@@ -94,11 +94,12 @@ class MetaCurvature(Preconditioned):
 
     G ↦ G ×₁ M_out ×₂ M_in ×₃ M_rest.
 
-    The Kronecker-factored curvature that its authors call MC2. A matrix weight (out, in) is
-    multiplied from both sides; a convolution (out, in, height, width) has a third factor over its
-    height × width positions; vectors, such as biases, get one number per coordinate. All factors
-    start as identities: at the start this is SGD. They are not forced to be symmetric or positive,
-    as in the authors' code.
+    The Kronecker-factored curvature; that its authors call it MC2 is said from memory. A matrix
+    weight (out, in) is multiplied from both sides; a convolution (out, in, height, width) has a
+    third factor over its height × width positions; vectors, such as biases, get one number per
+    coordinate. All factors start as identities: at the start this is SGD. They are not forced to be
+    symmetric or positive, as in the authors' code. What the optimizer moves are factors on the
+    fixed `lr`, as in `MetaSGD`.
 
     Example: `ml.MetaLoss(model, loss, inner=MetaCurvature(model, lr=0.01))`.
     """

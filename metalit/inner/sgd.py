@@ -29,8 +29,9 @@ def check_lr(lr: Number) -> Number:
 
 # %% ../../nbs/03_inner_loop.ipynb #cecfff34
 class SGD(InnerLoop):
-    """Gradient descent from θ: φ₀ = θ, φₖ₊₁ = φₖ − lr·∇ℓ(φₖ), `steps` times (Finn et al. 2017).
+    """Gradient descent from θ, `steps` times: φ₀ = θ, φₖ₊₁ = φₖ − lr·∇ℓ(φₖ).
 
+    The inner step of Finn et al. (2017), section 2.2, where the formula has no number.
     `lr` is the inner step size α, by default the paper's 0.01 for sinusoids, or a schedule of it;
     `steps` is K, `batch_size` as for every `InnerLoop`. A subclass that overrides `direction` steps
     elsewhere, one that overrides `slope` measures another gradient, one that overrides `first`

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'STUDENT', 'compared', 'made', 'Result', 'compare', 'step_times',
-           'same_settings', 'number', 'or_nan', 'Line', 'summarise', 'diverged', 'table', 'blows_up', 'cell',
+__all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'compared', 'made', 'Result', 'compare', 'step_times', 'same_settings',
+           'number', 'or_nan', 'Line', 'summarise', 'diverged', 'table', 'blows_up', 'cell', 'within', 'student',
            'Difference', 'against', 'interval', 'picture', 'library_version', 'environment', 'record', 'read_record',
            'save', 'save_csv']
 
@@ -280,11 +280,36 @@ def cell(line: Line) -> str:
     "Loss and interval, or `blows up`."
     return "blows up" if blows_up(line) else f"{line.loss:.3f} ± {line.ci95:.3f}"
 
+# %% ../../nbs/28_comparison.ipynb #6a9436d1
+def within(angle: float, freedom: int) -> float:
+    """The probability that |t| of Student's distribution is below √freedom · tan(angle).
+
+    Example: `within(math.pi / 4, 1)` is `0.5`.
+    """
+    odd = freedom % 2
+    total, term = 0.0, math.cos(angle) if odd else 1.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= (power + 1) / (power + 2) * math.cos(angle) ** 2
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+def student(freedom: int) -> float:
+    """What |t| stays below with probability 0.95: the factor of a 95 % interval of a mean.
+
+    `freedom` is one less than there are numbers; `ValueError` where it is below 1.
+
+    Example: `round(student(2), 3)` is `4.303`.
+    """
+    if freedom < 1: raise ValueError(f"freedom={freedom}: 1 or more is needed, so two numbers")
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle, freedom) < 0.95 else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
 # %% ../../nbs/28_comparison.ipynb #62bcaf85
-# Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond ten, 1.96 is near.
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-
-
 class Difference(NamedTuple):
     """A method less another at the same seeds: what their difference shows.
 
@@ -325,9 +350,7 @@ def interval(gaps: Sequence[float]) -> tuple[float | None, float | None, str]:
     if not gaps: return None, None, "cannot tell"
     mean = statistics.mean(gaps)
     if len(gaps) < 2: return mean, None, "cannot tell"
-    freedom = len(gaps) - 1
-    t = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96
-    half = t * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    half = student(len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
     return (mean, half,
             "no difference shown" if abs(mean) <= half else "helped" if mean < 0 else "hurt")
 

@@ -29,7 +29,7 @@ from ..training.memory import flops
 # %% auto #0
 __all__ = ['Finding', 'DIM', 'QUESTIONS', 'Answer', 'Verdict', 'on_bed', 'on_bowls', 'on_net', 'numbered', 'waves', 'bowls',
            'a_start', 'rate_of', 'at_rate', 'value', 'gradient', 'moved', 'slope', 'turn', 'directions', 'away',
-           'Chain', 'lines', 'rewards_not_adapting', 'pulls', 'uses_held_out_data', 'is_a_scalar', 'Through',
+           'Chain', 'lines', 'rewards_not_adapting', 'pulls', 'uses_held_out_data', 'is_a_gradient', 'Through',
            'caller_of_detach', 'what_is_stopped', 'place', 'is_invariant', 'shifted', 'in_other_units', 'halved',
            'is_blind_on_shared_curvature', 'share', 'rest', 'depends_on_the_horizon', 'has_K', 'cost_in_steps',
            'beyond_the_edge', 'judge']
@@ -235,8 +235,12 @@ def uses_held_out_data(J: MetaLoss, seed: int) -> Finding:
                      f"by {by_inputs:.1%} with inputs")
 
 # %% ../../nbs/27_judge.ipynb #886a0f7c
-def is_a_scalar(J: MetaLoss, seed: int) -> Finding:
-    "Is `.backward()` the slope of the value, or at least of some scalar?"
+def is_a_gradient(J: MetaLoss, seed: int) -> Finding:
+    """Is `.backward()` the gradient of the value at one θ, or could it be that of another scalar?
+
+    "No" is final: where the Jacobian is not symmetric there is no such scalar. J can fall all the
+    same. "Could be" is not: it is symmetric at this θ, along one pair of directions.
+    """
     J, task = on_net(J, seed), waves(seed)
     u, v, w = directions(J, seed, 3)
     g, Hu, Hv = gradient(J, task), turn(J, task, u), turn(J, task, v)
@@ -245,8 +249,8 @@ def is_a_scalar(J: MetaLoss, seed: int) -> Finding:
     skew = ((u @ Hv - v @ Hu).abs() / (Hu.norm() + Hv.norm() + 1e-300)).item()
     # Differences with h = 1e-5 are good to 1e-10 or better here; 1e-6 is far from that and from
     # every real effect.
-    verdict = ("a scalar" if off < 1e-6 else "slope of another scalar" if skew < 1e-6
-               else "a vector field only")
+    verdict = ("of its value" if off < 1e-6 else "could be, of another scalar" if skew < 1e-6
+               else "no")
     return verdict, (f"gradient off the slope of the value: {off:.0e}; "
                      f"skew part of its Jacobian: {skew:.0e} (relative)")
 
@@ -466,7 +470,7 @@ def beyond_the_edge(J: MetaLoss, seed: int) -> Finding:
 QUESTIONS: dict[str, Callable[[MetaLoss, int], Finding]] = {
     "rewards not adapting?": rewards_not_adapting,
     "uses held-out data?": uses_held_out_data,
-    "a scalar, or a vector field?": is_a_scalar,
+    "is it a gradient?": is_a_gradient,
     "what is held constant?": what_is_stopped,
     "invariant to what?": is_invariant,
     "blind on shared curvature?": is_blind_on_shared_curvature,

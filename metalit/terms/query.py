@@ -15,10 +15,10 @@ __all__ = ['QueryLoss']
 
 # %% ../../nbs/05_query_loss.ipynb #7dc08658
 class QueryLoss(Term):
-    """The task loss on the query set after adaptation, L_Q(φ_K): MAML's (Finn et al. 2017).
+    """The task loss on the query set after adaptation, ℓ_Q(φ_K): MAML's (Finn et al. 2017).
 
     Example: `ml.MetaLoss(model, loss, terms=ml.QueryLoss())`, the default.
     """
     def per_task(self, path: Path, task: Task) -> Tensor:
-        "L_Q(φ_K) of one task, a scalar."
+        "ℓ_Q(φ_K) of one task, a scalar."
         return path.loss(path.final, task.query)

@@ -18,9 +18,9 @@ __all__ = ['GradientNorm']
 
 # %% ../../nbs/24_sharpness.ipynb #f6d9ec0b
 class GradientNorm(Term):
-    """Half the squared norm of the query gradient: ½‖∇_φ L_Q(φ_K)‖² at the adapted parameters.
+    """Half the squared norm of the query gradient: ½‖∇_φ ℓ_Q(φ_K)‖² at the adapted parameters.
 
-    With `at="init"` it is ½‖∇_θ L_Q(φ_K(θ))‖², the norm of the meta-gradient itself, which costs
+    With `at="init"` it is ½‖∇_θ ℓ_Q(φ_K(θ))‖², the norm of the meta-gradient itself, which costs
     third derivatives of the inner loss. Added to the query loss it prefers flat places; a small
     gradient means a loss that is *less* sensitive. Add it with a small factor, such as 0.001 to
     0.01 on sinusoids.

@@ -76,7 +76,8 @@ def pack(tensor: torch.Tensor) -> dict[str, Any]:
     return {"b64": code, "shape": list(tensor.shape), "dtype": kinds[tensor.dtype]}
 
 # %% ../../nbs/40_live_figures.ipynb #a14fa228
-SCRIPTS = Path(__file__).parent / "js" if "__file__" in globals() else Path("../metalit/widgets/js")
+SCRIPTS = (Path(__file__).parent / "js" if "__file__" in globals()
+           else Path("../metalit/widgets/js"))
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";.*\n', re.MULTILINE)
 
 

@@ -112,7 +112,7 @@ REMARKS = {
     "triplet": "The error after adaptation, plus λ times a hinge that wants the predictions of "
     "different tasks apart.", "conml": "The error after adaptation, plus λ times a contrast of "
     "angles: small ones within a task, wide ones between tasks.",
-    "written_reptile": "As printed, this is α²‖∇L‖² of the support set: it is least where the "
+    "written_reptile": "As printed, this is α²‖∇ℓ‖² of the support set: it is least where the "
     "inner step is shortest, and it knows no query set.",
     "written_contrastive": "As printed, this is m plus the mean distance between the tasks after "
     "one step: it pulls different tasks together, and no error is in it.",

@@ -61,7 +61,7 @@ function halfBowls([xx, xy, yy]) {
 const together = (terms) => (theta) => average(terms.map((term) => term(theta)));
 const sum = (one, weight, other) => (theta) => plus(one(theta), other(theta), weight);
 
-// L_Q(φ). The slope goes back through P, or, to first order, through the identity.
+// ℓ_Q(φ). The slope goes back through P, or, to first order, through the identity.
 function queryTerm({ C, q }, map, back = map.P) {
   return (theta) => {
     const gap = plus(at(map, theta), q, -1), slope = times(C, gap);
