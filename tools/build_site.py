@@ -82,7 +82,7 @@ def number_of(name):
 
 
 def label_of(name):
-    """What stands before the title of a chapter, or None: "3a" for 03a_walk, "0a" for 00a_article."""
+    """What stands before the title of a chapter, or None: "3a" for 03a_walk."""
     return None if number_of(name) is None else name.split("_")[0].removeprefix("0")
 
 
