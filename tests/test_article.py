@@ -8,7 +8,7 @@ from pathlib import Path
 from metalit import as_written
 
 ROOT = Path(__file__).parent.parent
-HERE = "00a_article"
+HERE = "1_idea/01_article"
 NAME = "Meta-Learning中的元损失函数设计"
 # Of the whole original without white space, without marks of headings and formulas.
 ORIGINAL = "3b452cce87898098c9edaaa557be272941f3f829272d0a2dea08eefb8b40d514"
@@ -77,6 +77,6 @@ def test_links_say_the_title_of_the_chapter():
 
 def test_where_a_reader_begins_the_article_is_named():
     first_screens = [(ROOT / "README.md").read_text(encoding="utf-8")[:1500],
-                     *(texts(name)[0] for name in ("index", "00_maml_in_60_lines", HERE))]
+                     *(texts(name)[0] for name in ("index", "1_idea/00_maml_in_60_lines", HERE))]
     for screen in first_screens: assert NAME in screen
     for screen in first_screens[:-1]: assert f"{HERE}.ipynb" in screen

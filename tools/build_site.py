@@ -77,12 +77,12 @@ class Stage:
 
 
 def number_of(name):
-    """The number of a chapter, or None for a page that has none: 3 for 03a_walk."""
+    """The number of a chapter, or None for a page that has none: 3 for 3_choices/31_walk."""
     return int(name[:2]) if name[:2].isdigit() and name[:2] != "99" else None
 
 
 def label_of(name):
-    """What stands before the title of a chapter, or None: "3a" for 03a_walk."""
+    """What stands before the title of a chapter, or None: "3a" for 3_choices/31_walk."""
     return None if number_of(name) is None else name.split("_")[0].removeprefix("0")
 
 

@@ -11,13 +11,13 @@ from metalit import widgets
 
 PAGES = sorted(path.stem for path in (Path(__file__).parents[2] / "nbs").glob("[0-9]*.ipynb"))
 # Chapters of machinery, with nothing in them that a reader could move.
-STILL = {page for page in PAGES if page.startswith("9")} - {"98_main", "99_api"} | {
-    "01a_random", "01b_family", "01c_sinusoids", "01d_quadratics", "02a_schedule", "02b_slope",
-    "02c_checks", "03a_walk", "08a_modes", "08b_learner", "11a_evaluation", "11b_watching",
-    "15a_identity", "17_chunks"}
+STILL = {page for page in PAGES if page.startswith("9")} - {"7_workshop/75_main", "99_api"} | {
+    "7_workshop/77_random", "1_idea/03_family", "1_idea/04_sinusoids", "1_idea/05_quadratics", "7_workshop/60_schedule", "3_choices/30_slope",
+    "7_workshop/78_checks", "3_choices/31_walk", "7_workshop/61_modes", "7_workshop/62_learner", "7_workshop/65_evaluation", "7_workshop/66_watching",
+    "7_workshop/68_identity", "7_workshop/71_chunks"}
 # The first figure of these pages is the one that the function makes by itself.
-TWINS = {"41_sinusoid_figure": widgets.sinusoid, "42_two_parameters": widgets.two_parameters,
-         "43_rewards_figure": widgets.rewards, "44_episode_figure": widgets.episode}
+TWINS = {"8_figures/81_sinusoid_figure": widgets.sinusoid, "8_figures/82_two_parameters": widgets.two_parameters,
+         "8_figures/83_rewards_figure": widgets.rewards, "8_figures/84_episode_figure": widgets.episode}
 LOOK = "node => JSON.parse(JSON.stringify(node.live))"
 
 
@@ -111,7 +111,7 @@ def test_what_it_draws_is_what_the_library_computes_wherever_its_controls_are(
         assert_right(wait_for_move(browser_page, figure, before), twin)
 
 
-@pytest.mark.parametrize("name", ["41_sinusoid_figure", "42_two_parameters", "43_rewards_figure"])
+@pytest.mark.parametrize("name", ["8_figures/81_sinusoid_figure", "8_figures/82_two_parameters", "8_figures/83_rewards_figure"])
 def test_points_are_dragged_by_pointer_and_by_keys_and_the_numbers_follow(site, browser_page, name):
     figure, twin = figures(browser_page, site, name).first, TWINS[name]()
     handle = figure.locator(".m-handle").first
@@ -131,7 +131,7 @@ def test_points_are_dragged_by_pointer_and_by_keys_and_the_numbers_follow(site, 
 
 
 def test_the_line_on_the_page_goes_through_the_numbers(site, browser_page):
-    figure = figures(browser_page, site, "41_sinusoid_figure").first
+    figure = figures(browser_page, site, "8_figures/81_sinusoid_figure").first
     shown = figure.evaluate(LOOK)
     truth = (figure.locator("svg.m-plot")
              .first.locator("path[data-label=truth], path[data-label='the truth']").first)
@@ -147,7 +147,7 @@ def test_the_line_on_the_page_goes_through_the_numbers(site, browser_page):
 
 
 def test_figures_of_one_page_share_no_names(site, browser_page):
-    figures(browser_page, site, "49_widgets")
+    figures(browser_page, site, "8_figures/87_widgets")
     names = browser_page.evaluate("[...document.querySelectorAll('.metalit-figure [id]')].map(part "
                                   "=> part.id)")
     assert len(names) >= 5 and len(names) == len(set(names))
@@ -178,7 +178,7 @@ def test_on_a_phone_nothing_sticks_out(site, new_page, name, scheme):
 
 def test_a_number_that_only_python_knows_is_not_made_up(site, browser_page):
     page = browser_page
-    found = figures(page, site, "49_widgets")
+    found = figures(page, site, "8_figures/87_widgets")
     assert found.count() == 3
     refused = found.nth(2)
     assert "one number" in refused.locator(".m-message").inner_text()

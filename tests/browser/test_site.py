@@ -72,7 +72,7 @@ def test_every_page_is_silent_and_fits_into_every_window(site, browser_page):
 
 
 def test_formulas_are_drawn_and_their_numbers_lead_somewhere(site, browser_page):
-    browser_page.goto(f"{site}/07_exact_gradient.html")
+    browser_page.goto(f"{site}/1_idea/11_exact_gradient.html")
     settled(browser_page)
     raw = browser_page.locator(".bd-article .math").count()
     assert raw > 30
@@ -109,11 +109,11 @@ def test_search_finds_a_term_of_each_chapter(site, browser_page):
 
 
 def test_search_by_keyboard_from_any_page(site, browser_page):
-    browser_page.goto(f"{site}/07_exact_gradient.html")
+    browser_page.goto(f"{site}/1_idea/11_exact_gradient.html")
     browser_page.keyboard.press("Control+k")
     browser_page.keyboard.type("reptile")
     browser_page.keyboard.press("Enter")
-    browser_page.wait_for_selector("#search-results a[href*='21_reptile.html']")
+    browser_page.wait_for_selector("#search-results a[href*='2_trial/21_reptile.html']")
 
 
 def test_dark_follows_the_system_and_the_button_and_holds(site, new_page):
@@ -127,13 +127,13 @@ def test_dark_follows_the_system_and_the_button_and_holds(site, new_page):
     assert text < 0.3 and ground > 0.9
     page.locator(".article-header-buttons .theme-switch-button").click()
     page.locator(".article-header-buttons .theme-change-button[data-mode=dark]").click()
-    page.goto(f"{site}/12_plots.html")
+    page.goto(f"{site}/7_workshop/76_plots.html")
     text, ground = text_and_ground(page)
     assert text > 0.6 and ground < 0.1
     behind = page.evaluate("[...document.querySelectorAll('.cell_output img')]"
                            ".map(image => getComputedStyle(image).backgroundColor)")
     assert behind and set(behind) == {"rgba(0, 0, 0, 0)"}
-    page.goto(f"{site}/07_exact_gradient.html")
+    page.goto(f"{site}/1_idea/11_exact_gradient.html")
     settled(page)
     assert luminance(page.evaluate(
         "getComputedStyle(document.querySelector('mjx-container a')).fill"
@@ -152,20 +152,20 @@ def test_each_chapter_leads_to_the_next_one_and_back(site, browser_page):
 
 
 def test_a_chapter_can_be_edited_launched_downloaded_and_reported(site, browser_page):
-    browser_page.goto(f"{site}/07_exact_gradient.html")
+    browser_page.goto(f"{site}/1_idea/11_exact_gradient.html")
     links = browser_page.evaluate("[...document.querySelectorAll('.article-header-buttons "
                                   "a')].map(a => a.href)")
     for part in (
-        "github.com/metalit/metalit/edit/main/nbs/07_exact_gradient.ipynb",
+        "github.com/metalit/metalit/edit/main/nbs/1_idea/11_exact_gradient.ipynb",
         "github.com/metalit/metalit/issues/new",
-        "colab.research.google.com/github/metalit/metalit/blob/main/nbs/07_exact_gradient.ipynb",
-        "mybinder.org/v2/gh/metalit/metalit/main", "_sources/07_exact_gradient.ipynb"
+        "colab.research.google.com/github/metalit/metalit/blob/main/nbs/1_idea/11_exact_gradient.ipynb",
+        "mybinder.org/v2/gh/metalit/metalit/main", "_sources/1_idea/11_exact_gradient.ipynb"
     ):
         assert any(part in link for link in links), part
 
 
 def test_a_name_in_a_chapter_leads_to_the_api_and_on_to_the_source(site, browser_page):
-    browser_page.goto(f"{site}/07_exact_gradient.html")
+    browser_page.goto(f"{site}/1_idea/11_exact_gradient.html")
     browser_page.locator(".makes a").click()
     assert browser_page.url.startswith(f"{site}/api/metalit.gradient.exact.html")
     browser_page.locator("dt .viewcode-link").first.click()
@@ -180,7 +180,7 @@ def test_the_first_page_shows_a_live_figure_at_once(site, browser_page):
 
 
 def test_folded_solutions_open(site, browser_page):
-    browser_page.goto(f"{site}/07_exact_gradient.html")
+    browser_page.goto(f"{site}/1_idea/11_exact_gradient.html")
     solution = browser_page.locator(".bd-article details").last
     assert not solution.locator("p").first.is_visible()
     solution.locator("summary").click()
