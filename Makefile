@@ -56,9 +56,10 @@ test-versions: setup ## run the tests on the oldest and the newest Python and to
 sync: setup ## check that notebooks are clean and the library is what they export
 	@$(VENV_PYTHON) tools/check_sync.py
 
-lint: setup ## check style, types, and that the examples of docstrings run
+lint: setup ## check style, the order of the book, types, and that the examples of docstrings run
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) tools/check_style.py
+	@$(VENV_PYTHON) tools/check_book.py
 	@$(VENV_PYTHON) -m mypy
 	@$(VENV_PYTHON) tools/run_examples.py
 

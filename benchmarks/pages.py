@@ -89,10 +89,10 @@ def run(site: Path = SITE) -> None:
     pages: dict[str, Any] = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        for file in sorted(site.glob("*.html")):
-            if file.stem in ("404", "genindex", "py-modindex", "search"): continue
-            pages[file.stem] = weigh(file) | measure(
-                browser, f"http://127.0.0.1:{server.server_port}/{file.name}"
+        for file in sorted([site / "index.html", *site.glob("[0-9]_*/*.html")]):
+            name = file.relative_to(site).with_suffix("").as_posix()
+            pages[name] = weigh(file) | measure(
+                browser, f"http://127.0.0.1:{server.server_port}/{name}.html"
             )
         engine = browser.version
         browser.close()

@@ -77,7 +77,7 @@ def test_the_front_page_lists_the_chapters(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(("code", "found"), [
-    ("import metalit as ml\nml.FOMAML", "metalit.methods.FOMAML"),
+    ("import metalit as ml\nml.Exact", "metalit.gradient.exact.Exact"),
     ("import metalit as ml\nx = ml.tasks.Quadratics(4).batch(3)",
      "metalit.tasks.quadratics.Quadratics"),
     ("import metalit\nmetalit.inner.Adam()", "metalit.inner.adam.Adam"),

@@ -3,7 +3,7 @@ import nbformat
 import pytest
 from build_site import contents, label_of, module_page, public_names, results_page
 from check_site import VIEW, problems
-from site_pages import linked, options, page, part, restructured, symbol_table
+from site_pages import PARTS, linked, options, page, restructured, symbol_table
 
 TABLE = {"ml.Exact": "metalit.gradient.exact.Exact", "Exact": "metalit.gradient.exact.Exact"}
 GOOD = """<html><head><link rel="stylesheet" href="book.css"></head><body><h1 id="top">A page</h1>
@@ -90,18 +90,12 @@ def test_docstrings_are_plain_markdown():
 
 
 def test_parts_and_contents():
-    assert [part(n) for n in (0, 19, 20, 31, 46)] == [part(1), part(2), part(29), part(38),
-                                                      part(40)]
-    text = contents(["00_a", "20_b", "99_api"]).source
-    assert (text.index("00_a") < text.index(f":caption: {part(20)}") < text.index("20_b")
-            < text.index("api/index"))
-
-
-def test_numbers_of_chapters():
-    assert [label_of(name) for name in ("00_a", "00a_b", "03a_c", "20_d", "99_api", "index")] == [
-        "0", "0a", "3a", "20", None, None]
-    text = contents(["00_a", "00a_b", "01_c"]).source
-    assert text.index("00_a") < text.index("00a_b") < text.index("01_c")
+    text = contents(["1_idea/00_a", "2_trial/20_b", "99_api"]).source
+    assert (text.index("1_idea/00_a") < text.index(f":caption: {PARTS['2_trial']}")
+            < text.index("2_trial/20_b") < text.index("api/index") < text.index("99_api"))
+    assert PARTS["5_images"] not in text            # a part without chapters
+    assert [label_of(name) for name in ("1_idea/00_a", "1_idea/07_b", "1_idea/00a_c", "99_api",
+                                        "index")] == ["0", "7", "0a", None, None]
 
 
 def test_modules_and_results(tmp_path):
@@ -109,7 +103,8 @@ def test_modules_and_results(tmp_path):
     (tmp_path / "inner/sgd.py").write_text('__all__ = ["SGD"]\n'
                                            'raise RuntimeError("this is not imported")\n')
     assert public_names(tmp_path) == {"metalit.inner.sgd": ["SGD"]}
-    assert ":doc:`/03_inner`" in module_page("metalit.inner.sgd", "nbs/03_inner.ipynb")
+    assert ":doc:`/1_idea/03_inner`" in module_page("metalit.inner.sgd",
+                                                    "nbs/1_idea/03_inner.ipynb")
     readme = ("## Use\n\n## What it reaches\n<!-- table: a -->\n| a |\n\n### Speed\n"
               "![x](results/scaling.svg)\n\n## Next\n")
     made = results_page(readme)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import nbformat
 from check_sync import notebooks_in, settings
-from site_pages import PARTS, page, part, symbol_table
+from site_pages import PARTS, page, symbol_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,22 +76,16 @@ class Stage:
                 path.unlink()
 
 
-def number_of(name):
-    """The number of a chapter, or None for a page that has none: 3 for 3_choices/31_walk."""
-    return int(name[:2]) if name[:2].isdigit() and name[:2] != "99" else None
-
-
 def label_of(name):
-    """What stands before the title of a chapter, or None: "3a" for 3_choices/31_walk."""
-    return None if number_of(name) is None else name.split("_")[0].removeprefix("0")
+    """What stands before the title of a chapter, or None: "7" for 1_idea/07_inner_loop."""
+    folder, _, file = name.rpartition("/")
+    return file.split("_")[0].removeprefix("0") if folder else None
 
 
 def contents(chapters):
     """The table of contents, part by part, as cells of the first page."""
-    trees = [
-        (name, [c for c in chapters if number_of(c) is not None and part(number_of(c)) == name])
-        for _, name in PARTS
-    ]
+    trees = [(title, [name for name in chapters if name.startswith(f"{folder}/")])
+             for folder, title in PARTS.items()]
     trees.append(("Reference",
                   ["results", "api/index", *(c for c in chapters if c.startswith("99_"))]))
     text = "\n\n".join("\n".join(["```{toctree}", ":hidden:", f":caption: {name}", "", *pages,
@@ -112,8 +106,8 @@ def results_page(readme):
 
 def module_page(module, source):
     """A page of the API: one module."""
-    chapter = (f"Made by the chapter :doc:`/{Path(source).stem}`.\n\n" if source.startswith("nbs/")
-               else "")
+    page = source.removeprefix("nbs/").removesuffix(".ipynb")
+    chapter = f"Made by the chapter :doc:`/{page}`.\n\n" if source.startswith("nbs/") else ""
     return (f"{module}\n{'=' * len(module)}\n\n{chapter}.. automodule:: {module}\n   :members:\n"
             "   :show-inheritance:\n")
 
@@ -144,10 +138,12 @@ def gather(root, executed, folder):
     paths = notebooks_in(root / "nbs")
     for path in paths:
         copy = executed / path.relative_to(root)
-        notebook = page(nbformat.read(copy, as_version=4), label_of(path.stem), table)
+        name = path.relative_to(root / "nbs").with_suffix("").as_posix()
+        notebook = page(nbformat.read(copy, as_version=4), label_of(name), table)
         if path.name == "index.ipynb":
-            notebook.cells.append(contents([p.stem for p in paths]))
-        stage.write(path.name, nbformat.writes(notebook), path.relative_to(root).as_posix())
+            notebook.cells.append(contents([p.relative_to(root / "nbs").with_suffix("").as_posix()
+                                            for p in paths]))
+        stage.write(f"{name}.ipynb", nbformat.writes(notebook), path.relative_to(root).as_posix())
     for module in index:
         source = makers.get(module, f"{module.replace('.', '/')}.py")
         stage.write(f"api/{module}.rst", module_page(module, source), source)

@@ -19,14 +19,10 @@ import nbformat
 OPTION = re.compile(r"#\s*\|\s*([\w-]+)\s*:?\s*(.*)")
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(!?\[[^\]]*\]\([^)]*\))")
-# The parts of the book: the first chapter of each, and its name.
-PARTS = ((0, "The library, up to MAML"), (20, "Other meta-losses"), (30, "Images"),
-         (40, "Live figures"), (90, "The rooms"))
-
-
-def part(number):
-    """The name of the part that a chapter is in."""
-    return [name for first, name in PARTS if first <= number][-1]
+# The parts of the book: the folder of each, and its name.
+PARTS = {"1_idea": "The idea", "2_trial": "The article on trial", "3_choices": "The seven choices",
+         "4_judgement": "Judgement", "5_images": "Images", "7_workshop": "The workshop",
+         "8_figures": "Live figures", "9_rooms": "The rooms"}
 
 
 def options(source):
