@@ -21,7 +21,7 @@ def texts(name):
 
 
 CHAPTER = "\n\n".join(texts(HERE))
-FOLDED = re.findall(r'<details lang="zh"><summary>原文</summary>(.*?)</details>', CHAPTER,
+FOLDED = re.findall(r'<details lang="zh"><summary>原文.*?</summary>(.*?)</details>', CHAPTER,
                     re.DOTALL)
 QUOTED = "\n".join(line for line in CHAPTER.splitlines() if line.startswith(">"))
 
