@@ -128,9 +128,9 @@ def plain_docstring(app, what, name, thing, options, lines):
 
 
 def named_defaults(app, what, name, thing, options, signature, returns):
-    """A function that is a default by its name: Python's own words have an address in memory."""
+    """A function that is a default by its name: `<function f>` could not be read as Python."""
     if signature is None: return None
-    return re.sub(r"<function (?:\w+\.)*(\w+) at 0x[0-9a-f]+>", r"\1", signature), returns
+    return re.sub(r"<function (?:\w+\.)*(\w+)(?: at 0x[0-9a-f]+)?>", r"\1", signature), returns
 
 
 # Pages that an earlier build has read are read again when what reads them has changed.
