@@ -23,6 +23,7 @@ Tree = Any  # a tensor, or a dictionary, list, tuple or `Container` of trees
 
 def leaves(tree: Tree) -> list[Tensor]:
     "The tensors of a tree, in order."
+    if isinstance(tree, Tensor): return [tree]       # at each meta-step, many times
     return pytree.tree_leaves(tree)
 
 
