@@ -47,7 +47,7 @@ class Chapter:
     """A notebook: its name, its title and its cells."""
 
     def __init__(self, path, nbs):
-        self.path, self.name = path, path.relative_to(nbs).with_suffix("").as_posix()
+        self.name = path.relative_to(nbs).with_suffix("").as_posix()
         self.cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         for cell in self.cells: cell["source"] = "".join(cell["source"])
         first = self.cells[0]["source"] if self.cells else ""

@@ -32,7 +32,6 @@ NAME = re.compile(r"(?:[a-z0-9_]+/)*(\d\d[a-z]?)_[a-z0-9_]+")
 PART = re.compile(r"(?:^|/)\d_[a-z_]+/(?:[a-z_]+/)*$")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|/)([^)\s#\\\"]+\.(?:ipynb|md|py|json|svg|png|csv))(?=[)#])")
 UPWARDS = re.compile(r'(?<=\\")(?:\.\./)+[a-z][^"\\\s]*')
-COLAB = "%cd -q metalit/nbs"
 
 
 class MoveError(Exception):
@@ -62,11 +61,6 @@ def checked(pairs, nbs):
     return moves
 
 
-def relative(path, folder):
-    """A path from the root of the project, as seen from a folder of it."""
-    return posixpath.relpath(path, folder)
-
-
 def links_moved(text, where, now, renamed):
     """The raw text of a notebook with its links as they must be; `renamed` are paths of files.
 
@@ -75,13 +69,12 @@ def links_moved(text, where, now, renamed):
     def link(match):
         target = posixpath.normpath(posixpath.join(where, match[1]))
         if where == now and target not in renamed: return match[0]
-        return relative(renamed.get(target, target), now)
+        return posixpath.relpath(renamed.get(target, target), now)
 
     text = LINK.sub(link, text)
     if where == now: return text
-    text = UPWARDS.sub(lambda match: relative(posixpath.join(where, match[0]), now), text)
-    return text.replace(f"{COLAB}{where.removeprefix('nbs')}\\n", f"{COLAB}{now[3:]}\\n").replace(
-        f'{COLAB}{where.removeprefix("nbs")}"', f'{COLAB}{now[3:]}"')
+    text = UPWARDS.sub(lambda match: posixpath.relpath(posixpath.join(where, match[0]), now), text)
+    return re.sub(rf"(?<=%cd -q metalit/){where}(?=[\\\"])", now, text)
 
 
 def equations_moved(text, moves, own):
@@ -168,14 +161,14 @@ def move_files(root, moves):
             place.rmdir()
 
 
-def move(root, pairs, export=True):
+def move(root, pairs):
     """Make the moves; returns the names of the files that changed."""
     moves = checked(pairs, root / settings(root)["nbs_path"])
     texts = rewritten(root, moves)
     for path, text in texts.items():
         with path.open("w", encoding="utf-8", newline="") as file: file.write(text)
     move_files(root, moves)
-    if export: nbdev("nbdev.doclinks:nbdev_export", root)
+    nbdev("nbdev.doclinks:nbdev_export", root)
     return [path.relative_to(root).as_posix() for path in texts]
 
 
