@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
-           'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'MetaSGD', 'MetaCurvature', 'Masked',
+           'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
            'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm', 'Triplet',
            'Contrast', 'Pooling', 'Mean', 'Exact', 'FirstOrder', 'Learner', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile',
-           'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'TripletMAML', 'ConML', 'SharpMAML', 'meta_train',
-           'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint',
-           'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare']
+           'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet',
+           'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint',
+           'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -27,7 +27,7 @@ from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
 from .inner.adam import Adam
 from .inner.masked import Context, Masked
-from .inner.preconditioned import MetaCurvature, MetaSGD, Preconditioned
+from .inner.preconditioned import Diagonal, Kronecker, Preconditioned
 from .inner.prototypes import Prototypes
 from .inner.sam import SAM
 from .inner.sgd import SGD
@@ -43,6 +43,8 @@ from metalit.methods import (
     FOMAML,
     MAML,
     ConML,
+    MetaCurvature,
+    MetaSGD,
     ProtoMAML,
     ProtoNet,
     Reptile,
@@ -66,9 +68,10 @@ from .training.watching import Watcher
 
 # %% ../nbs/99_api.ipynb #534543a9
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
-         glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, MetaSGD, MetaCurvature,
+         glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
          Masked, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm,
          Triplet, Contrast, Pooling, Mean, Exact, FirstOrder, Learner, MetaLoss, MAML, FOMAML,
-         Reptile, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, TripletMAML, ConML, SharpMAML, meta_train,
-         Validation, Watcher, evaluate, Evaluation, accuracy, save_checkpoint, load_checkpoint,
-         CheckpointError, DivergedError, LostProcessError, judge, compare]
+         Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL, CAVIA,
+         ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation, accuracy,
+         save_checkpoint, load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge,
+         compare]

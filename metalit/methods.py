@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -143,6 +143,35 @@ class SharpMAML(MetaLoss):
         at = partial(super()._value, task)
         gradient = grad(at)({name: value.detach() for name, value in theta.items()})
         return at(uphill(theta, gradient, self.rho_outer))
+
+# %% ../nbs/2_trial/25_preconditioned.ipynb #26e90001
+from .inner.preconditioned import Diagonal, Kronecker
+
+
+# %% ../nbs/2_trial/25_preconditioned.ipynb #26e90002
+class MetaSGD(MetaLoss):
+    """Meta-SGD (Li et al. 2017): MAML that learns the step size of every weight beside the start.
+
+    `lr` is where all of them start; the rest is as in `MAML`. See `Diagonal`, its inner loop.
+
+    Example: `J = MetaSGD(ml.models.mlp(1, 40, 40, 1), F.mse_loss, lr=0.01)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1,
+                 **choices: Any):
+        super().__init__(model, loss, inner=Diagonal(model, lr, steps), **choices)
+
+
+# %% ../nbs/2_trial/25_preconditioned.ipynb #26e90003
+class MetaCurvature(MetaLoss):
+    """Meta-Curvature (Park & Oliva 2019): MAML that learns matrices for its inner gradients.
+
+    They start as identities; the rest is as in `MAML`. See `Kronecker`, its inner loop.
+
+    Example: `J = MetaCurvature(ml.models.mlp(1, 40, 40, 1), F.mse_loss, lr=0.01)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1,
+                 **choices: Any):
+        super().__init__(model, loss, inner=Kronecker(model, lr, steps), **choices)
 
 # %% ../nbs/3_choices/33_masked.ipynb #35e90001
 from .inner.masked import Context, Masked, head_of

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import string
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from metalit.training.checkpoints import load_checkpoint
 FOLDER = Path("runs/omniglot")
 LONG_STEPS = 6000
 THREADS = 1  # of each run
+DIGITS = string.digits + string.ascii_lowercase  # int(digit, 36) reads one
 # Inner step sizes on mean cross-entropy. The code of the MAML paper says 0.4 and sums over classes:
 # 2.0 on the mean.
 STEP_SIZES = (0.4, 2.0)
@@ -118,17 +120,22 @@ def read(job: Job) -> tuple[Experiment, dict[str, Any]]:
     progress = load_checkpoint(job.folder / "checkpoint.pt", experiment.J)["progress"]
     chosen = load_best(job.folder, experiment.J)
     return experiment, {"command": " ".join(job.command()), "meta_steps": progress["step"],
-                        "chosen_step": chosen,
+                        "chosen_step": chosen, "metalit": ml.__version__,
                         "seconds": round(progress["seconds"]), "validation": progress["validation"]}
 
 
 def accuracies(experiment: Experiment, tasks: Episodes, seed: int = 0,
                **options: Any) -> list[dict[str, Any]]:
-    """Accuracy in per cent on 600 tasks of unseen classes, after the experiment's inner steps."""
+    """Accuracy in per cent on 600 tasks of unseen classes, after the experiment's inner steps.
+
+    `right` says how many queries of each task were right, one digit a task, to the base of 36.
+    """
     result = ml.evaluate(experiment.J, tasks, n_tasks=600, steps=experiment.steps,
                          metric=ml.accuracy, seed=seed, batch_size=50, **options)
+    counts = (result.per_task * tasks.ways * tasks.queries).round().int().T.tolist()
     return [{"inner_steps": row["inner_steps"], "accuracy": 100 * row["accuracy"],
-             "ci95": 100 * row["ci95"]} for row in result.rows()]
+             "ci95": 100 * row["ci95"], "right": "".join(DIGITS[n] for n in of_step)}
+            for row, of_step in zip(result.rows(), counts, strict=True)]
 
 
 def judge_long(job: Job) -> dict[str, Any]:
@@ -161,7 +168,8 @@ def reproduce(long_steps: int, processes: int, parts: list[str], methods: list[s
         "random, also in tests; strided conv4, 64 filters, batch normalisation on the batch's "
         "statistics (transductive), training with 5 queries per class, Adam 1e-3 with a cosine "
         "schedule (Reptile: its own recipe), one seed, one model; accuracy in per cent on 600 "
-        "tasks of unseen characters, as many queries as shots",
+        "tasks of unseen characters, as many queries as shots; right: how many queries of each "
+        "task, one digit to the base of 36 a task",
         "command": "python -m reproduce.omniglot",
         "machine": machine() | {"torch_threads": THREADS}, "versions": versions("metalit", "torch"),
         "settings": {name: setting._asdict() for name, setting in SETTINGS.items()},

@@ -55,7 +55,7 @@ NO_K = {"does the horizon move the optimum": "has no K"}
      (lambda: ml.TripletMAML(net(), F.mse_loss, embedding="parameters"),
       {"blind on shared curvature": "Triplet is", "invariant to what": "order, origin",
        "cost in K": "7.0, then 6.0 a step"}),
-     (lambda: with_inner(ml.MetaSGD), {})]
+     (lambda: with_inner(ml.Diagonal), {})]
 )
 def test_verdicts_on_known_meta_losses(J, differs):
     assert verdicts(J()) == MAML | differs
@@ -118,7 +118,7 @@ def test_sharp_maml_is_drawn_back_only_within_rho():
 
 def test_what_the_inner_loop_learns_belongs_to_the_field():
     "With learned step sizes and stopped inner gradients, the joint field is no gradient."
-    found = verdicts(with_inner(ml.MetaSGD, gradient=ml.FirstOrder()))
+    found = verdicts(with_inner(ml.Diagonal, gradient=ml.FirstOrder()))
     assert found["is it a gradient"] == "no"
 
 
@@ -224,7 +224,7 @@ def test_what_cannot_be_judged_at_all_is_an_error():
 
 
 def test_judging_changes_neither_the_meta_loss_nor_the_random_numbers():
-    J = with_inner(ml.MetaSGD)
+    J = with_inner(ml.Diagonal)
     before, state = ({name: value.clone() for name, value in J.state_dict().items()},
                      torch.get_rng_state())
     judge(J)

@@ -221,9 +221,14 @@ def test_the_lock_is_free_again_after_an_error(tmp_path):
         pass
 
 
+def looked(value):
+    "An evaluation of two tasks that both have this loss."
+    return evaluation.Evaluation([1], torch.full((2, 1), value), seed=0)
+
+
 def test_early_stop_keeps_the_best_and_a_resumed_run_ends_at_once(tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, float("nan"), 2.0, 1.0, 0.5])
-    def found(J, tasks, **options): return evaluation.Evaluation([1], [next(losses)], [0.0], 2, 0)
+    def found(J, tasks, **options): return looked(next(losses))
     monkeypatch.setattr(evaluation, "evaluate", found)
     watch = Validation(sines, every=2, n_tasks=2, patience=3)
     log = quick(J := maml(), steps=100, checkpoint=tmp_path, validation=watch, log_every=1)
@@ -244,7 +249,7 @@ def test_a_first_look_that_is_no_number_is_never_the_best(monkeypatch):
     watch = Validation(sines, every=2, patience=2)
     for step, value in ((2, float("nan")), (4, float("inf")), (6, 5.0)):
         state.step = step
-        found = evaluation.Evaluation([1], [value], [0.0], 2, 0)
+        found = looked(value)
         monkeypatch.setattr(evaluation, "evaluate", lambda *_, found=found, **__: found)
         assert watch.look(maml(), state) == (step == 6)
         assert watch.exhausted(state) == (step == 4)
@@ -254,7 +259,7 @@ def test_a_first_look_that_is_no_number_is_never_the_best(monkeypatch):
 def test_more_is_better_for_accuracy_and_where_told(monkeypatch):
     values = iter([0.5, 0.7, 0.6])
     monkeypatch.setattr(evaluation, "evaluate",
-                        lambda *_, **__: evaluation.Evaluation([1], [next(values)], [0.0], 2, 0))
+                        lambda *_, **__: looked(next(values)))
     watch, state = Validation(sines, metric=accuracy), Progress()
     assert [watch.look(maml(), state) for _ in range(3)] == [True, True, False]
     assert Validation(sines).maximize is False

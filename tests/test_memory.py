@@ -103,7 +103,7 @@ def test_prediction_for_a_network_that_is_no_image_network(steps):
 
 def test_prediction_sees_parameters_of_the_inner_loop_and_other_terms():
     model = Conv4(3, size=20, filters=8)
-    for J in (ml.MetaLoss(model, F.cross_entropy, inner=ml.MetaSGD(model, lr=0.1, steps=4)),
+    for J in (ml.MetaLoss(model, F.cross_entropy, inner=ml.Diagonal(model, lr=0.1, steps=4)),
               conv(ml.SharpMAML)):
         task = images(5)
         gradient(J, task)

@@ -55,8 +55,8 @@ REGRESSION = {
     "SharpMAML": regression(ml.SharpMAML), "ANIL": regression(ml.ANIL),
     "BOIL": regression(ml.BOIL),
     "Adam": with_terms(ml.QueryLoss, lambda model: ml.Adam(0.1, 3)),
-    "MetaSGD": with_terms(ml.QueryLoss, lambda model: ml.MetaSGD(model, 0.1, 2)),
-    "MetaCurvature": with_terms(ml.QueryLoss, lambda model: ml.MetaCurvature(model, 0.1, 2)),
+    "Diagonal": with_terms(ml.QueryLoss, lambda model: ml.Diagonal(model, 0.1, 2)),
+    "Kronecker": with_terms(ml.QueryLoss, lambda model: ml.Kronecker(model, 0.1, 2)),
     "GradientNorm": with_terms(ml.GradientNorm),
     "GradientNorm at the start": with_terms(lambda: ml.QueryLoss() + 0.1 * ml.GradientNorm("init")),
 }

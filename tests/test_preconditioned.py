@@ -87,7 +87,7 @@ def test_gradient_of_the_matrix_is_the_mean_of_rank_one_matrices(bowls, start):
 def test_meta_curvature_of_a_row(steps, bowls, start):
     "A weight (1, d): G ↦ M_out G M_inᵀ with M_out a number, so P = M_out · M_in."
     model = Row(start)
-    inner = ml.MetaCurvature(model, LR, steps)
+    inner = ml.Kronecker(model, LR, steps)
     assert [tuple(f.shape) for f in inner.learned[0]] == [(1, 1), (4, 4)]
     set_factor(inner, 0, torch.tensor([[1.3]], dtype=torch.float64), which=0)
     set_factor(inner, 0, lopsided(), which=1)
@@ -108,7 +108,7 @@ def test_meta_sgd_closed_form(first_order, bowls, start):
     "∇_a = −∇ℓ_S(θ) ⊙ ∇ℓ_Q(φ); first order trains the step sizes just the same."
     scale = torch.tensor([1.5, -0.3, 0.7, 2.0], dtype=torch.float64)
     model = Point(start)
-    inner = ml.MetaSGD(model, LR)
+    inner = ml.Diagonal(model, LR)
     set_factor(inner, 0, scale)
     rule = ml.FirstOrder() if first_order else ml.Exact()
     backward(ml.MetaLoss(model, half_square, inner=inner, gradient=rule), bowls)
@@ -118,7 +118,7 @@ def test_meta_sgd_closed_form(first_order, bowls, start):
     close(inner.learned[0][0].grad / LR, -(times(A, start - s) * slope).mean(0))  # a = lr · scale
 
 
-@pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])
+@pytest.mark.parametrize("make", [ml.Diagonal, ml.Kronecker])
 def test_first_order_trains_the_factors_of_a_network(make, small_net, sines):
     inner = make(small_net, 0.1, 2)
     backward(ml.MetaLoss(small_net, F.mse_loss, inner=inner, gradient=ml.FirstOrder()), sines)
@@ -129,7 +129,7 @@ def test_solves_a_quadratic_in_one_step(start):
     "αP = A⁻¹ for all tasks that share A; αa = 1/A_ii where A is diagonal."
     tasks = Quadratics(dim=4, shared_curvature=True).batch(5, seed=0)
     A, s = curvature(tasks.support)
-    full, row = FullMatrix(Point(start), LR), ml.MetaCurvature(Row(start), LR)
+    full, row = FullMatrix(Point(start), LR), ml.Kronecker(Row(start), LR)
     set_factor(full, 0, torch.linalg.inv(A[0]) / LR)
     set_factor(row, 0, torch.linalg.inv(A[0]) / LR, which=1)
     for model, inner in ((Point(start), full), (Row(start), row)):
@@ -137,12 +137,12 @@ def test_solves_a_quadratic_in_one_step(start):
         close(end.reshape(5, 4), s)
     eigenvalues = torch.tensor([0.3, 0.9, 1.4, 2.0], dtype=torch.float64)
     diagonal = quadratic_task(torch.diag(eigenvalues).expand(5, -1, -1), s)
-    inner = ml.MetaSGD(Point(start), LR)
+    inner = ml.Diagonal(Point(start), LR)
     set_factor(inner, 0, 1 / eigenvalues / LR)
     close(ml.MetaLoss(Point(start), half_square, inner=inner).adapt(diagonal.support)["theta"], s)
 
 
-@pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])
+@pytest.mark.parametrize("make", [ml.Diagonal, ml.Kronecker])
 def test_identity_factors_are_maml(make, small_net, sines):
     value = backward(ml.MAML(small_net, F.mse_loss, lr=0.1, steps=2), sines)
     gradient = flat(small_net)
@@ -155,7 +155,7 @@ def test_equal_step_sizes_are_maml_with_that_step_size(small_net, sines):
     "a = α·1."
     value = backward(ml.MAML(small_net, F.mse_loss, lr=0.3, steps=2), sines)
     gradient = flat(small_net)
-    inner = ml.MetaSGD(small_net, 0.1, 2)
+    inner = ml.Diagonal(small_net, 0.1, 2)
     for i in range(len(inner.learned)): set_factor(inner, i, torch.tensor(3.0))
     close(backward(ml.MetaLoss(small_net, F.mse_loss, inner=inner), sines), value, 1e-13)
     close(flat(small_net), gradient, 1e-12)
@@ -164,7 +164,7 @@ def test_equal_step_sizes_are_maml_with_that_step_size(small_net, sines):
 def test_diagonal_factors_on_a_vector_are_meta_sgd(bowls, start):
     scale = torch.tensor([1.5, -0.3, 0.7, 2.0], dtype=torch.float64)
     found = []
-    for make in (ml.MetaSGD, ml.MetaCurvature):
+    for make in (ml.Diagonal, ml.Kronecker):
         model = Point(start)
         inner = make(model, LR, 2)
         set_factor(inner, 0, scale)
@@ -172,7 +172,7 @@ def test_diagonal_factors_on_a_vector_are_meta_sgd(bowls, start):
                       model.theta.grad, inner.learned[0][0].grad))
     for a, b in zip(*found, strict=True): close(a, b, 1e-14)
     model, other = Row(start), Point(start)                      # and as a diagonal matrix
-    row, diagonal = ml.MetaCurvature(model, LR, 2), ml.MetaSGD(other, LR, 2)
+    row, diagonal = ml.Kronecker(model, LR, 2), ml.Diagonal(other, LR, 2)
     set_factor(row, 0, torch.diag(scale), which=1)
     set_factor(diagonal, 0, scale)
     close(backward(ml.MetaLoss(model, half_square, inner=row), bowls),
@@ -180,7 +180,7 @@ def test_diagonal_factors_on_a_vector_are_meta_sgd(bowls, start):
     close(row.learned[0][1].grad.diagonal(), diagonal.learned[0][0].grad, 1e-12)
 
 
-@pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])
+@pytest.mark.parametrize("make", [ml.Diagonal, ml.Kronecker])
 def test_gradcheck_of_weights_and_factors(make, sines):
     net = ml.models.mlp(1, 3, 1, activation=nn.Tanh, seed=2).double()
     inner = make(net, 0.1, 2)
@@ -205,7 +205,7 @@ def test_meta_curvature_acts_as_a_kronecker_product():
     g = torch.Generator().manual_seed(0)
     for shape in ((3, 4), (3, 2, 2, 2)):
         gradient = torch.randn(shape, generator=g, dtype=torch.float64)
-        inner = ml.MetaCurvature(nn.Linear(1, 1))
+        inner = ml.Kronecker(nn.Linear(1, 1))
         factors = [torch.randn(f.shape, generator=g, dtype=torch.float64)
                    for f in inner.factors(gradient)]
         whole = factors[0]
@@ -216,8 +216,8 @@ def test_meta_curvature_acts_as_a_kronecker_product():
 def test_number_of_factors():
     "1-40-40-1: 1² + 4·40² + 1² in matrices, 81 for the biases (Park & Oliva's construction)."
     net = ml.models.mlp(1, 40, 40, 1)
-    assert sum(p.numel() for p in ml.MetaCurvature(net).parameters()) == 1 + 4 * 40**2 + 1 + 81
-    assert (sum(p.numel() for p in ml.MetaSGD(net).parameters())
+    assert sum(p.numel() for p in ml.Kronecker(net).parameters()) == 1 + 4 * 40**2 + 1 + 81
+    assert (sum(p.numel() for p in ml.Diagonal(net).parameters())
             == sum(p.numel() for p in net.parameters()) == 1761)
 
 
@@ -227,13 +227,13 @@ def test_convolution():
     x, y = (torch.randn(2, 3, 5, 1, 4, 4, generator=g).double(),
             torch.randn(2, 3, 5, 1, generator=g).double())
     task = ml.Task(ml.Split(x[0], y[0]), ml.Split(x[1], y[1]))
-    inner = ml.MetaCurvature(net, 0.1)
+    inner = ml.Kronecker(net, 0.1)
     assert [tuple(f.shape) for f in inner.learned[0]] == [(2, 2), (1, 1), (9, 9)]
     value = backward(ml.MetaLoss(net, F.mse_loss, inner=inner), task)
     close(value, backward(ml.MAML(net, F.mse_loss, lr=0.1), task), 1e-12)
 
 
-@pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])
+@pytest.mark.parametrize("make", [ml.Diagonal, ml.Kronecker])
 def test_model_whose_shapes_changed(make, sines):
     inner = make(ml.models.mlp(1, 5, 1).double())
     wider = ml.models.mlp(1, 6, 1).double()
@@ -252,21 +252,21 @@ def test_model_whose_shapes_changed(make, sines):
 
 
 def test_options_reach_the_inner_loop_and_its_copy(small_net):
-    inner = ml.MetaSGD(small_net, 0.1, 3, batch_size=2)
+    inner = ml.Diagonal(small_net, 0.1, 3, batch_size=2)
     twin = inner.for_model(ml.models.mlp(1, 4, 1))
     assert inner.batch_size == twin.batch_size == 2 and twin.steps == 3 and twin.lr == 0.1
-    with pytest.raises(TypeError, match="momentum"): ml.MetaSGD(small_net, momentum=0.9)
+    with pytest.raises(TypeError, match="momentum"): ml.Diagonal(small_net, momentum=0.9)
 
 
 def test_a_schedule_of_the_rate_reaches_the_copy(small_net):
-    inner = ml.MetaSGD(small_net, ml.schedule.Linear(0.5, 0.25))
+    inner = ml.Diagonal(small_net, ml.schedule.Linear(0.5, 0.25))
     twin = inner.for_model(ml.models.mlp(1, 4, 1))
     assert inner.lr == twin.lr == 0.5
     twin.at(9, 10)
     assert (inner.lr, twin.lr) == (0.5, 0.25)
 
 
-@pytest.mark.parametrize("make", [ml.MetaSGD, ml.MetaCurvature])
+@pytest.mark.parametrize("make", [ml.Diagonal, ml.Kronecker])
 @pytest.mark.parametrize("options",
                          [{"lr": 0.0}, {"lr": float("nan")}, {"steps": -1}, {"steps": 1.5}])
 def test_bad_numbers(make, options, small_net):

@@ -30,7 +30,7 @@ from metalit.widgets.plane import (
 @pytest.fixture
 def net_loss():
     "A meta-loss that was made for a network on sine waves."
-    return ml.MetaLoss(mlp(1, 4, 1), F.mse_loss, inner=ml.MetaSGD(mlp(1, 4, 1), lr=0.01),
+    return ml.MetaLoss(mlp(1, 4, 1), F.mse_loss, inner=ml.Diagonal(mlp(1, 4, 1), lr=0.01),
                        chunk_size=2)
 
 

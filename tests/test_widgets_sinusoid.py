@@ -131,7 +131,7 @@ def test_parameters_that_are_not_numbers_blow_up_before_the_first_step():
 
 def test_the_slider_moves_plain_starts_and_no_others():
     plain = ml.MAML(trained("maml"), F.mse_loss, lr=0.3)
-    own = ml.MetaLoss(trained("maml"), F.mse_loss, inner=ml.MetaSGD(trained("maml"), lr=0.02))
+    own = ml.MetaLoss(trained("maml"), F.mse_loss, inner=ml.Diagonal(trained("maml"), lr=0.02))
     figure = sinusoid({"plain": plain, "own": own}, left="plain", right="own", lr=0.01)
     first = figure.picture
     figure.move(lr=0.02)
@@ -139,7 +139,7 @@ def test_the_slider_moves_plain_starts_and_no_others():
     assert_same(figure.picture["right"], first["right"])
     # Meta-SGD starts as SGD
     assert_same(figure.picture["left"]["query"], figure.picture["right"]["query"])
-    assert figure.spec["starts"]["own"]["own"] == "MetaSGD, step size 0.02"
+    assert figure.spec["starts"]["own"]["own"] == "Diagonal, step size 0.02"
     assert plain.inner.lr == 0.3
 
 

@@ -16,7 +16,7 @@ from ..models import Params
 from ..schedule import Number
 
 # %% auto #0
-__all__ = ['Preconditioned', 'MetaSGD', 'MetaCurvature']
+__all__ = ['Preconditioned', 'Diagonal', 'Kronecker']
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #6568d3bc
 class Preconditioned(SGD):
@@ -29,7 +29,7 @@ class Preconditioned(SGD):
     Raises `ValueError` as `SGD` does, and, when it adapts, for a model with other parameters than
     it was made for.
 
-    Example: `MetaSGD(model, lr=0.01)`, which has one factor for every weight.
+    Example: `Diagonal(model, lr=0.01)`, which has one factor for every weight.
     """
     def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
@@ -70,15 +70,15 @@ class Preconditioned(SGD):
         return type(self)(model, lr=lr, steps=self.steps, **self.options)
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #3d690d43
-class MetaSGD(Preconditioned):
-    """A learned step size for every single weight: φ = θ − a ⊙ ∇ℓ (Li et al. 2017).
+class Diagonal(Preconditioned):
+    """A learned step size for every single weight, the step of Meta-SGD: φ = θ − a ⊙ ∇ℓ.
 
-    A step size may turn negative.
+    Li et al. (2017). A step size may turn negative.
 
     Here a = lr · scale, and scale starts at 1: at the start this is SGD with step size `lr`. What
     the optimizer moves is the scale: one of its steps of size β changes a by β · lr.
 
-    Example: `ml.MetaLoss(model, loss, inner=MetaSGD(model, lr=0.01))`.
+    Example: `ml.MetaLoss(model, loss, inner=Diagonal(model, lr=0.01))`.
     """
     def factors(self, parameter: Tensor) -> list[Tensor]:
         "One number per weight, 1 at the start."
@@ -89,19 +89,19 @@ class MetaSGD(Preconditioned):
         return factors[0] * gradient
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #2d7cc7d7
-class MetaCurvature(Preconditioned):
-    """Learned matrices along each axis of each weight (Park & Oliva 2019).
+class Kronecker(Preconditioned):
+    """Learned matrices along each axis of each weight, the step of Meta-Curvature.
 
-    G ↦ G ×₁ M_out ×₂ M_in ×₃ M_rest.
+    Park & Oliva (2019): G ↦ G ×₁ M_out ×₂ M_in ×₃ M_rest.
 
     The Kronecker-factored curvature; that its authors call it MC2 is said from memory. A matrix
     weight (out, in) is multiplied from both sides; a convolution (out, in, height, width) has a
     third factor over its height × width positions; vectors, such as biases, get one number per
     coordinate. All factors start as identities: at the start this is SGD. They are not forced to be
     symmetric or positive, as in the authors' code. What the optimizer moves are factors on the
-    fixed `lr`, as in `MetaSGD`.
+    fixed `lr`, as in `Diagonal`.
 
-    Example: `ml.MetaLoss(model, loss, inner=MetaCurvature(model, lr=0.01))`.
+    Example: `ml.MetaLoss(model, loss, inner=Kronecker(model, lr=0.01))`.
     """
     def factors(self, parameter: Tensor) -> list[Tensor]:
         "Ones for a vector, else an identity for each axis, with the axes of a kernel taken as one."

@@ -19,7 +19,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 from .. import as_written as article
 from .. import methods
 from ..inner.adam import Adam
-from ..inner.preconditioned import MetaCurvature, MetaSGD
 from ..learner import Loss
 from ..meta_loss import MetaLoss
 from ..models import Contextual, Conv4, mlp
@@ -83,11 +82,6 @@ def named(kind: Callable[..., MetaLoss], **options: Any) -> Build:
     return lambda model, loss, lr, steps: kind(model, loss, lr=lr, steps=steps, **options)
 
 
-def _inner(kind: Callable[..., Any]) -> Build:
-    return lambda model, loss, lr, steps: MetaLoss(model, loss,
-                                                   inner=kind(model, lr=lr, steps=steps))
-
-
 def _reptile(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
     return methods.Reptile(model, loss, inner=Adam(lr=lr, steps=steps, batch_size=10))
 
@@ -121,7 +115,8 @@ RECIPES: dict[str, Recipe] = {
                       optimizer=torch.optim.SGD, schedule="linear", own_lr=True),
     "anil": Recipe(named(methods.ANIL)),
     "boil": Recipe(named(methods.BOIL), lr_images=0.5),
-    "meta-sgd": Recipe(_inner(MetaSGD)), "meta-curvature": Recipe(_inner(MetaCurvature)),
+    "meta-sgd": Recipe(named(methods.MetaSGD)),
+    "meta-curvature": Recipe(named(methods.MetaCurvature)),
     "cavia": Recipe(named(methods.CAVIA), lr=1.0, lr_images=10.0, context=5, context_images=100,
                     own_lr=True),
     "protonet": Recipe(_prototypes, inner_steps=0, classes=True),

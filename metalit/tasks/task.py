@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,7 +24,8 @@ Tree = Any  # a tensor, or a dictionary, list, tuple or `Container` of trees
 
 def leaves(tree: Tree) -> list[Tensor]:
     "The tensors of a tree, in order."
-    if isinstance(tree, Tensor): return [tree]       # at each meta-step, many times
+    if isinstance(tree, Tensor): return [tree]       # the two short ways: at each step, often
+    if isinstance(tree, Container): return list(chain(*map(leaves, _apart(tree)[0])))
     return pytree.tree_leaves(tree)
 
 
@@ -34,6 +36,7 @@ def mapped(change: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 def length(tree: Tree) -> int:
     "How long the first axis is: the number of tasks, or, within one task, of examples."
+    while isinstance(tree, Container): tree = tree[0]
     return leaves(tree)[0].shape[0]
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #fd5bdea5
@@ -174,10 +177,11 @@ def check_split(split: Split, name: str = "support") -> None:
     if split.mask is not None:
         raise ValueError(f"{name}.mask is given, but padded tasks are not understood yet: give "
                          "tasks of equal size, without a mask")
+    tensors: list[Tensor] = []
     for part, tree in (("x", split.x), ("y", split.y)):
-        if tree is None or not leaves(tree):
-            raise ValueError(f"{name}.{part} is {tree!r}: there is no tensor in it")
-    tensors = leaves(split)
+        found = [] if tree is None else leaves(tree)
+        if not found: raise ValueError(f"{name}.{part} is {tree!r}: there is no tensor in it")
+        tensors += found
     for number, tensor in enumerate(tensors):
         wrong = _wrong(tensor, tensors[0])
         if wrong: raise ValueError(wrong.format(here=_place(split, name, number),

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,39 +22,69 @@ from .checkpoints import Progress, Row
 __all__ = ['Evaluation', 'evaluate', 'name_of', 'accuracy', 'own_random_numbers', 'Validation', 'measure', 'best_so_far']
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #67d49d8a
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Query losses, or another metric, on unseen tasks, after so many inner steps.
 
-    Mean and 95 % interval over tasks.
-
-    `evaluate` makes it; printed, it is a table.
+    `per_task` (n_tasks, len(steps)) holds each of them, `mean` and `ci95` what they come to: the
+    mean and half the width of its 95 % interval over tasks, for each of the `steps`. `evaluate`
+    makes it; printed, it is a table.
 
     Example: `ml.evaluate(J, tasks).rows()[0]["loss"]`.
     """
     steps: list[int]
-    mean: list[float]
-    ci95: list[float]
-    n_tasks: int
+    per_task: Tensor = field(repr=False)
     seed: int
     metric: str = "loss"
+    tasks: str = ""
+
+    @property
+    def n_tasks(self) -> int: return len(self.per_task)
+
+    @property
+    def mean(self) -> list[float]:
+        "The mean over tasks, for each of the steps."
+        return self.per_task.mean(0).tolist()
+
+    @property
+    def ci95(self) -> list[float]:
+        "1.96 standard errors of the mean, for each of the steps."
+        return (1.96 * self.per_task.std(0) / math.sqrt(self.n_tasks)).tolist()
+
+    def minus(self, other: Evaluation) -> Evaluation:
+        """What this one is above another that looked at the same tasks, task by task.
+
+        Raises `ValueError` where the two did not look at the same: tasks, steps or metric.
+        """
+        for name in ("tasks", "n_tasks", "seed", "steps", "metric"):
+            mine, others = getattr(self, name), getattr(other, name)
+            if mine != others:
+                raise ValueError(f"the difference of two evaluations is taken task by task: their "
+                                 f"{name} are {mine!r} and {others!r}, and have to be the same")
+        return replace(self, per_task=self.per_task - other.per_task,
+                       metric=f"{self.metric}, difference")
 
     def rows(self) -> list[Row]:
         "The table as a list of rows."
-        return [{"inner_steps": k, self.metric: mean, "ci95": ci}
-                for k, mean, ci in zip(self.steps, self.mean, self.ci95, strict=True)]
+        columns = zip(self.steps, self.mean, self.ci95, strict=True)
+        return [{"inner_steps": k, self.metric: mean, "ci95": ci} for k, mean, ci in columns]
 
-    def __str__(self) -> str:
-        lines = [f"{'inner steps':>11}  {'query ' + self.metric:>14}   ± 95 %"]
-        lines += [f"{row['inner_steps']:>11}  {row[self.metric]:>14.4f}   {row['ci95']:.4f}"
-                  for row in self.rows()]
-        return "\n".join([*lines, f"{self.n_tasks} unseen tasks, seed {self.seed}"])
+    def __str__(self) -> str: return _as_text(self)
+    def _repr_markdown_(self) -> str: return _as_markdown(self)
 
-    def _repr_markdown_(self) -> str:
-        rows = [f"| {row['inner_steps']} | {row[self.metric]:.4f} ± {row['ci95']:.4f} |"
-                for row in self.rows()]
-        head = [f"| inner steps | query {self.metric} ± 95 % |", "|---:|---:|"]
-        return "\n".join([*head, *rows, "", f"{self.n_tasks} unseen tasks, seed {self.seed}"])
+# %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0e0
+def _as_text(found: Evaluation) -> str:
+    lines = [f"{'inner steps':>11}  {'query ' + found.metric:>14}   ± 95 %"]
+    lines += [f"{row['inner_steps']:>11}  {row[found.metric]:>14.4f}   {row['ci95']:.4f}"
+              for row in found.rows()]
+    return "\n".join([*lines, f"{found.n_tasks} unseen tasks, seed {found.seed}"])
+
+
+def _as_markdown(found: Evaluation) -> str:
+    rows = [f"| {row['inner_steps']} | {row[found.metric]:.4f} ± {row['ci95']:.4f} |"
+            for row in found.rows()]
+    head = [f"| inner steps | query {found.metric} ± 95 % |", "|---:|---:|"]
+    return "\n".join([*head, *rows, "", f"{found.n_tasks} unseen tasks, seed {found.seed}"])
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #3e0d85af
 def evaluate(J: Learner, tasks: Family, *, n_tasks: int = 600,
@@ -79,9 +109,7 @@ def evaluate(J: Learner, tasks: Family, *, n_tasks: int = 600,
     parts = (task.select(slice(i, i + batch_size)) for i in range(0, n_tasks, batch_size))
     losses = torch.cat([J.curve(part.to(device=parameter.device, dtype=parameter.dtype), steps,
                                 metric, transductive=transductive) for part in parts]).double()
-    ci = 1.96 * losses.std(0) / math.sqrt(n_tasks)
-    return Evaluation(list(steps), losses.mean(0).tolist(), ci.tolist(), n_tasks, seed,
-                      name_of(metric))
+    return Evaluation(list(steps), losses, seed, name_of(metric), tasks.identity())
 
 
 def name_of(metric: Loss | None) -> str:
