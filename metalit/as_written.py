@@ -16,7 +16,7 @@ from .batching.slope import grad
 from .batching.modes import vmapped
 from .inner.sgd import SGD
 from .inner.walk import LossOn
-from .learner import Loss, check_model, scalar
+from .learner import Loss, check_model, scalar, theta_of
 from .meta_loss import MetaLoss
 from .models import Params, called, places
 from .tasks.task import Split, Task, check_task
@@ -32,7 +32,7 @@ def _per_task(model: nn.Module, task_loss: Loss, task: Task,
     at = places(model)
     def L(theta: Params, D: Split) -> Tensor:
         return scalar(task_loss(called(model, at, theta, D.x), D.y))
-    theta = dict(model.named_parameters())
+    theta = theta_of(model)
     return vmapped(lambda theta, tau: formula(L, theta, tau), theta, check_task(task))
 
 # %% ../nbs/2_trial/20_as_written.ipynb #94692624

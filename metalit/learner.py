@@ -5,7 +5,7 @@
 # %% ../nbs/7_workshop/62_learner.ipynb #30f4c920
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,35 +16,60 @@ from .batching.modes import MODES, Each, check_mode
 from .batching.norms import PlainNorms
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop, Predict, Walk
-from .models import Params, called, places
+from .models import Params, called, given, places
 from .tasks.task import Split, Task, Tree, check_split, check_task, mapped
 
 # %% auto #0
-__all__ = ['Loss', 'check_model', 'scalar', 'measured', 'ModelCall', 'Parts', 'Learner', 'curve']
+__all__ = ['NORMS', 'Loss', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'scalar', 'measured', 'ModelCall', 'Parts',
+           'Learner', 'curve']
+
+# %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
+def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
+    """θ, by name: the parameters of a model that ask for a gradient.
+
+    Tensors that stand in the place of parameters, inside `torch.func.functional_call`, are θ, too,
+    but for those whose names are in `frozen`.
+
+    Example: `list(theta_of(model))[0]`, which is `"0.weight"`.
+    """
+    return {name: p for name, p in model.named_parameters()
+            if (p.requires_grad if isinstance(p, nn.Parameter) else name not in frozen)}
+
+
+def frozen_of(model: nn.Module) -> tuple[str, ...] | None:
+    "The names of the frozen parameters; None where other tensors stand in their places."
+    named = list(model.named_parameters())
+    if not all(isinstance(p, nn.Parameter) for _, p in named): return None
+    return tuple(name for name, p in named if not p.requires_grad)
 
 # %% ../nbs/7_workshop/62_learner.ipynb #12d5e5a2
+def check_learns(model: nn.Module) -> None:
+    "Raise `TypeError` for what is no module, `ValueError` for one with nothing to learn."
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}; a torch.nn.Module is needed")
+    if not any(p.requires_grad or not isinstance(p, nn.Parameter) for p in model.parameters()):
+        count = len(list(model.parameters()))
+        raise ValueError(f"{type(model).__name__} has nothing to learn: of its {count} parameters "
+                         "none asks for a gradient (requires_grad)")
+
+
 def check_model(model: nn.Module) -> None:
-    """Raise an error that names the layer or parameter where a model cannot be adapted.
+    """Raise an error that names the layer where a model, as it is now, cannot be adapted.
 
     Example: `check_model(nn.Linear(1, 1))`.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is a {type(model).__name__}; a torch.nn.Module is needed")
-    parameters = dict(model.named_parameters())
-    if not parameters:
-        raise ValueError(f"{type(model).__name__} has no parameters: there is nothing to adapt, "
-                         "nothing to learn")
-    for name, parameter in parameters.items():
-        if not parameter.requires_grad:
-            raise ValueError(f"parameter {name!r} is frozen (requires_grad=False), but the inner "
-                             "loop adapts it: unfreeze it, or register it as a buffer if it shall "
-                             "stay as it is")
-    for name, layer in model.named_modules():
-        if getattr(layer, "running_mean", None) is not None:
+    check_learns(model)
+    for layer in model.modules():
+        if layer.training and isinstance(layer, NORMS) and layer.running_mean is not None:
+            name = next(name for name, part in model.named_modules() if part is layer)
             raise ValueError(f"layer {name!r} ({type(layer).__name__}) keeps running statistics, "
-                             "which carry information from one task to another: build it with "
-                             "track_running_stats=False, or call "
-                             "torch.func.replace_all_batch_norm_modules_(model) first")
+                             "which in training mode carry information from one task to another: "
+                             "put it into eval mode, if they were trained, or build it with "
+                             "track_running_stats=False, or take GroupNorm, or call "
+                             "torch.func.replace_all_batch_norm_modules_(model)")
+
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 # %% ../nbs/7_workshop/62_learner.ipynb #85da56ea
 def scalar(value: Any) -> Tensor:
@@ -97,8 +122,7 @@ class ModelCall:
         if unknown:
             raise ValueError(f"this model has no parameter and no buffer {unknown[0]!r}: the inner "
                              "loop was made for another model. Make it anew for this one")
-        keywords = x if isinstance(x, dict) else {}
-        positions = () if isinstance(x, dict) else x if isinstance(x, tuple) else (x,)
+        positions, keywords = given(x)
         try:
             with PlainNorms():
                 return called(self.model, self.places, phi, *positions, **keywords)
@@ -115,17 +139,31 @@ class Parts(nn.Module):
     def __init__(self, model: nn.Module, loss: Loss, *, inner: InnerLoop | None = None,
                  chunk_size: int | None = None, batching: str = "vmap"):
         super().__init__()
-        check_model(model)
+        check_learns(model)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size}: how many tasks adapt at a time, 1 or more; "
                              "None for all")
         self.model, self.loss, self.chunk_size = model, loss, chunk_size
         self.inner: InnerLoop = SGD() if inner is None else inner
-        self.batching = check_mode(batching)
+        self.batching, self.frozen = check_mode(batching), frozen_of(model) or ()
 
     def theta(self) -> Params:
-        "θ, by name."
-        return dict(self.model.named_parameters())
+        "θ, by name: the parameters that ask for a gradient."
+        return theta_of(self.model, self.frozen)
+
+    def ready(self, x: Tree) -> None:
+        "A look at the model as it is now, before a batch with inputs x (B, S, …) is computed."
+        if torch.compiler.is_compiling(): return
+        check_model(self.model)
+        frozen = frozen_of(self.model)
+        if frozen is not None: self.frozen = frozen
+        self.inner.meet(self.model, x)
+
+    def checked(self, task: Any) -> Task:
+        "The batch as a `Task`, after a look at it and at the model."
+        task = check_task(task)
+        self.ready(task.support.x)
+        return task
 
     def each(self, one: Callable[[Any, Any], Tree], shared: Any, own: Any) -> Tree:
         "`one(shared, part)` for each task, in the chosen way; `own` has the task axis first."
@@ -143,13 +181,13 @@ class Parts(nn.Module):
 class Learner(Parts):
     """A model, a task loss and an inner loop: all that it takes to learn a task.
 
-    `model` is any `nn.Module`; its parameters are θ. `loss(prediction, y)` gives one number per
-    task. `inner` says how a task learns (default `SGD()`). `batching` says how a batch of tasks is
-    computed: `"vmap"`, all at once, or `"loop"`, one after another. `chunk_size` bounds memory:
-    that many tasks adapt at a time.
+    `model` is any `nn.Module`; its parameters that ask for a gradient are θ, all else is constant.
+    `loss(prediction, y)` gives one number per task. `inner` says how a task learns (default
+    `SGD()`). `batching` says how a batch of tasks is computed: `"vmap"`, all at once, or `"loop"`,
+    one after another. `chunk_size` bounds memory: that many tasks adapt at a time.
 
-    Raises `TypeError` or `ValueError`, naming the layer or parameter, for a model that is no
-    module, has no parameters, has a frozen one, or keeps running statistics of its batches.
+    Raises `TypeError` or `ValueError`, naming the layer, for a model that is no module, or has
+    nothing to learn; when it is called, for one that would write running statistics.
 
     Example: `Learner(model, F.mse_loss, inner=ml.SGD(lr=0.1)).adapt(task.support)`.
     """
@@ -160,12 +198,14 @@ class Learner(Parts):
         """
         support = support if isinstance(support, Split) else Split(*support)
         check_split(support)
+        self.ready(support.x)
         walk = self.walk()
         return self.each(lambda theta, split: walk(theta)(split, steps=steps)[-1],
                          self.theta(), support)
 
     def predict(self, phi: Params, x: Tree) -> Any:
         "The model's output for each task: `phi` of `adapt`, x (B, S, …), output (B, S, …)."
+        self.ready(x)
         predict = ModelCall(self.model)
         return self.each(lambda _, own: predict(*own), (), (phi, x))
 
@@ -178,7 +218,7 @@ class Learner(Parts):
         A model with batch normalisation sees all queries of a task together, and so learns from
         them (`transductive`); without, it sees each query by itself, with the support examples.
         """
-        return curve(self, check_task(task), steps, metric or self.loss, transductive)
+        return curve(self, self.checked(task), steps, metric or self.loss, transductive)
 
 # %% ../nbs/7_workshop/62_learner.ipynb #2c27b7b3
 @torch.no_grad()

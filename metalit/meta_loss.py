@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from .batching.chunks import recomputed
 from .gradient.exact import Exact
 from .inner.walk import InnerLoop, Walk
-from .learner import Learner, Loss, check_model
+from .learner import Learner, Loss, check_learns
 from .models import Params, called, places
 from .pooling.mean import Mean, pooled
 from .schedule import lifted, numbers_of, scheduled, set_numbers
-from .tasks.task import Task, Tree, check_task, mapped
+from .tasks.task import Task, Tree, mapped
 from .terms.query import QueryLoss
 from .terms.term import Path, Sum, Term
 
@@ -45,7 +45,7 @@ class Choices(Learner):
 
     def report(self, task: Task) -> dict[str, float]:
         "J, each of its terms, and the query loss before and after adaptation, as numbers."
-        return report(self, check_task(task))
+        return report(self, self.checked(task))
 
     def _value(self, task: Task, theta: Params | None = None) -> Tensor:
         return self.pool(self.per_task(task, theta), task)
@@ -79,16 +79,16 @@ class Choices(Learner):
 class MetaLoss(Choices):
     """J(θ): how badly a model that starts at θ learns new tasks. A module whose call is a scalar.
 
-    `model` is any `nn.Module`; its parameters are θ. `loss(prediction, y)`, ℓ, gives one number per
-    task. The choices: `terms`, what is compared, with what, how, where on the path (1–4, by default
-    `QueryLoss()`); `pooling` of each task's weighted sum of terms (5, `Mean()`); `gradient`, how it
-    flows back through adaptation (6, `Exact()`); `inner`, how a task learns (7, `SGD()`).
+    `model` is any `nn.Module`; its parameters that ask for a gradient are θ. `loss(prediction, y)`,
+    ℓ, gives one number per task. The choices: `terms`, what is compared, with what, how, where on
+    the path (1–4, by default `QueryLoss()`); `pooling` of each task's weighted sum of terms (5,
+    `Mean()`); `gradient`, its way back (6, `Exact()`); `inner`, how a task learns (7, `SGD()`).
 
     `chunk_size` bounds memory: that many tasks adapt at a time, and their graphs are built again in
     the backward pass, at the price of one more forward pass; J can then be differentiated once
     only. `batching="loop"` takes one task after another, without `vmap`.
 
-    Raises `TypeError` or `ValueError` for a model that cannot be adapted: see `check_model`.
+    Raises `TypeError` or `ValueError` for a model that cannot be adapted: see `Learner`.
 
     Example: `J = MetaLoss(model, F.mse_loss, inner=SGD(lr=0.01)); J(task).backward()`.
     """
@@ -96,7 +96,7 @@ class MetaLoss(Choices):
 
     def forward(self, task: Task) -> Tensor:
         "J for a batch of tasks, a scalar; `.backward()` on it is the meta-gradient."
-        task = check_task(task)
+        task = self.checked(task)
         if self._compiled is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._value(task)
         return self._compiled(task)
@@ -117,7 +117,7 @@ class MetaLoss(Choices):
 
     def on(self, model: nn.Module, loss: Loss) -> MetaLoss:
         "The same choices for another model and another task loss, as a new meta-loss."
-        check_model(model)
+        check_learns(model)
         twin = copy.deepcopy(self)
         del twin.loss  # it may be a module, whose place a function cannot take
         twin.model, twin.loss = model, loss
@@ -154,14 +154,17 @@ def in_recomputed_chunks(J: Choices, task: Task, probe: Tree, chunk_size: int) -
 
 
 def as_now(J: Choices, run: Callable[..., Any]) -> Callable[..., Any]:
-    "The function, which from now on sees the numbers with a schedule as they are at this moment."
-    now = numbers_of(J)
+    "The function, which from now on sees schedules and frozen names as they are at this moment."
+    now, frozen = numbers_of(J), J.frozen
 
     def again(*args: Any) -> Any:
-        before = numbers_of(J)
+        before, frozen_then = numbers_of(J), J.frozen
         set_numbers(J, now)
+        J.frozen = frozen
         try: return run(*args)
-        finally: set_numbers(J, before)
+        finally:
+            set_numbers(J, before)
+            J.frozen = frozen_then
     return again
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #2a0c1485

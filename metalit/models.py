@@ -17,7 +17,7 @@ from torch.func import functional_call
 Params = dict[str, Tensor]  # parameters by name: θ, or what became of them, φ
 
 # %% auto #0
-__all__ = ['Params', 'places', 'called', 'mlp', 'Point', 'Contextual', 'Conv4']
+__all__ = ['Params', 'places', 'called', 'given', 'mlp', 'Point', 'Contextual', 'Conv4']
 
 # %% ../nbs/1_idea/06_models.ipynb #288279e0
 def places(module: nn.Module) -> dict[str, str]:
@@ -50,6 +50,12 @@ def called(module: nn.Module, at: Mapping[str, str], tensors: Mapping[str, Tenso
     """
     there = {place: tensors[name] for place, name in at.items() if name in tensors}
     return functional_call(module, there, args, kwargs, tie_weights=False)
+
+
+def given(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    "How a model is given its inputs: a dictionary as keywords, a tuple as positions."
+    if isinstance(x, dict): return (), x
+    return (x if isinstance(x, tuple) else (x,)), {}
 
 # %% ../nbs/1_idea/06_models.ipynb #cb47a692
 def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, init: str = "uniform",

@@ -312,4 +312,4 @@ def test_running_statistics_are_refused():
     net.norms[1] = nn.BatchNorm2d(4)
     with pytest.raises(ValueError,
                        match=r"layer 'norms.1' \(BatchNorm2d\) keeps running statistics"):
-        ml.MAML(net, F.cross_entropy)
+        ml.MAML(net, F.cross_entropy)(episode(3, dtype=torch.float32))

@@ -286,7 +286,9 @@ def test_for_model_and_on(small_net, sines):
     assert twin.zero.shape == (4,) and (twin.lr, twin.steps, twin.batch_size) == (0.7, 3, 2)
     assert CAVIA(in_context(), F.mse_loss).on(in_context(4), F.l1_loss)(sines).isfinite()
     with pytest.raises(ValueError, match="matches no parameter of Point"):
-        ANIL(small_net, F.mse_loss).on(Point(4), half_square)
+        ANIL(small_net, F.mse_loss, head="2.*").on(Point(4), half_square)
+    all_of_it = ANIL(small_net, F.mse_loss).on(Point(4), half_square)
+    assert all_of_it.inner.names == ["theta"]
 
 
 def test_a_schedule_of_the_rate_reaches_the_copy(small_net):

@@ -238,8 +238,8 @@ def test_model_whose_shapes_changed(make, sines):
     inner = make(ml.models.mlp(1, 5, 1).double())
     wider = ml.models.mlp(1, 6, 1).double()
     name = make.__name__
-    with pytest.raises(ValueError, match=rf"{name} was made for another model: at '0.weight' it "
-                       rf"knows \(5, 1\), and "
+    with pytest.raises(ValueError, match=rf"{name} was made for another model, or while this "
+                       rf"parameter was frozen: at '0.weight' it knows \(5, 1\), and "
                        rf"the model has \(6, 1\). Make it anew: {name}\(model"):
         ml.MetaLoss(wider, F.mse_loss, inner=inner)(sines)
     deeper = ml.models.mlp(1, 5, 5, 1).double()

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batching.chunks import random_state, restore_random_state
 from ..batching.slope import grad
 from .sgd import SGD
-from .walk import InnerLoss, Predict
-from ..models import Params
+from .walk import InnerLoss, Predict, check_made_for
+from ..models import Params, given, places
 from ..schedule import Number
-from ..tasks.task import Split
+from ..tasks.task import Split, Tree, mapped
 
 # %% auto #0
-__all__ = ['matching', 'head_of', 'Masked', 'Context']
+__all__ = ['HEAD', 'matching', 'owning', 'used', 'once', 'head_of', 'chosen', 'Masked', 'Context']
 
 # %% ../../nbs/3_choices/33_masked.ipynb #b24e325a
 def matching(model: nn.Module, pattern: str | None) -> set[str]:
@@ -40,17 +41,64 @@ def matching(model: nn.Module, pattern: str | None) -> set[str]:
     return found
 
 # %% ../../nbs/3_choices/33_masked.ipynb #fa18283f
-def head_of(model: nn.Module) -> str:
-    """A pattern for the parameters of the model's last layer: the last module that owns parameters.
+def owning(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    "The modules that have parameters of their own, by name, in the order they were registered."
+    return [(name, part) for name, part in model.named_modules()
+            if next(part.parameters(recurse=False), None) is not None]
 
-    Raises `ValueError` for a model without parameters.
 
-    Example: `head_of(model)`, which is `"2.*"`.
+def used(model: nn.Module, x: Tree) -> list[str]:
+    "The names of modules with parameters of their own, in the order in which one pass calls them."
+    called: list[str] = []
+    hooks = [part.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+             for name, part in owning(model)]
+    try: once(model, x)
+    finally:
+        for hook in hooks: hook.remove()
+    return called
+
+
+def once(model: nn.Module, x: Tree) -> Any:
+    "The model's output for inputs of one task; the random numbers that it takes are put back."
+    positions, keywords = given(x)
+    before = random_state()
+    try:
+        with torch.no_grad(): return model(*positions, **keywords)
+    finally: restore_random_state(before)
+
+# %% ../../nbs/3_choices/33_masked.ipynb #33c0de02
+HEAD = "{head}"  # in a pattern: the last layer that the model uses
+
+
+def head_of(model: nn.Module, x: Tree | None = None) -> str:
+    """A pattern for the parameters of the model's head: the last module with parameters of its own.
+
+    It is the last one that the model *uses*, on the inputs `x` of one task, (S, …); without them,
+    the last one that was registered, which for most models is the same.
+
+    Raises `ValueError` for a model without parameters, and for a head that shares one of them with
+    another layer, for then a step of the head would be a step of that layer, too.
+
+    Example: `head_of(model, torch.ones(5, 1))`, which is `"2.*"`.
     """
-    owners = [name for name, module in model.named_modules()
-              if list(module.parameters(recurse=False))]
+    owners = used(model, x) if x is not None else [name for name, _ in owning(model)]
     if not owners: raise ValueError(f"{type(model).__name__} has no layer with parameters")
-    return f"{owners[-1]}.*" if owners[-1] else "*"
+    pattern = f"{owners[-1]}.*" if owners[-1] else "*"
+    for place, name in places(model).items():
+        if fnmatchcase(place, pattern) and not fnmatchcase(name, pattern):
+            raise ValueError(f"the head of the model, {owners[-1]!r}, shares {place!r} with "
+                             f"{name!r}: say which parameters are its head, by their names")
+    return pattern
+
+# %% ../../nbs/3_choices/33_masked.ipynb #33c0de03
+def chosen(model: nn.Module, only: str | None, without: str | None,
+           head: str | None = None) -> list[str]:
+    "The names of a model that match `only` (None: all) and not `without`; `ValueError` for none."
+    if head is None and HEAD in f"{only}, {without}": head = head_of(model)
+    named = [(part or "").replace(HEAD, head or "") for part in (only or "*", without)]
+    there = matching(model, named[0]) - matching(model, named[1])
+    if not there: raise ValueError(f"{only=} and {without=} leave no parameter to adapt")
+    return [name for name, _ in model.named_parameters() if name in there]
 
 # %% ../../nbs/3_choices/33_masked.ipynb #8ef9e1e2
 class Masked(SGD):
@@ -58,10 +106,11 @@ class Masked(SGD):
 
     m is 1 for parameters whose name a pattern in `only` matches (default: all) and none in
     `without` (default: none). `"head.*"` matches all parameters of the module `head`; commas join
-    patterns. The others stay at θ inside the loop, and the meta-loss learns them as before. The
-    gradient is taken of the adapted parameters alone, so a loop over the head does not flow back
-    through the body. With `only="head.*"` this is ANIL's loop (Raghu et al. 2020), with
-    `without="head.*"` BOIL's (Oh et al. 2021).
+    patterns; `HEAD` in one is the last layer that the model uses, found at the first call. The
+    others stay at θ inside the loop, and the meta-loss learns them as before; frozen ones stay as
+    they are. The gradient is taken of the adapted parameters alone, so a loop over the head does
+    not flow back through the body. With `only=HEAD` this is ANIL's loop (Raghu et al. 2020), with
+    `without=HEAD` BOIL's (Oh et al. 2021).
 
     Raises `ValueError` as `SGD` does, for a pattern that matches no parameter, where nothing is
     left to adapt, and, when it adapts, for a model without these parameters.
@@ -72,19 +121,23 @@ class Masked(SGD):
                  only: str | None = None, without: str | None = None, **options: Any):
         super().__init__(lr, steps, **options)
         self.only, self.without, self.options = only, without, options
-        chosen = matching(model, only or "*") - matching(model, without)
-        self.names = [name for name, _ in model.named_parameters() if name in chosen]
-        if not self.names:
-            raise ValueError(f"only={only!r} and without={without!r} leave no parameter to adapt")
+        self.head: str | None = None  # found when it meets the model's inputs
+        self.names = chosen(model, only, without)
+
+    def meet(self, model: nn.Module, x: Tree) -> None:
+        "Find the head, once, if it is asked for; the parameters to adapt have to be the model's."
+        if HEAD in f"{self.only}, {self.without}" and self.head is None:
+            self.head = head_of(model, mapped(lambda tensor: tensor[0], x))
+            self.names = chosen(model, self.only, self.without, self.head)
+        check_made_for(self, model, self.names)
 
     def slope(self, loss: InnerLoss, phi: Params) -> Params:
         "The gradient of the adapted parameters."
-        gone = [name for name in self.names if name not in phi]
-        if gone:
-            kind = type(self).__name__
-            raise ValueError(f"{kind} was made for another model: this one has no parameter "
-                             f"{gone[0]!r}. Make it anew: {kind}(model, …)")
-        return grad(lambda part: loss(phi | part))({name: phi[name] for name in self.names})
+        part = {name: phi[name] for name in self.names if name in phi}
+        if not part:
+            raise ValueError(f"{type(self).__name__} adapts {', '.join(self.names)} and no other "
+                             "parameter, and none of these is in θ: unfreeze one")
+        return grad(lambda part: loss(phi | part))(part)
 
     def for_model(self, model: nn.Module) -> Masked:
         "The same patterns, for another model."

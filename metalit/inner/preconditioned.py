@@ -12,32 +12,43 @@ import torch
 from torch import Tensor, nn
 
 from .sgd import SGD
+from .walk import check_made_for
 from ..models import Params
 from ..schedule import Number
+from ..tasks.task import Tree
 
 # %% auto #0
-__all__ = ['Preconditioned', 'Diagonal', 'Kronecker']
+__all__ = ['check_shapes', 'Preconditioned', 'Diagonal', 'Kronecker']
+
+# %% ../../nbs/2_trial/25_preconditioned.ipynb #25c0de01
+def check_shapes(inner: SGD, gradient: Params, shapes: dict[str, tuple[int, ...]]) -> None:
+    "Raise `ValueError` where a parameter has a shape that no factors were made for."
+    for name, g in gradient.items():
+        if shapes.get(name) != tuple(g.shape):
+            kind, known = type(inner).__name__, shapes.get(name, "nothing")
+            raise ValueError(f"{kind} was made for another model, or while this parameter was "
+                             f"frozen: at {name!r} it knows {known}, and the model has "
+                             f"{tuple(g.shape)}. Make it anew: {kind}(model, …)")
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #6568d3bc
 class Preconditioned(SGD):
     """Gradient descent through a learned linear map: φₖ₊₁ = φₖ − lr·P(∇ℓ(φₖ)).
 
-    A subclass says which factors each of the model's parameters gets (`factors`), and how they act
-    (`act`). The factors are meta-parameters, for they are parameters of this module, and all steps
-    share them. Other options are those of `SGD`.
-
-    Raises `ValueError` as `SGD` does, and, when it adapts, for a model with other parameters than
-    it was made for.
+    A subclass says which factors each of the model's parameters gets (`factors`), frozen ones left
+    out, and how they act (`act`). The factors are meta-parameters, for they are parameters of this
+    module, and all steps share them. Other options are those of `SGD`. Raises `ValueError` as `SGD`
+    does, and, when it adapts, for a model with other parameters than it was made for.
 
     Example: `Diagonal(model, lr=0.01)`, which has one factor for every weight.
     """
     def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options
-        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        theta = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.shapes = {name: tuple(p.shape) for name, p in theta.items()}
         # A dot is not allowed in the name of a parameter, so they are counted.
         self.learned = nn.ModuleList(nn.ParameterList(self.factors(p.detach()))
-                                     for p in model.parameters())
+                                     for p in theta.values())
 
     def factors(self, parameter: Tensor) -> list[Tensor]:
         "The factors of one parameter, at the start."
@@ -51,18 +62,14 @@ class Preconditioned(SGD):
 
     def direction(self, gradient: Params) -> Params:
         "P(∇ℓ), one parameter at a time."
-        shapes = {name: tuple(g.shape) for name, g in gradient.items()}
-        if shapes != self.shapes: self._refuse(shapes)
+        check_shapes(self, gradient, self.shapes)
         learned = cast(Iterable[Iterable[Tensor]], self.learned)  # a list of lists, as modules
         return {name: self.act(gradient[name], list(factors))
-                for name, factors in zip(self.shapes, learned, strict=True)}
+                for name, factors in zip(self.shapes, learned, strict=True) if name in gradient}
 
-    def _refuse(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        name = next(n for n in (*shapes, *self.shapes) if shapes.get(n) != self.shapes.get(n))
-        kind = type(self).__name__
-        raise ValueError(f"{kind} was made for another model: at {name!r} it knows "
-                         f"{self.shapes.get(name, 'nothing')}, and the model has "
-                         f"{shapes.get(name, 'nothing')}. Make it anew: {kind}(model, …)")
+    def meet(self, model: nn.Module, x: Tree) -> None:
+        "The parameters that have factors have to be the model's."
+        check_made_for(self, model, self.shapes)
 
     def for_model(self, model: nn.Module) -> Preconditioned:
         "The same kind of inner loop for another model, with factors at their start."

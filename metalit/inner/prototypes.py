@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .masked import once, owning, used
 from .sgd import SGD
-from .walk import Predict
+from .walk import Predict, check_made_for
 from ..models import Params
 from ..schedule import Number
-from ..tasks.task import Split
+from ..tasks.task import Split, Tree, mapped
 
 # %% auto #0
-__all__ = ['class_means', 'Prototypes']
+__all__ = ['class_means', 'head_shape', 'check_last', 'Prototypes']
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #77ba1196
 def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
@@ -28,6 +29,30 @@ def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
     member = (y[None] == torch.arange(ways, device=y.device)[:, None]).to(features.dtype)
     return member @ features / member.sum(1, keepdim=True)
 
+# %% ../../nbs/5_images/53_prototypes.ipynb #53c0de01
+def head_shape(model: nn.Module, name: str) -> tuple[int, ...]:
+    "The shape (ways, features) of a head; `ValueError` if it cannot be made of class means."
+    layer = dict(model.named_modules()).get(name)
+    if isinstance(layer, nn.Linear) and layer.bias is not None: return tuple(layer.weight.shape)
+    found = "no layer of the model" if layer is None else f"a {type(layer).__name__}"
+    if isinstance(layer, nn.Linear): found += " without bias"
+    raise ValueError(f"head={name!r} is {found}: the head must be a nn.Linear with a bias, so that "
+                     "it can be made of class means")
+
+
+def check_last(model: nn.Module, head: str, x: Tree) -> None:
+    "Raise `ValueError` where the output of a model is not the output of its head."
+    seen: list[Tensor] = []
+    layer = model.get_submodule(head)
+    hook = layer.register_forward_hook(lambda layer, x, output: seen.append(output))
+    try: output = once(model, x)
+    finally: hook.remove()
+    if not seen: raise ValueError(f"the head {head!r} is not used by the model")
+    if not isinstance(output, Tensor) or output.shape != seen[-1].shape or \
+            not torch.equal(output, seen[-1]):
+        raise ValueError(f"the model does something to the output of its head {head!r}, such as a "
+                         "softmax; class means need logits as the head gives them: leave that out")
+
 # %% ../../nbs/5_images/53_prototypes.ipynb #9d5fb92d
 class Prototypes(SGD):
     """Gradient descent from a head that measures distances to class means.
@@ -35,35 +60,41 @@ class Prototypes(SGD):
     φ₀ is θ, with W = 2c and b = −‖c‖² in its head, c the means of the classes. The logits Wf + b
     are then −‖f − c‖² up to a number that all classes share. With `steps=0` this is the
     prototypical network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al. 2020).
-    Gradients flow through the class means, too. `head` names the model's last linear layer; its own
-    parameters are used for nothing but their shape.
+    Gradients flow through the class means, too. `head` names the linear layer that gives the
+    logits, by default the last layer that the model uses; its own parameters are used for nothing
+    but their shape.
 
     A class without a support example has no mean: its logits are NaN. Raises `ValueError` as `SGD`
     does, where the head is no linear layer with a bias, and, when it adapts, for a model without
-    that head.
+    that head, or one that does something to the logits after it.
 
     Example: `MetaLoss(model, F.cross_entropy, inner=Prototypes(model, steps=0))`.
     """
     def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 0, *,
                  head: str | None = None, **options: Any):
         super().__init__(lr, steps, **options)
-        self.options = options | {"head": head}
-        layers = [name for name, module in model.named_modules()
-                  if list(module.parameters(recurse=False))]
-        self.head = (layers or [""])[-1] if head is None else head
-        _check_head(self.head, dict(model.named_modules()).get(self.head))
+        self.options, self.has_met = options | {"head": head}, False
+        self.head = ["", *(name for name, _ in owning(model))][-1] if head is None else head
+        self.shape: tuple[int, ...] = ()
+        if head is not None: self.shape = head_shape(model, head)
+
+    def meet(self, model: nn.Module, x: Tree) -> None:
+        "Find the head, once, if it has no name; what it says has to be what the model says."
+        if not self.has_met:
+            one = mapped(lambda tensor: tensor[0], x)
+            if self.options["head"] is None: self.head = used(model, one)[-1]
+            self.shape = head_shape(model, self.head)
+            check_last(model, self.head, one)
+            self.has_met = True
+        check_made_for(self, model, [f"{self.head}.weight".lstrip(".")])
 
     def first(self, predict: Predict, theta: Params, support: Split) -> Params:
         "θ, with a head that is made of the support set's class means."
         weight, bias = (f"{self.head}.{part}".lstrip(".") for part in ("weight", "bias"))
-        if weight not in theta:
-            kind = type(self).__name__
-            raise ValueError(f"{kind} was made for another model: this one has no parameter "
-                             f"{weight!r}. Make it anew: {kind}(model, …)")
-        ways, width = theta[weight].shape
+        ways, width = theta[weight].shape if weight in theta else self.shape
+        like = next(iter(theta.values()))
         # With the identity for a head the model's output is what the head sees.
-        bare = {weight: torch.eye(width).to(theta[weight]),
-                bias: torch.zeros(width).to(theta[bias])}
+        bare = {weight: torch.eye(width).to(like), bias: torch.zeros(width).to(like)}
         means = class_means(predict(theta | bare, support.x), support.y, ways)
         return theta | {weight: 2 * means, bias: -(means ** 2).sum(1)}
 
@@ -71,11 +102,3 @@ class Prototypes(SGD):
         "The same loop, for another model."
         lr = self.schedules.get("lr", self.lr)
         return type(self)(model, lr=lr, steps=self.steps, **self.options)
-
-
-def _check_head(name: str, layer: nn.Module | None) -> None:
-    if isinstance(layer, nn.Linear) and layer.bias is not None: return
-    found = "no layer of the model" if layer is None else f"a {type(layer).__name__}"
-    if isinstance(layer, nn.Linear): found += " without bias"
-    raise ValueError(f"head={name!r} is {found}: the head must be a nn.Linear with a bias, so that "
-                     "it can be made of class means")

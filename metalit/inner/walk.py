@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,8 +25,8 @@ LossOn = Callable[[Params, Split], Tensor]  # the task loss at some parameters, 
 Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters, for inputs x
 
 # %% auto #0
-__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'check_steps', 'check_subclass', 'InnerLoop', 'Step', 'as_it_is',
-           'Walk', 'constant', 'held_constant']
+__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'check_steps', 'check_made_for', 'check_subclass', 'InnerLoop',
+           'Step', 'as_it_is', 'Walk', 'constant', 'held_constant']
 
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def check_steps(steps: int) -> int:
@@ -34,6 +34,16 @@ def check_steps(steps: int) -> int:
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ValueError(f"steps={steps!r}: the number of inner steps is a whole number, 0 or more")
     return steps
+
+
+def check_made_for(inner: nn.Module, model: nn.Module, names: Collection[str]) -> None:
+    "Raise `ValueError` where an inner loop speaks of parameters that the model does not have."
+    there = {name for name, _ in model.named_parameters()}
+    gone = [name for name in names if name not in there]
+    if gone:
+        kind = type(inner).__name__
+        raise ValueError(f"{kind} was made for another model: this one has no parameter "
+                         f"{gone[0]!r}. Make it anew: {kind}(model, …)")
 
 
 def check_subclass(kind: type) -> None:
@@ -49,9 +59,7 @@ class InnerLoop(Scheduled):
 
     `steps` is K. With `batch_size` each step sees only so many of the support examples, the next
     ones in turn, around and around; by default it sees them all. Parameters that a subclass owns
-    become meta-parameters.
-    Raises `ValueError` where steps is not a whole number, 0 or more, or batch_size below 1.
-
+    become meta-parameters. Raises `ValueError` for steps that are no whole number, batch_size < 1.
     Example: `ml.MetaLoss(model, loss, inner=Still())`, with `class Still(InnerLoop): step = lambda
     self, loss, phi, state, k: (phi, state)`.
     """
@@ -62,9 +70,12 @@ class InnerLoop(Scheduled):
     def __init__(self, steps: int = 1, *, batch_size: int | None = None):
         super().__init__()
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: how many support examples a step sees, 1 "
-                             "or more; None for all")
+            raise ValueError(f"{batch_size=}: how many support examples a step sees, 1 or more; "
+                             "None for all")
         self.steps, self.batch_size = check_steps(steps), batch_size
+
+    def meet(self, model: nn.Module, x: Tree) -> None:
+        "A look at the model and the inputs x (B, S, …) before a batch; raise if they do not fit."
 
     def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:
         "φ₀ and what is remembered before the first step: by default θ, and nothing."

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..meta_loss import MetaLoss, in_recomputed_chunks
 from ..pooling.mean import Mean
 from ..tasks.family import seeded_generator
-from ..tasks.task import Task, Tree, check_task, mapped
+from ..tasks.task import Task, Tree, mapped
 
 # %% auto #0
 __all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'share', 'all_tasks_for', 'gathered', 'of_first',
@@ -131,7 +131,7 @@ class Whole(nn.Module):
 
     def forward(self, task: Task) -> Tensor:
         "J of the whole batch, from this process's share of it."
-        task = check_task(task)
+        task = self.J.checked(task)
         own = measured_on(self.J, task, mapped(lambda x: of_first(x[0]), task.query.x))
         values = [gathered(value).requires_grad_() for value in own]
         ids = None if task.ids is None else gathered(task.ids)
