@@ -171,7 +171,7 @@ def reproduce(long_steps: int, processes: int, parts: list[str], methods: list[s
         "tasks of unseen characters, as many queries as shots; right: how many queries of each "
         "task, one digit to the base of 36 a task",
         "command": "python -m reproduce.omniglot",
-        "machine": machine() | {"torch_threads": THREADS}, "versions": versions("metalit", "torch"),
+        "machine": machine() | {"torch_threads": THREADS}, "versions": versions("torch"),
         "settings": {name: setting._asdict() for name, setting in SETTINGS.items()},
         "published": PUBLISHED
     }

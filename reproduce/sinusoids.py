@@ -10,8 +10,10 @@ figures are written to results/sinusoids.json after every run.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import statistics
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -75,11 +77,13 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
 
 def reproduce(seeds: list[int], steps: int, names: list[str], compile: bool, file: str) -> None:
     """Run everything that is asked for, and write the figures after each run."""
+    path = Path("results") / f"{file}.json"
+    old = json.loads(path.read_text())["settings"] if path.exists() else {}
     record: dict[str, Any] = {
         "what": "MAML, 1-40-40-1 ReLU, one inner step, batch 25, Adam 1e-3; query loss (MSE) on "
         "600 unseen tasks, query: grid of 100 points",
-        "command": "python -m reproduce.sinusoids", "meta_steps": steps, "compiled": compile,
-        "machine": machine(), "versions": versions("metalit", "torch"), "settings": {}
+        "command": "python -m reproduce.sinusoids",
+        "machine": machine(), "settings": {name: old[name] for name in SETTINGS if name in old}
     }
     for name in names:
         runs: list[dict[str, Any]] = []
@@ -88,8 +92,9 @@ def reproduce(seeds: list[int], steps: int, names: list[str], compile: bool, fil
             print(evaluation, flush=True)
             rows = [{key: number(value) for key, value in row.items()} for row in evaluation.rows()]
             runs.append({"seed": seed, "seconds": seconds, "evaluation": rows})
-            record["settings"][name] = {**SETTINGS[name]._asdict(), "runs": runs,
-                                        "summary": summary(runs)}
+            record["settings"][name] = {
+                **SETTINGS[name]._asdict(), "meta_steps": steps, "compiled": compile,
+                "versions": versions("metalit", "torch"), "runs": runs, "summary": summary(runs)}
             write_json(file, record)
 
 
@@ -101,7 +106,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=70_000,
                         help="meta-steps (70000 in the code of the paper)")
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS),
-                        metavar="SETTING")
+                        metavar="SETTING", help="the figures of the others stay as they are")
     parser.add_argument("--eager", action="store_true",
                         help="do not compile, even where a C++ compiler is found")
     parser.add_argument("--file", default="sinusoids", help="name of the file in results/")

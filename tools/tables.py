@@ -31,10 +31,12 @@ def sinusoids(record: dict[str, Any]) -> str:
     rows = [[name, *(cell(setting["summary"][k]["mean"], setting["summary"][k]["sd_of_seeds"])
                      for k in steps)]
             for name, setting in record["settings"].items()]
-    seeds = len(next(iter(record["settings"].values()))["runs"])
-    return (markdown(["after inner steps", *steps], [paper, *rows]) + f"\n\nMean of {seeds} seeds "
-            f"± standard deviation between them; {record['meta_steps']:,} meta-steps each. "
-            + environment(record["machine"], record["versions"]))
+    first = next(iter(record["settings"].values()))
+    made = {name: setting["versions"]["metalit"] for name, setting in record["settings"].items()}
+    return (markdown(["after inner steps", *steps], [paper, *rows]) + "\n\nMean of "
+            f"{len(first['runs'])} seeds ± standard deviation between them; "
+            f"{first['meta_steps']:,} meta-steps each. "
+            + environment(record["machine"], first["versions"], made))
 
 
 def sinusoid_step(record: dict[str, Any]) -> str:
@@ -84,7 +86,8 @@ def omniglot(record: dict[str, Any]) -> str:
     return (markdown(["after inner steps", *map(str, steps)], rows) + "\n\nAccuracy in per cent ± "
             f"95 % over 600 tasks. {run['meta_steps']:,} meta-steps of 32 tasks each, "
             + f"{seconds} minutes on one core each, both at once. "
-            + environment(record["machine"], record["versions"]))
+            + environment(record["machine"], record["versions"],
+                          {lr: run["metalit"] for lr, run in record["long"].items()}))
 
 
 def omniglot_methods(record: dict[str, Any]) -> str:
@@ -108,7 +111,10 @@ def omniglot_methods(record: dict[str, Any]) -> str:
                        for name, setting in record["settings"].items())
     return (markdown(head, rows)
             + f"\n\nAccuracy in per cent ± 95 % over 600 tasks, one seed; {budget}. "
-            + environment(record["machine"], record["versions"]))
+            + environment(record["machine"], record["versions"],
+                          {f"{method}, {setting}": run["metalit"]
+                           for setting, runs in record["methods"].items()
+                           for method, run in runs.items()}))
 
 
 def image_step(record: dict[str, Any]) -> str:
@@ -186,12 +192,21 @@ def cell(mean: float | None, spread: float | None) -> str:
     return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
 
 
-def environment(machine: dict[str, Any], versions: dict[str, str]) -> str:
-    """The machine and the versions, in a sentence."""
+def environment(machine: dict[str, Any], versions: dict[str, str],
+                made: dict[str, str] | None = None) -> str:
+    """The machine and the versions, in a sentence; `made` says which metalit made which rows."""
     known = {"python": machine["python"], "torch": machine.get("torch")} | versions
+    if made: known["metalit"] = of_rows(made)
     releases = ", ".join(f"{name} {version}" for name, version in known.items() if version)
     return (f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch "
             f"threads; {releases}.")
+
+
+def of_rows(made: dict[str, str]) -> str:
+    """The version that made all rows, or the newest with the rows that it made, and the others."""
+    older, newest = min(made.values()), max(made.values())
+    rows = ", ".join(name for name, version in made.items() if version == newest)
+    return newest if older == newest else f"{newest} (rows: {rows}) and {older} (all others)"
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
