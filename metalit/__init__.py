@@ -6,10 +6,11 @@
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
            'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm', 'Triplet',
-           'Contrast', 'Pooling', 'Mean', 'Exact', 'FirstOrder', 'Learner', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile',
-           'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet',
-           'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint',
-           'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare']
+           'Contrast', 'Pooling', 'Mean', 'Exact', 'FirstOrder', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML',
+           'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA',
+           'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
+           'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
+           'compare']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -35,6 +36,7 @@ from .inner.walk import InnerLoop
 from .judging.comparison import compare
 from .judging.judge import judge
 from .learner import Learner
+from .losses import TaskLoss
 from .meta_loss import MetaLoss
 from metalit.methods import (
     ANIL,
@@ -51,6 +53,8 @@ from metalit.methods import (
     SharpMAML,
     TripletMAML,
 )
+
+# %% ../nbs/99_api.ipynb #99a0c0de
 from .pooling.mean import Mean, Pooling
 from .tasks.family import Family
 from .tasks.task import Split, Task
@@ -70,8 +74,8 @@ from .training.watching import Watcher
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
          Masked, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm,
-         Triplet, Contrast, Pooling, Mean, Exact, FirstOrder, Learner, MetaLoss, MAML, FOMAML,
-         Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL, CAVIA,
-         ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation, accuracy,
-         save_checkpoint, load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge,
-         compare]
+         Triplet, Contrast, Pooling, Mean, Exact, FirstOrder, Learner, TaskLoss, MetaLoss, MAML,
+         FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
+         CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,
+         accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
+         LostProcessError, judge, compare]

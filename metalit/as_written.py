@@ -16,7 +16,8 @@ from .batching.slope import grad
 from .batching.modes import vmapped
 from .inner.sgd import SGD
 from .inner.walk import LossOn
-from .learner import Loss, check_model, scalar, theta_of
+from .learner import check_model, theta_of
+from .losses import Loss, scalar
 from .meta_loss import MetaLoss
 from .models import Params, called, places
 from .tasks.task import Split, Task, check_task

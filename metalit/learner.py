@@ -15,13 +15,13 @@ from .batching.chunks import in_chunks
 from .batching.modes import MODES, Each, check_mode
 from .batching.norms import PlainNorms
 from .inner.sgd import SGD
-from .inner.walk import InnerLoop, Predict, Walk
+from .inner.walk import InnerLoop, LossOn, Predict, Walk
+from .losses import Loss, TaskLoss, check_judge, loss_on, measured
 from .models import Params, called, given, places
 from .tasks.task import Split, Task, Tree, check_split, check_task, mapped
 
 # %% auto #0
-__all__ = ['NORMS', 'Loss', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'scalar', 'measured', 'ModelCall', 'Parts',
-           'Learner', 'curve']
+__all__ = ['NORMS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'ModelCall', 'Parts', 'Learner', 'curve']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -71,37 +71,6 @@ def check_model(model: nn.Module) -> None:
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
-# %% ../nbs/7_workshop/62_learner.ipynb #85da56ea
-def scalar(value: Any) -> Tensor:
-    "The loss of one task, if it is one number; `ValueError` if not."
-    if isinstance(value, Tensor) and value.ndim == 0: return value
-    found = (f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor)
-             else type(value).__name__)
-    raise ValueError(f"the task loss returned {found}; it must return one number per task, such as "
-                     "the mean over its examples")
-
-# %% ../nbs/7_workshop/62_learner.ipynb #5ca70e5c
-Loss = Callable[[Any, Any], Tensor]  # (prediction, y) of one task: one number
-
-
-def measured(loss: Loss, prediction: Any, y: Tree) -> Tensor:
-    """The loss of one task.
-
-    Where class labels cannot be measured, a `ValueError` says what they may be.
-    """
-    try:
-        return scalar(loss(prediction, y))
-    # cross-entropy raises the one, under vmap the other
-    except (IndexError, RuntimeError) as error:
-        labels = isinstance(y, Tensor) and not y.is_floating_point()
-        known = labels and isinstance(prediction, Tensor)
-        if not known or isinstance(error, torch.OutOfMemoryError): raise
-        outputs = prediction.shape[min(1, prediction.ndim - 1)]
-        raise ValueError("the task loss cannot measure predictions of shape "
-                         f"{tuple(prediction.shape)} against labels ({error}). The model has "
-                         f"{outputs} outputs, so labels are 0 … {outputs - 1}: give it as many "
-                         "outputs as a task has classes") from error
-
 # %% ../nbs/7_workshop/62_learner.ipynb #9ca08193
 class ModelCall:
     """A model as a function of parameters, by name, and inputs: `call(phi, x)` is its output.
@@ -140,6 +109,7 @@ class Parts(nn.Module):
                  chunk_size: int | None = None, batching: str = "vmap"):
         super().__init__()
         check_learns(model)
+        check_judge(loss)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size}: how many tasks adapt at a time, 1 or more; "
                              "None for all")
@@ -171,20 +141,20 @@ class Parts(nn.Module):
 
     def walk(self) -> Callable[[Params], Walk]:
         "The inner loop of one task as a function of where it starts; made once for a batch."
-        predict = ModelCall(self.model)
+        predict, inside = ModelCall(self.model), self.inner.loss
 
-        def on(phi: Params, split: Split) -> Tensor:
-            return measured(self.loss, predict(phi, split.x), split.y)
-        return lambda theta: Walk(self.inner, theta, predict, on)
+        def on(loss: Loss) -> LossOn: return lambda phi, split: loss_on(loss, predict, phi, split)
+        descends = on(self.loss if inside is None else inside)
+        return lambda theta: Walk(self.inner, theta, predict, on(self.loss), descends=descends)
 
 # %% ../nbs/7_workshop/62_learner.ipynb #09bb4e1f
 class Learner(Parts):
     """A model, a task loss and an inner loop: all that it takes to learn a task.
 
     `model` is any `nn.Module`; its parameters that ask for a gradient are θ, all else is constant.
-    `loss(prediction, y)` gives one number per task. `inner` says how a task learns (default
-    `SGD()`). `batching` says how a batch of tasks is computed: `"vmap"`, all at once, or `"loop"`,
-    one after another. `chunk_size` bounds memory: that many tasks adapt at a time.
+    `loss(prediction, y)` gives one number per task; or it is a `TaskLoss`. `inner` says how a task
+    learns (default `SGD()`). `batching` says how a batch of tasks is computed: `"vmap"`, all at
+    once, or `"loop"`, one after another. `chunk_size` bounds memory: that many tasks at a time.
 
     Raises `TypeError` or `ValueError`, naming the layer, for a model that is no module, or has
     nothing to learn; when it is called, for one that would write running statistics.
@@ -225,21 +195,26 @@ class Learner(Parts):
 def curve(learner: Learner, task: Task, steps: Sequence[int], metric: Loss,
           transductive: bool) -> Tensor:
     "The metric of each task after each of `steps` inner steps: see `Learner.curve`."
+    if isinstance(metric, TaskLoss) and not transductive:
+        raise ValueError(f"{type(metric).__name__} asks the model itself, and with "
+                         "transductive=False each query goes through it alone: give a metric of "
+                         "(prediction, y)")
     walk = learner.walk()
 
     def one(theta: Params, task: Task) -> Tensor:
         walk_here = walk(theta)
         points = walk_here(task.support, steps=max(steps))
-        answers = (_answers(walk_here.predict, points[k], task, transductive, learner.each)
-                   for k in steps)
-        return torch.stack([measured(metric, answer, task.query.y) for answer in answers])
+        if transductive:
+            values = [loss_on(metric, walk_here.predict, points[k], task.query) for k in steps]
+        else:
+            answers = (_alone(walk_here.predict, points[k], task, learner.each) for k in steps)
+            values = [measured(metric, answer, task.query.y) for answer in answers]
+        return torch.stack(values)
     return in_chunks(learner.each, one, learner.theta(), task, learner.chunk_size)
 
 
-def _answers(predict: Predict, phi: Params, task: Task, transductive: bool, each: Each) -> Any:
-    "The model's outputs for all queries: shown together, or each beside the support examples."
-    if transductive: return predict(phi, task.query.x)
-
+def _alone(predict: Predict, phi: Params, task: Task, each: Each) -> Any:
+    "The model's outputs for all queries, each shown beside the support examples alone."
     def alone(phi: Params, x: Tree) -> Any:
         beside = mapped(lambda known, asked: torch.cat([known, asked[None]]), task.support.x, x)
         return mapped(lambda output: output[-1], predict(phi, beside))

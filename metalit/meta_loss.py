@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .batching.chunks import recomputed
 from .gradient.exact import Exact
 from .inner.walk import InnerLoop, Walk
-from .learner import Learner, Loss, check_learns
+from .learner import Learner, check_learns
+from .losses import Loss, check_judge
 from .models import Params, called, places
 from .pooling.mean import Mean, pooled
 from .schedule import lifted, numbers_of, scheduled, set_numbers
@@ -120,7 +121,7 @@ class MetaLoss(Choices):
         check_learns(model)
         twin = copy.deepcopy(self)
         del twin.loss  # it may be a module, whose place a function cannot take
-        twin.model, twin.loss = model, loss
+        twin.model, twin.loss = model, check_judge(loss)
         twin.inner, twin.terms = self.inner.for_model(model), self.terms.for_model(model)
         return twin
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from .gradient.first_order import FirstOrder
 from .inner.sgd import SGD
-from .learner import Loss
+from .losses import Loss
 from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 

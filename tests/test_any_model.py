@@ -10,10 +10,10 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import close
 from torch import nn
 
 import metalit as ml
-from helpers import close
 from metalit.inner.masked import HEAD, head_of
 
 LR = 0.1
@@ -297,10 +297,9 @@ def test_trees_everywhere(tmp_path):
     J(task).backward()
     assert J.curve(task, (0, 2), transductive=False).shape == (4, 2)
     close(J.curve(task, (0, 2), transductive=False), J.curve(task, (0, 2)), 1e-12)
+    task.support.x["time"][1, 0] = torch.nan
     with pytest.raises(ValueError, match=r"support.x\['time'\] holds values that are not finite"):
-        bad = copy.deepcopy(task)
-        bad.support.x["time"][1, 0] = torch.nan
-        J(bad)
+        J(task)
 
 
 @pytest.mark.parametrize("method", [ml.MetaSGD, ml.MetaCurvature])
@@ -316,7 +315,7 @@ def test_factors_are_made_for_what_learns(method):
     model.head.bias.requires_grad_(False)                          # fewer: the others' factors fit
     close(J(task), by_loop(model, F.mse_loss, task, steps=2)[0], 1e-12)
     model.body[2].bias.requires_grad_()
-    with pytest.raises(ValueError, match="'body.2.bias' it knows nothing.*Make it anew"): J(task)
+    with pytest.raises(ValueError, match=r"'body.2.bias' it knows nothing.*Make it anew"): J(task)
 
 
 class HeadFirst(nn.Module):
@@ -377,13 +376,13 @@ def test_prototypes_need_no_learned_head_and_nothing_after_it():
     again, fewer = found_by(J, task)
     assert value == again and all(torch.equal(slopes[name], slope) for name, slope in fewer.items())
     for after in (nn.LogSoftmax(-1), nn.Dropout(0.5)):
-        with pytest.raises(ValueError, match="does something to the output of its head '0.head'"):
+        with pytest.raises(ValueError, match=r"does something to the output of its head '0\.head'"):
             ml.ProtoNet(nn.Sequential(model, after), F.cross_entropy)(task)
 
 
 def test_parameter_distances_and_first_order_leave_frozen_parts_out():
     model, task = Backbone(), numbers()
-    value, slopes = found_by(ml.Reptile(model, F.mse_loss, lr=LR, steps=2), task)
+    _, slopes = found_by(ml.Reptile(model, F.mse_loss, lr=LR, steps=2), task)
     ends = ml.Learner(model, F.mse_loss, inner=ml.SGD(LR, 2)).adapt(task.support)
     assert set(ends) == {"head.weight", "head.bias"}
     for name, slope in slopes.items():

@@ -13,7 +13,7 @@ import metalit
 LIBRARY = Path(metalit.__file__).parent
 ROWS = (
     "tasks.task tasks.random tasks.family tasks.sinusoids tasks.quadratics tasks.episodes tasks",
-    "models checks schedule",
+    "models checks schedule losses",
     "batching.slope batching.modes batching.norms batching.chunks batching.compiled batching",
     "inner.walk inner.sgd inner.adam inner.sam inner.masked inner.preconditioned",
     "inner.prototypes inner",

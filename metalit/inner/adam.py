@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -35,8 +36,8 @@ class Adam(SGD):
     Example: `Adam(lr=1e-3, steps=5, batch_size=10)`.
     """
     def __init__(self, lr: Number = 1e-3, steps: int = 5, *, beta2: float = 0.999,
-                 eps: float = 1e-8, batch_size: int | None = None):
-        super().__init__(lr, steps, batch_size=batch_size)
+                 eps: float = 1e-8, **options: Any):
+        super().__init__(lr, steps, **options)
         if not 0 <= beta2 < 1:
             raise ValueError(f"beta2={beta2}: a number from 0 up to, not including, 1 is needed")
         if not (math.isfinite(eps) and eps > 0):

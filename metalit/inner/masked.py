@@ -5,6 +5,7 @@
 # %% ../../nbs/3_choices/33_masked.ipynb #9e78cbb5
 from __future__ import annotations
 
+import copy
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -143,7 +144,7 @@ class Masked(SGD):
         "The same patterns, for another model."
         lr = self.schedules.get("lr", self.lr)
         return type(self)(model, lr=lr, steps=self.steps, only=self.only, without=self.without,
-                          **self.options)
+                          **copy.deepcopy(self.options))
 
     def extra_repr(self) -> str:
         patterns = {"only": self.only, "without": self.without}
@@ -187,4 +188,4 @@ class Context(SGD):
     def for_model(self, model: nn.Module) -> Context:
         "The same loop, for another model with a context."
         lr = self.schedules.get("lr", self.lr)
-        return type(self)(model, lr=lr, steps=self.steps, **self.options)
+        return type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))

@@ -5,6 +5,7 @@
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #79871e45
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -74,7 +75,7 @@ class Preconditioned(SGD):
     def for_model(self, model: nn.Module) -> Preconditioned:
         "The same kind of inner loop for another model, with factors at their start."
         lr = self.schedules.get("lr", self.lr)
-        return type(self)(model, lr=lr, steps=self.steps, **self.options)
+        return type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #3d690d43
 class Diagonal(Preconditioned):

@@ -5,6 +5,7 @@
 # %% ../../nbs/5_images/53_prototypes.ipynb #9582d446
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -101,4 +102,4 @@ class Prototypes(SGD):
     def for_model(self, model: nn.Module) -> Prototypes:
         "The same loop, for another model."
         lr = self.schedules.get("lr", self.lr)
-        return type(self)(model, lr=lr, steps=self.steps, **self.options)
+        return type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from ..batching.slope import grad
 from .walk import InnerLoop, InnerLoss, Predict, State
@@ -33,9 +34,9 @@ class SGD(InnerLoop):
 
     The inner step of Finn et al. (2017), section 2.2, where the formula has no number.
     `lr` is the inner step size α, by default the paper's 0.01 for sinusoids, or a schedule of it;
-    `steps` is K, `batch_size` as for every `InnerLoop`. A subclass that overrides `direction` steps
-    elsewhere, one that overrides `slope` measures another gradient, one that overrides `first`
-    starts elsewhere.
+    `steps` is K; `options` are `batch_size` and `loss`, as for every `InnerLoop`. A subclass that
+    overrides `direction` steps elsewhere, one that overrides `slope` measures another gradient, one
+    that overrides `first` starts elsewhere.
 
     Raises `ValueError` as `InnerLoop` does, and where lr is not a finite number above 0.
 
@@ -43,8 +44,8 @@ class SGD(InnerLoop):
     """
     lr: float
 
-    def __init__(self, lr: Number = 0.01, steps: int = 1, *, batch_size: int | None = None):
-        super().__init__(steps, batch_size=batch_size)
+    def __init__(self, lr: Number = 0.01, steps: int = 1, **options: Any):
+        super().__init__(steps, **options)
         self.numbers(lr=check_lr(lr))
 
     def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batching.slope import hvp
+from ..losses import Loss, check_loss
 from ..models import Params
 from ..schedule import Scheduled
 from ..tasks.task import Split, Tree, leaves, length
@@ -25,8 +26,8 @@ LossOn = Callable[[Params, Split], Tensor]  # the task loss at some parameters, 
 Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters, for inputs x
 
 # %% auto #0
-__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'check_steps', 'check_made_for', 'check_subclass', 'InnerLoop',
-           'Step', 'as_it_is', 'Walk', 'constant', 'held_constant']
+__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'check_steps', 'check_batch_size', 'check_made_for',
+           'check_subclass', 'InnerLoop', 'Step', 'as_it_is', 'Walk', 'constant', 'held_constant']
 
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def check_steps(steps: int) -> int:
@@ -34,6 +35,14 @@ def check_steps(steps: int) -> int:
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ValueError(f"steps={steps!r}: the number of inner steps is a whole number, 0 or more")
     return steps
+
+
+def check_batch_size(batch_size: int | None) -> int | None:
+    "How many support examples a step sees, if it is a number of them; `ValueError` if not."
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"{batch_size=}: how many support examples a step sees, 1 or more; None "
+                         "for all")
+    return batch_size
 
 
 def check_made_for(inner: nn.Module, model: nn.Module, names: Collection[str]) -> None:
@@ -57,9 +66,10 @@ def check_subclass(kind: type) -> None:
 class InnerLoop(Scheduled):
     """How a task learns: where it starts, and what one step does. A subclass defines `step`.
 
-    `steps` is K. With `batch_size` each step sees only so many of the support examples, the next
-    ones in turn, around and around; by default it sees them all. Parameters that a subclass owns
-    become meta-parameters. Raises `ValueError` for steps that are no whole number, batch_size < 1.
+    `steps` is K. With `batch_size` each step sees so many of the support examples, the next ones in
+    turn, around and around; by default all. `loss` is what it descends, by default the task loss.
+    Parameters of a subclass or of the loss become meta-parameters. Raises `ValueError` for steps
+    that are no whole number, batch_size < 1.
     Example: `ml.MetaLoss(model, loss, inner=Still())`, with `class Still(InnerLoop): step = lambda
     self, loss, phi, state, k: (phi, state)`.
     """
@@ -67,12 +77,11 @@ class InnerLoop(Scheduled):
         super().__init_subclass__()
         check_subclass(cls)
 
-    def __init__(self, steps: int = 1, *, batch_size: int | None = None):
+    def __init__(self, steps: int = 1, *, batch_size: int | None = None,
+                 loss: Loss | None = None):
         super().__init__()
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"{batch_size=}: how many support examples a step sees, 1 or more; "
-                             "None for all")
-        self.steps, self.batch_size = check_steps(steps), batch_size
+        self.loss = None if loss is None else check_loss(loss)
+        self.steps, self.batch_size = check_steps(steps), check_batch_size(batch_size)
 
     def meet(self, model: nn.Module, x: Tree) -> None:
         "A look at the model and the inputs x (B, S, …) before a batch; raise if they do not fit."
@@ -137,10 +146,11 @@ class Walk:
     """The inner loop of one task as a function of examples: `walk(split)` is φ₀ … φ_K.
 
     `walk(split, start, steps)` starts elsewhere than at `theta`, or takes another number of steps.
-    `predict(phi, x)` is the model's output, `loss(phi, split)` the task loss, `hvp(phi, v, split)`
-    its Hessian times v. A gradient rule hands over another walk with the same points, whose
-    derivatives are the rule's: one each of whose steps goes through `change(step, phi, state, k)`,
-    by `changed`, or one whose points `points(split, start, steps)` gives, by `with_points`.
+    `predict(phi, x)` is the model's output, `loss(phi, split)` the task loss, `descends` that of
+    the inner loop, where it has one of its own, and `hvp(phi, v, split)` its Hessian times v. A
+    gradient rule hands over another walk with the same points, whose derivatives are the rule's:
+    one each of whose steps goes through `change(step, phi, state, k)`, by `changed`, or one whose
+    points `points(split, start, steps)` gives, by `with_points`.
     """
     inner: InnerLoop
     theta: Params
@@ -148,6 +158,7 @@ class Walk:
     loss: LossOn
     change: Change = as_it_is
     points: Callable[..., list[Params]] | None = None
+    descends: LossOn | None = None
 
     def __call__(self, split: Split, start: Params | None = None,
                  steps: int | None = None) -> list[Params]:
@@ -163,7 +174,7 @@ class Walk:
         return points
 
     def hvp(self, phi: Params, v: Params, split: Split) -> Params:
-        "The Hessian of the task loss at φ times v."
+        "The Hessian at φ of what the inner loop descends, times v."
         return hvp(partial(self._loss, split))(phi, v)
 
     def changed(self, change: Change) -> Walk:
@@ -175,7 +186,7 @@ class Walk:
         return replace(self, points=points)
 
     def _loss(self, split: Split, phi: Params) -> Tensor:
-        return self.loss(phi, split)
+        return (self.descends or self.loss)(phi, split)
 
     def _begin(self, first: Params, split: Split) -> State:
         return self.inner.init(self.predict, constant(first), split)[1]

@@ -26,7 +26,7 @@ from torch import nn
 from .. import plots
 from ..training.checkpoints import DivergedError, load_checkpoint, write_whole
 from .recipes import RECIPES, Recipe, named, recipe_for, schedule
-from ..learner import Loss
+from ..losses import Loss
 from ..meta_loss import MetaLoss
 from ..methods import Reptile
 from ..tasks.family import Family

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..batching.slope import grad
 from ..inner.walk import held_constant
-from ..learner import Loss
+from ..losses import Loss
 from ..meta_loss import MetaLoss
 from ..models import Point, mlp
 from ..tasks.quadratics import Quadratics, curvature, half_square, quadratic_task

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 from .. import as_written as article
 from .. import methods
 from ..inner.adam import Adam
-from ..learner import Loss
+from ..losses import Loss
 from ..meta_loss import MetaLoss
 from ..models import Contextual, Conv4, mlp
 from ..tasks.episodes import Episodes

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..learner import Learner, Loss
+from ..learner import Learner
+from ..losses import Loss
 from ..tasks.family import Family
 from .checkpoints import Progress, Row
 
