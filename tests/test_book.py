@@ -8,11 +8,13 @@ import check_book
 import move_chapter
 import pytest
 from check_book import (
+    PICTURE,
     Chapter,
     contents_problems,
     link_problems,
     need_problems,
     number_problems,
+    picture_problems,
     use_problems,
 )
 
@@ -74,6 +76,27 @@ def test_the_front_page_lists_the_chapters(tmp_path, text, message):
     problems = list(contents_problems([*book(tmp_path, ""), front]))
     assert len(problems) == (message is not None)
     assert message is None or message in problems[0]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("![A line that falls and rises.](a.svg)", None),
+    ("![A line.](a.svg)", "say in words"),
+    ("![A line that falls and rises.](../a.svg)", "is not there")])
+def test_a_picture_is_there_and_says_what_it_shows(tmp_path, text, message):
+    chapters = book(tmp_path, text)
+    (tmp_path / "2_trial/a.svg").write_text("<svg/>")
+    problems = list(picture_problems(chapters, tmp_path))
+    assert len(problems) == (message is not None)
+    assert message is None or message in problems[0]
+
+
+def test_three_chapters_show_the_same_picture_of_the_way_from_theta_to_J():
+    nbs = ROOT / "nbs"
+    shown = [[found for found in PICTURE.findall("\n".join(Chapter(nbs / name, nbs).prose()))
+              if "θ" in found[0]]
+             for name in ("1_idea/10_terms.ipynb", "1_idea/11_exact_gradient.ipynb",
+                          "1_idea/13_meta_loss.ipynb")]
+    assert len(shown[0]) == 1 and shown[0] == shown[1] == shown[2]
 
 
 @pytest.mark.parametrize(("code", "found"), [

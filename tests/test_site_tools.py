@@ -1,7 +1,15 @@
 """The scripts behind `make site`: pages from notebooks; each check is shown to fail."""
 import nbformat
 import pytest
-from build_site import contents, label_of, module_page, public_names, results_page
+from build_site import (
+    ROOT,
+    contents,
+    label_of,
+    module_page,
+    pictures_in,
+    public_names,
+    results_page,
+)
 from check_site import VIEW, problems
 from site_pages import PARTS, linked, options, page, restructured, symbol_table
 
@@ -110,6 +118,14 @@ def test_modules_and_results(tmp_path):
     made = results_page(readme)
     assert made.startswith("# What it reaches") and "## Speed" in made and "(scaling.svg)" in made
     assert "table:" not in made and "Next" not in made
+
+
+def test_pictures_of_chapters_go_along(tmp_path):
+    for name in ("1_idea/a.svg", ".ipynb_checkpoints/b.svg", "1_idea/_c.svg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("<svg/>")
+    assert pictures_in(tmp_path) == [tmp_path / "1_idea/a.svg"]
+    assert pictures_in(ROOT / "nbs")
 
 
 # ---- the checks --------------------------------------------------------------------------------

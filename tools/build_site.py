@@ -50,6 +50,12 @@ def made_by(library):
     return found
 
 
+def pictures_in(nbs):
+    """The pictures that lie beside the chapters, for more than one of them to show."""
+    return [path for path in sorted(nbs.rglob("*.svg"))
+            if not any(part[0] in "_." for part in path.relative_to(nbs).parts)]
+
+
 class Stage:
     """The folder that Sphinx reads.
 
@@ -144,6 +150,9 @@ def gather(root, executed, folder):
             notebook.cells.append(contents([p.relative_to(root / "nbs").with_suffix("").as_posix()
                                             for p in paths]))
         stage.write(f"{name}.ipynb", nbformat.writes(notebook), path.relative_to(root).as_posix())
+    for path in pictures_in(root / "nbs"):
+        stage.write(path.relative_to(root / "nbs").as_posix(), path.read_bytes(),
+                    path.relative_to(root).as_posix())
     for module in index:
         source = makers.get(module, f"{module.replace('.', '/')}.py")
         stage.write(f"api/{module}.rst", module_page(module, source), source)

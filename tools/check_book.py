@@ -7,6 +7,7 @@
 - No text calls a chapter by its number: numbers change when chapters move, titles stay.
 - Whatever stands in a line "**You need**" stands before: its links never lead forward.
 - The front page lists all chapters in their order.
+- A picture that a text shows is there, and has a text that says what it shows.
 - A cell that is not exported uses nothing of the library that a later chapter introduces, but for
   the names in AHEAD.
 """
@@ -38,6 +39,7 @@ AHEAD = {
     "metalit.data.images": "files of pictures, read and kept",
     "metalit.judging.comparison": "reading the results of long runs, quoted where they belong",
 }
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]*\.ipynb)(?:#[^)]*)?\)")
 NUMBER = re.compile(r"\b[cC]hapters? \[?\d+[a-z]?\b")
 MADE = re.compile(r"^# %% \S*?nbs/(\S+)\.ipynb #", re.MULTILINE)
@@ -116,6 +118,16 @@ def contents_problems(chapters):
         yield f"index: {name} is missing from the list of chapters"
     if not set(listed) - set(found) and found != listed:
         yield "index: the list of chapters is not in the order of their numbers"
+
+
+def picture_problems(chapters, nbs):
+    for chapter in chapters:
+        for text, file in PICTURE.findall("\n".join(chapter.prose())):
+            path = nbs / posixpath.dirname(chapter.name) / file
+            if not path.is_file():
+                yield f"{chapter.name}: the picture {file} is not there"
+            if len(text.split()) < 5:
+                yield f"{chapter.name}: say in words what the picture {file} shows: ![…]({file})"
 
 
 def makers(library):
@@ -213,6 +225,7 @@ def main(root):
              for name in ("README.md", "CONTRIBUTING.md")}
     problems = [*link_problems(chapters), *number_problems(chapters, texts),
                 *need_problems(chapters), *contents_problems(chapters),
+                *picture_problems(chapters, nbs),
                 *use_problems(chapters, root / settings(root)["lib_path"])]
     for problem in problems: print("error:", problem, file=sys.stderr)
     if not problems: print(f"{len(chapters)} chapters stand in an order in which they can be read")
