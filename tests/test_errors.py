@@ -128,6 +128,11 @@ def test_number_of_steps(steps):
         ml.MAML(net(), F.mse_loss).adapt(task().support, steps=steps)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_examples_of_a_step(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size}"): ml.SGD(batch_size=batch_size)
+
+
 @pytest.mark.parametrize("chunk_size", [0, -2])
 def test_chunk_size(chunk_size):
     with pytest.raises(ValueError, match=f"chunk_size={chunk_size}"):
@@ -138,6 +143,8 @@ def test_terms():
     with pytest.raises(TypeError, match="does not say what it measures"):
         ml.MetaLoss(net(), F.mse_loss, terms=ml.Term())(task())
     with pytest.raises(ValueError, match="the weight of QueryLoss is nan"): NAN * ml.QueryLoss()
+    with pytest.raises(ValueError, match=r"the weight of QueryLoss is '0\.1'; a finite"):
+        "0.1" * ml.QueryLoss()
     with pytest.raises(TypeError): ml.QueryLoss() + 3
     with pytest.raises(TypeError, match="a meta-loss is a sum of terms; found ReLU"):
         ml.Sum((1.0, nn.ReLU()))
@@ -146,6 +153,7 @@ def test_terms():
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: ml.tasks.Sinusoids(shots=0), "shots=0"),
     (lambda: ml.tasks.Sinusoids(queries=0), "queries=0"),
+    (lambda: ml.tasks.Sinusoids(grid=0), "grid=0"),
     (lambda: ml.tasks.Sinusoids(amplitude=(5, 1)), "amplitude=.*lower limit comes first"),
     (lambda: ml.tasks.Quadratics(dim=0), "dim=0"),
     (lambda: ml.tasks.Quadratics(eigenvalues=(0, 1)), "two positive limits"),
@@ -159,6 +167,14 @@ def test_families_and_models(make, message):
 def test_curvature_must_be_positive_definite():
     with pytest.raises(torch.linalg.LinAlgError):
         quadratic_task(-torch.eye(2)[None], torch.zeros(1, 2))
+
+
+def test_a_draw_asks_for_one_row_of_numbers_per_task():
+    class Wrong(ml.tasks.Family):
+        def draw(self, n_tasks, random): return random.uniform((5, 1))
+
+    with pytest.raises(ValueError, match=r"shape \(5, 1\): its first axis is that of the 3 tasks"):
+        Wrong().batch(3)
 
 
 @pytest.mark.parametrize("ask", [lambda family: family.batch(1), lambda family: family.held_out(1),

@@ -8,9 +8,9 @@ __all__ = ['Split', 'Task', 'check_split', 'check_task', 'Random', 'threefry', '
 
 # %% ../../nbs/9_rooms/90_room_tasks.ipynb #8f16e4e4
 from .episodes import Episodes
-from .family import Family, seeded_generator
+from .family import Family
 from .quadratics import Quadratics, curvature, half_square, quadratic_task
-from .random import Random, threefry
+from .random import Random, seeded_generator, threefry
 from .sinusoids import Sinusoids
 from .task import Split, Task, check_split, check_task
 

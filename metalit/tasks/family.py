@@ -10,28 +10,11 @@ from typing import Any
 
 import torch
 
-from .random import Random
+from .random import Random, seeded_generator
 from .task import Task
 
 # %% auto #0
-__all__ = ['seeded_generator', 'Source', 'Family']
-
-# %% ../../nbs/1_idea/03_family.ipynb #a82375e1
-def seeded_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator for one step of one stream, for families that `sample` with one.
-
-    Seed and step are mixed (splitmix64, Steele et al. 2014), so that neighbouring steps are
-    unrelated. Step −1 is kept for held-out tasks.
-
-    Example: `torch.randn(3, generator=seeded_generator(seed=0, step=5))`.
-    """
-    mask = (1 << 64) - 1
-    z = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    z ^= z >> 31
-    # The CPU generator uses 32 bits of its seed: 31 mixed ones, and one sets held-out tasks apart.
-    return torch.Generator().manual_seed((z >> 33 << 1) | (step < 0))
+__all__ = ['Source', 'Family']
 
 # %% ../../nbs/1_idea/03_family.ipynb #3c0bb6b1
 class Source:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['WORD', 'TURNS', 'Own', 'threefry', 'Words', 'Random']
+__all__ = ['WORD', 'TURNS', 'Own', 'threefry', 'Words', 'Random', 'seeded_generator']
 
 # %% ../../nbs/7_workshop/77_random.ipynb #fc5a523d
 WORD = 0xFFFFFFFF
@@ -118,3 +118,20 @@ class Random(Words):
             return ((one >> 5).to(dtype) * 2.0**26 + (two >> 6).to(dtype)) * 2.0**-53
         raise ValueError(f"dtype={dtype}: numbers are drawn as torch.float32 or torch.float64; "
                          "turn them into others afterwards")
+
+# %% ../../nbs/7_workshop/77_random.ipynb #a82375e1
+def seeded_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator for one step of one stream, for families that `sample` with one.
+
+    Seed and step are mixed (splitmix64, Steele et al. 2014), so that neighbouring steps are
+    unrelated. Step −1 is kept for held-out tasks.
+
+    Example: `torch.randn(3, generator=seeded_generator(seed=0, step=5))`.
+    """
+    mask = (1 << 64) - 1
+    z = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    z ^= z >> 31
+    # The CPU generator uses 32 bits of its seed: 31 mixed ones, and one sets held-out tasks apart.
+    return torch.Generator().manual_seed((z >> 33 << 1) | (step < 0))

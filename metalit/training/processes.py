@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..meta_loss import MetaLoss, in_recomputed_chunks
 from ..pooling.mean import Mean
-from ..tasks.family import seeded_generator
+from ..tasks.random import seeded_generator
 from ..tasks.task import Task, Tree, mapped
 
 # %% auto #0
