@@ -16,10 +16,10 @@ from .batching.slope import grad
 from .batching.modes import vmapped
 from .inner.sgd import SGD
 from .inner.walk import LossOn
-from .learner import check_model, theta_of
+from .learner import ModelCall, check_model, theta_of
 from .losses import Loss, scalar
 from .meta_loss import MetaLoss
-from .models import Params, called, places
+from .models import Params
 from .tasks.task import Split, Task, check_task
 
 # %% auto #0
@@ -30,9 +30,9 @@ def _per_task(model: nn.Module, task_loss: Loss, task: Task,
               formula: Callable[[LossOn, Params, Task], Any]) -> Any:
     "The formula for each τ of the batch: a tensor of shape (B, …)."
     if not torch.compiler.is_compiling(): check_model(model)
-    at = places(model)
+    predict = ModelCall(model)
     def L(theta: Params, D: Split) -> Tensor:
-        return scalar(task_loss(called(model, at, theta, D.x), D.y))
+        return scalar(task_loss(predict(theta, D.x), D.y))
     theta = theta_of(model)
     return vmapped(lambda theta, tau: formula(L, theta, tau), theta, check_task(task))
 

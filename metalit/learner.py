@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .batching.chunks import in_chunks
 from .batching.modes import MODES, Each, check_mode
-from .batching.norms import PlainNorms
+from .batching.plain import PlainOperations
+from .batching.refused import check_vmap, explained, once_tried
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop, LossOn, Predict, Walk
 from .losses import Loss, TaskLoss, check_judge, loss_on, measured
@@ -84,6 +85,7 @@ class ModelCall:
     """
     def __init__(self, model: nn.Module):
         self.model, self.places = model, places(model)
+        self.called = once_tried(called, model)
         self.names = set(self.places.values())
 
     def __call__(self, phi: Params, x: Tree) -> Any:
@@ -93,10 +95,11 @@ class ModelCall:
                              "loop was made for another model. Make it anew for this one")
         positions, keywords = given(x)
         try:
-            with PlainNorms():
-                return called(self.model, self.places, phi, *positions, **keywords)
+            with PlainOperations():
+                return self.called(self.model, self.places, phi, *positions, **keywords)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError): raise
+            if why := explained(error): raise why from error
             shapes = mapped(lambda tensor: tuple(tensor.shape), x)
             raise ValueError(f"the model cannot read x of shape {shapes}, the examples of one "
                              f"task: {error}. Tensors of a task have the shape (tasks, examples, "
@@ -116,6 +119,7 @@ class Parts(nn.Module):
         self.model, self.loss, self.chunk_size = model, loss, chunk_size
         self.inner: InnerLoop = SGD() if inner is None else inner
         self.batching, self.frozen = check_mode(batching), frozen_of(model) or ()
+        if self.batching == "vmap": check_vmap(model)
 
     def theta(self) -> Params:
         "θ, by name: the parameters that ask for a gradient."

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .batching.chunks import recomputed
+from .batching.plain import traceable
+from .batching.refused import check_twice
 from .gradient.exact import Exact
+from .gradient.first_order import FirstOrder
 from .inner.walk import InnerLoop, Walk
 from .learner import Learner, check_learns
 from .losses import Loss, check_judge
@@ -22,11 +25,13 @@ from .models import Params, called, places
 from .pooling.mean import Mean, pooled
 from .schedule import lifted, numbers_of, scheduled, set_numbers
 from .tasks.task import Task, Tree, mapped
+from .terms.distance import ParameterDistance
 from .terms.query import QueryLoss
 from .terms.term import Path, Sum, Term
 
 # %% auto #0
-__all__ = ['Choices', 'MetaLoss', 'Calls', 'function_of', 'in_recomputed_chunks', 'as_now', 'compiled', 'report']
+__all__ = ['Choices', 'MetaLoss', 'check_derivatives', 'Calls', 'function_of', 'in_recomputed_chunks', 'as_now', 'compiled',
+           'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -39,6 +44,7 @@ class Choices(Learner):
         self.terms: Sum = 1.0 * (QueryLoss() if terms is None else terms)
         self.pooling = Mean() if pooling is None else pooling
         self.gradient = Exact() if gradient is None else gradient
+        check_derivatives(self, model)
 
     def at(self, step: int, steps: int) -> None:
         "Set all weights and rates that have a schedule to those of meta-step `step` of `steps`."
@@ -118,7 +124,7 @@ class MetaLoss(Choices):
 
     def on(self, model: nn.Module, loss: Loss) -> MetaLoss:
         "The same choices for another model and another task loss, as a new meta-loss."
-        check_learns(model)
+        check_derivatives(self, model)
         twin = copy.deepcopy(self)
         del twin.loss  # it may be a module, whose place a function cannot take
         twin.model, twin.loss = model, check_judge(loss)
@@ -129,6 +135,14 @@ class MetaLoss(Choices):
         return {k: v for k, v in super().__getstate__().items() if k != "_compiled"}
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #0800647b
+def check_derivatives(J: Choices, model: nn.Module) -> None:
+    "Raise an error for a model that cannot be adapted, or not be differentiated as J does it."
+    check_learns(model)
+    first_order = isinstance(J.gradient, FirstOrder)
+    once = all(isinstance(term, (QueryLoss, ParameterDistance)) for _, term in J.terms.parts())
+    if J.batching == "vmap" and not (first_order and once): check_twice(model)
+
+
 class Calls(nn.Module):
     "A module whose call is another one's method, which so can run with other parameters."
     def __init__(self, owner: nn.Module, method: Callable[..., Any]):
@@ -179,8 +193,8 @@ def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
         raise ValueError(f"batching={J.batching!r} runs one task after another, which is no single "
                          "graph: use batching='vmap', or do not compile J")
     from metalit.batching.compiled import one_graph  # loads the compiler, which few programs need
-    calls = Calls(J, J._value)
-    return one_graph(function_of(calls), calls.named_parameters, partial(lifted, J), **options)
+    calls, around = Calls(J, J._value), traceable(J.model, partial(lifted, J))
+    return one_graph(function_of(calls), calls.named_parameters, around, **options)
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #33c9c0b6
 @torch.no_grad()

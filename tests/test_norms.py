@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 import metalit as ml
-from metalit.batching.norms import PlainNorms
+from metalit.batching.plain import PlainOperations
 
 
 class Pooled(nn.Module):
@@ -118,14 +118,14 @@ def test_values_are_those_of_pytorch(layer, shape):
             p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
     x = 3 + torch.randn(shape, generator=generator, dtype=torch.float64)
     expected = layer(x)
-    with PlainNorms(): found = layer(x)
+    with PlainOperations(): found = layer(x)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_outside_the_mode_nothing_has_changed():
     x = torch.randn(7, 4, 3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     layer = nn.BatchNorm2d(4, track_running_stats=False)
-    with PlainNorms(): inside = layer(x).grad_fn.name()
+    with PlainOperations(): inside = layer(x).grad_fn.name()
     assert "BatchNorm" not in inside
     assert "BatchNorm" in layer(x).grad_fn.name()
 

@@ -1,0 +1,184 @@
+"""What `vmap` cannot run is refused by name, and runs in a loop as `torch.autograd` has it."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from referee import Mean, by_library, by_loop, drawn, off, series
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import metalit as ml
+from metalit.batching.refused import check_unchanged, explained, held
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+
+
+class Gate(nn.Module):
+    def forward(self, x): return torch.tanh(x) * torch.sigmoid(x)
+
+
+@pytest.fixture(scope="module")
+def scripted():
+    "A scripted module, and a scripted function."
+    with pytest.warns() as _: return torch.jit.script(Gate()), torch.jit.script(gate)
+
+
+def gate(x):
+    return torch.tanh(x) * torch.sigmoid(x)
+
+
+class Calling(nn.Module):
+    def forward(self, x): return SCRIPTED(x)
+
+
+SCRIPTED = gate
+
+
+@pytest.fixture
+def models(scripted, monkeypatch):
+    monkeypatch.setitem(globals(), "SCRIPTED", scripted[1])
+    return {"module": drawn(Mean(lambda layer, x: layer(x), scripted[0])),
+            "function": drawn(Mean(lambda layer, x: layer(x), Calling()))}
+
+
+@pytest.mark.parametrize("name", ["module", "function"])
+def test_scripted_parts(name, models):
+    model, plain = models[name], drawn(Mean(lambda layer, x: layer(x), Gate()))
+    with pytest.raises(ValueError, match=r"torch\.jit, whose second .*batching='loop'"):
+        ml.MAML(model, F.mse_loss)
+    with pytest.raises(ValueError, match=r"torch\.jit"):
+        ml.MAML(plain, F.mse_loss).on(model, F.mse_loss)
+    with pytest.raises(ValueError, match=r"torch\.jit"):
+        ml.MetaLoss(model, F.mse_loss, terms=ml.GradientNorm(), gradient=ml.FirstOrder())
+    for options in ({"batching": "loop"}, {"first_order": True}):
+        constant = {"first_order": options.get("first_order", False)}
+        expected = by_loop(plain, F.mse_loss, series(), **constant)
+        assert off(by_library(model, F.mse_loss, series(), **options), expected) < 1e-12
+    assert ml.Reptile(model, F.mse_loss)(series()).isfinite()
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook",
+                                      "register_full_backward_pre_hook"])
+def test_backward_hooks(register):
+    model = drawn(Mean(lambda layer, x: layer(x), nn.Linear(4, 4)))
+    hook = getattr(model.layer, register)(lambda layer, *gradients: (2 * gradients[0][0],))
+    with pytest.raises(ValueError, match=r"layer 'layer' \(Linear\) has a backward hook.*'loop'"):
+        ml.MAML(model, F.mse_loss)
+    found = by_library(model, F.mse_loss, series(), batching="loop")
+    assert off(found, by_loop(model, F.mse_loss, series())) < 1e-12
+    hook.remove()
+    ml.MAML(model, F.mse_loss)
+    model.layer.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    found = by_library(model, F.mse_loss, series())
+    assert off(found, by_loop(model, F.mse_loss, series())) < 1e-12
+
+
+class Writes(nn.Module):
+    "Writes to itself in one of several ways."
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.log, self.known = how, [], None
+        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        if self.how == "assigns": self.seen = self.seen + x.mean()
+        if self.how == "adds": self.seen += 1.0
+        if self.how == "keeps": self.known = x
+        if self.how == "new": self.fresh = {"x": [x]}
+        if self.how == "appends": self.log.append(x)
+        if self.how == "constant" and self.known is None: self.known = torch.ones(4).double()
+        if self.how == "number": self.count = 3
+        return x
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    ("assigns", r"writes its buffer 'seen'"),
+    ("keeps", r"keeps a tensor of the call as 'known'"),
+    ("new", r"keeps a tensor of the call as 'fresh'"),
+    ("appends", r"keeps a tensor of the call as 'log'")])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_a_forward_that_writes_to_the_model(how, message, first_order):
+    model = drawn(Mean(lambda layer, x: layer(x), Writes(how)))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"layer 'layer' \(Writes\) {message}.*'loop'"):
+            by_library(model, F.mse_loss, series(), first_order=first_order)
+    assert not hasattr(model.layer, "fresh") and model.layer.known is None
+    copy.deepcopy(model)
+    assert ml.MAML(model, F.mse_loss, batching="loop")(series()).isfinite()
+
+
+def test_a_forward_that_adds_to_a_buffer():
+    model = drawn(Mean(lambda layer, x: layer(x), Writes("adds")))
+    with pytest.raises(ValueError, match=r"writes to a tensor that it holds.*batching='loop'"):
+        by_library(model, F.mse_loss, series())
+    phi = {name: torch.stack([p, p]) for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="writes its buffer 'seen'"):
+        ml.MAML(model, F.mse_loss).predict(phi, torch.ones(2, 4, 5, 4).double())
+
+
+@pytest.mark.parametrize("how", ["constant", "number", "nothing"])
+def test_what_belongs_to_no_task_may_be_kept(how):
+    model = drawn(Mean(lambda layer, x: layer(x), Writes(how)))
+    expected = by_loop(model, F.mse_loss, series())
+    model.layer.known = None
+    assert off(by_library(model, F.mse_loss, series()), expected) < 1e-12
+
+
+def test_the_mode_of_the_model_counts_and_later_calls_are_free():
+    model = drawn(Mean(lambda layer, x: layer(x), Writes("nothing")))
+    by_library(model.eval(), F.mse_loss, series())
+    model.layer.how = "keeps"
+    by_library(model, F.mse_loss, series())  # tried in this mode: it is not looked at again
+    model.layer.known = None
+    with pytest.raises(ValueError, match="known"): by_library(model.train(), F.mse_loss, series())
+
+
+def test_what_was_there_is_put_back():
+    layer = nn.BatchNorm1d(4)
+    before, mean = held(layer), layer.running_mean
+    layer.running_mean = torch.ones(4)
+    with pytest.raises(ValueError, match="running_mean"): check_unchanged(layer, before)
+    assert layer.running_mean is mean
+    check_unchanged(layer, before)
+
+
+class Again(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.part, self.reentrant = nn.Linear(4, 4), reentrant
+
+    def forward(self, x): return checkpoint(self.part, x, use_reentrant=self.reentrant)
+
+
+class Impatient(nn.Module):
+    def forward(self, x): return x if x.mean().item() > 0 else 2 * x
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x.sign()
+
+    @staticmethod
+    def backward(ctx, weight): return weight.clone()
+
+
+class Signs(nn.Module):
+    def forward(self, x): return Straight.apply(x) + x
+
+
+@pytest.mark.parametrize(("layer", "message"), [
+    (lambda: Again(False), "computes a part of itself anew"), (Impatient, "looks at a number"),
+    (Signs, "function of the old style")])
+def test_errors_of_pytorch_say_what_they_mean(layer, message):
+    model = drawn(Mean(lambda layer, x: layer(x), layer()))
+    with pytest.raises(ValueError, match=rf"{message}.*batching='loop'.*PyTorch says"):
+        by_library(model, F.mse_loss, series())
+    found = by_library(model, F.mse_loss, series(), batching="loop")
+    assert off(found, by_loop(model, F.mse_loss, series())) < 1e-12
+
+
+def test_other_errors_are_left_alone():
+    assert explained(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    with pytest.raises(ValueError, match=r"cannot read x of shape"):
+        ml.MAML(nn.Linear(3, 1), F.mse_loss)(ml.tasks.Sinusoids().batch(2))
