@@ -53,12 +53,29 @@ def _channels(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
     return [tensor if tensor is None else _per_channel(tensor, x) for tensor in tensors]
 
 
+def _as_known(x: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None,
+              bias: Tensor | None, eps: float) -> Tensor:
+    "Normalised with statistics that were gathered before."
+    if mean is None or variance is None:
+        raise ValueError("a norm in evaluation mode without running statistics: it needs both")
+    scale = torch.rsqrt(_per_channel(variance, x) + eps)
+    return _scaled(x - _per_channel(mean, x), scale, weight, bias).to(x.dtype)
+
+
+def _check_unwritten(mean: Tensor | None) -> None:
+    if mean is not None:
+        raise ValueError("running statistics are given to a norm in training mode, which would "
+                         "write what one task does into the answers of the next: give it none, or "
+                         "use it in evaluation mode")
+
+
 def _batch_norm(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
                 weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
                 momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
-    if not training:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _normalised(x, [0, *range(2, x.ndim)], eps, *_channels(x, weight, bias))[0]
+    weight, bias = _channels(x, weight, bias)
+    if not training: return _as_known(x, running_mean, running_var, weight, bias, eps)
+    _check_unwritten(running_mean)
+    return _normalised(x, [0, *range(2, x.ndim)], eps, weight, bias)[0]
 
 
 def _instance_norm(x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
@@ -66,10 +83,9 @@ def _instance_norm(x: Tensor, running_mean: Tensor | None = None, running_var: T
                    use_input_stats: bool = True, momentum: float = 0.1,
                    eps: float = 1e-5) -> Tensor:
     weight, bias = _channels(x, weight, bias)
-    if use_input_stats or running_mean is None or running_var is None:
-        return _normalised(x, list(range(2, x.ndim)), eps, weight, bias)[0]
-    scale = torch.rsqrt(_per_channel(running_var, x) + eps)
-    return _scaled(x - _per_channel(running_mean, x), scale, weight, bias).to(x.dtype)
+    if not use_input_stats: return _as_known(x, running_mean, running_var, weight, bias, eps)
+    _check_unwritten(running_mean)
+    return _normalised(x, list(range(2, x.ndim)), eps, weight, bias)[0]
 
 
 def _layer_norm(input: Tensor, normalized_shape: list[int], weight: Tensor | None = None,
@@ -130,8 +146,15 @@ def by_names(names: dict[str, Callable[..., Any]], overload: str = "default") ->
     return table
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    "A weight of a given length: g·v/‖v‖ along an axis, or of the whole for dim −1."
+    over = [axis for axis in range(v.ndim) if axis != dim]
+    return v * (g / v.square().sum(over, keepdim=True).sqrt())
+
+
 NORMS: Table = by_names({
     "layer_norm": _layer_norm, "batch_norm": _torch_batch_norm,
     "instance_norm": _torch_instance_norm, "native_layer_norm": _native_layer_norm,
-    "native_batch_norm": _native_batch_norm, "native_group_norm": _native_group_norm
+    "native_batch_norm": _native_batch_norm, "native_group_norm": _native_group_norm,
+    "_weight_norm": _weight_norm
 }) | {F.batch_norm: _batch_norm, F.instance_norm: _instance_norm, F.layer_norm: _layer_norm}

@@ -43,8 +43,12 @@ def matching(model: nn.Module, pattern: str | None) -> set[str]:
 
 # %% ../../nbs/3_choices/33_masked.ipynb #fa18283f
 def owning(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    "The modules that have parameters of their own, by name, in the order they were registered."
-    return [(name, part) for name, part in model.named_modules()
+    """The modules that have parameters of their own, by name, in the order they were registered.
+
+    A layer whose weight is computed from other parameters, such as a weight norm's, owns these.
+    """
+    return [(name.partition("parametrizations")[0].rstrip("."), part)
+            for name, part in model.named_modules()
             if next(part.parameters(recurse=False), None) is not None]
 
 

@@ -34,9 +34,11 @@ def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
 def head_shape(model: nn.Module, name: str) -> tuple[int, ...]:
     "The shape (ways, features) of a head; `ValueError` if it cannot be made of class means."
     layer = dict(model.named_modules()).get(name)
-    if isinstance(layer, nn.Linear) and layer.bias is not None: return tuple(layer.weight.shape)
+    if isinstance(layer, nn.Linear) and {"weight", "bias"} <= dict(layer.named_parameters()).keys():
+        return tuple(layer.weight.shape)
     found = "no layer of the model" if layer is None else f"a {type(layer).__name__}"
-    if isinstance(layer, nn.Linear): found += " without bias"
+    if isinstance(layer, nn.Linear):
+        found += " without bias" if layer.bias is None else " whose weight is computed from others"
     raise ValueError(f"head={name!r} is {found}: the head must be a nn.Linear with a bias, so that "
                      "it can be made of class means")
 
