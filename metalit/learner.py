@@ -16,13 +16,14 @@ from .batching.modes import MODES, Each, check_mode
 from .batching.plain import PlainOperations
 from .batching.refused import check_vmap, explained, once_tried
 from .inner.sgd import SGD
-from .inner.walk import InnerLoop, LossOn, Predict, Walk
+from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps
 from .losses import Loss, TaskLoss, check_judge, loss_on, measured
 from .models import Params, called, given, places
 from .tasks.task import Split, Task, Tree, check_split, check_task, mapped
 
 # %% auto #0
-__all__ = ['NORMS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'ModelCall', 'Parts', 'Learner', 'curve']
+__all__ = ['NORMS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'ModelCall', 'Parts', 'Learner', 'curve',
+           'check_counts']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -203,7 +204,7 @@ def curve(learner: Learner, task: Task, steps: Sequence[int], metric: Loss,
         raise ValueError(f"{type(metric).__name__} asks the model itself, and with "
                          "transductive=False each query goes through it alone: give a metric of "
                          "(prediction, y)")
-    walk = learner.walk()
+    walk, steps = learner.walk(), check_counts(steps)
 
     def one(theta: Params, task: Task) -> Tensor:
         walk_here = walk(theta)
@@ -215,6 +216,14 @@ def curve(learner: Learner, task: Task, steps: Sequence[int], metric: Loss,
             values = [measured(metric, answer, task.query.y) for answer in answers]
         return torch.stack(values)
     return in_chunks(learner.each, one, learner.theta(), task, learner.chunk_size)
+
+
+def check_counts(steps: Any) -> list[int]:
+    "Numbers of inner steps, if they are such; `ValueError` for one number, none, or a negative."
+    if isinstance(steps, int) or not list(steps):
+        raise ValueError(f"steps={steps!r}: after how many inner steps to look, one number or more, "
+                         "such as (0, 1, 5)")
+    return [check_steps(count) for count in steps]
 
 
 def _alone(predict: Predict, phi: Params, task: Task, each: Each) -> Any:

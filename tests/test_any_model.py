@@ -410,3 +410,18 @@ def test_training_leaves_a_frozen_base_to_the_last_bit():
     ml.meta_train(J, ml.tasks.Sinusoids(), steps=3, progress=False, device="cpu")
     changed = [name for name, p in model.state_dict().items() if not torch.equal(p, before[name])]
     assert changed == ["2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluation_is_without_dropout_and_leaves_each_layer_in_its_mode(fails):
+    model = nn.Sequential(nn.Linear(1, 6), nn.Dropout(0.5), nn.BatchNorm1d(6), nn.Linear(6, 1))
+    model[2].eval()
+    J, sines = ml.MAML(model, F.mse_loss, lr=LR), ml.tasks.Sinusoids()
+    steps = (0, 1) if not fails else (0, -1)
+    def look(**options): return ml.evaluate(J, sines, n_tasks=3, steps=steps, **options).per_task
+    if fails:
+        with pytest.raises(ValueError, match="inner steps"): look()
+    else:
+        assert torch.equal(look(), look()) and not torch.equal(look(), look(train=True))
+    assert [layer.training for layer in model] == [True, True, False, True]
+    assert J.training and model.training

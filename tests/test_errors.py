@@ -1,6 +1,7 @@
 """What a user can get wrong in a meta-loss or a task: the message names the thing and the mend."""
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -189,3 +190,19 @@ def test_large_finite_values_whose_sum_overflows_are_welcome():
     large.query.x.fill_(3e38)
     assert large.query.x.sum().isinf()
     ml.tasks.check_task(large)
+
+
+@pytest.mark.parametrize(("steps", "message"), [
+    (3, r"steps=3: after how many"), ((), r"steps=\(\): after how many"),
+    ((0, -1), "steps=-1: the"),
+    ((1.5,), "steps=1.5: the number"), ((True,), "steps=True")])
+def test_after_how_many_steps_to_look(steps, message):
+    J = ml.MAML(net(), F.mse_loss)
+    with pytest.raises(ValueError, match=message): J.curve(task(), steps)
+    with pytest.raises(ValueError, match=message):
+        ml.evaluate(J, ml.tasks.Sinusoids(), n_tasks=2, steps=steps)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert ml.SGD(steps=np.int64(3)).steps == 3 and type(ml.SGD(steps=np.int64(3)).steps) is int
+    with pytest.raises(ValueError, match="whole number"): ml.SGD(steps=np.float64(3))

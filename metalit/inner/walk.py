@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,9 +33,10 @@ __all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'check_steps', '
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def check_steps(steps: int) -> int:
     "The number of inner steps, if it is one; `ValueError` if not."
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+    count = operator.index(steps) if hasattr(steps, "__index__") else -1  # numpy's are numbers, too
+    if isinstance(steps, bool) or count < 0:
         raise ValueError(f"steps={steps!r}: the number of inner steps is a whole number, 0 or more")
-    return steps
+    return count
 
 
 def check_batch_size(batch_size: int | None) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..learner import Learner
 from ..losses import Loss
@@ -20,7 +20,8 @@ from ..tasks.family import Family
 from .checkpoints import Progress, Row
 
 # %% auto #0
-__all__ = ['Evaluation', 'evaluate', 'name_of', 'accuracy', 'own_random_numbers', 'Validation', 'measure', 'best_so_far']
+__all__ = ['Evaluation', 'evaluate', 'evaluation_mode', 'name_of', 'accuracy', 'own_random_numbers', 'Validation', 'measure',
+           'best_so_far']
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #67d49d8a
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ def _as_markdown(found: Evaluation) -> str:
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #3e0d85af
 def evaluate(J: Learner, tasks: Family, *, n_tasks: int = 600,
              steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0, metric: Loss | None = None,
-             batch_size: int = 100, transductive: bool = True) -> Evaluation:
+             batch_size: int = 100, transductive: bool = True, train: bool = False) -> Evaluation:
     """How well J's model adapts to tasks it never saw.
 
     The query loss, or another metric, after `steps` inner steps.
@@ -98,7 +99,8 @@ def evaluate(J: Learner, tasks: Family, *, n_tasks: int = 600,
     Mean over `n_tasks` tasks ± 1.96 standard errors; 600 tasks as in the code of Finn et al.
     (2017). For sinusoids the query set is a grid of 100 points. `batch_size` tasks adapt at a time.
     `transductive`: a model with batch normalisation sees all queries of a task together; without,
-    each by itself with the support set.
+    each by itself with the support set. The model is in evaluation mode, without dropout, unless
+    `train` says to look at it as in training; afterwards it is in the mode that it was in.
 
     Raises `ValueError` for fewer than two tasks, or a number of steps that is none.
 
@@ -108,9 +110,20 @@ def evaluate(J: Learner, tasks: Family, *, n_tasks: int = 600,
     parameter = next(J.parameters())
     task = tasks.held_out(n_tasks, seed)
     parts = (task.select(slice(i, i + batch_size)) for i in range(0, n_tasks, batch_size))
-    losses = torch.cat([J.curve(part.to(device=parameter.device, dtype=parameter.dtype), steps,
-                                metric, transductive=transductive) for part in parts]).double()
+    with contextlib.nullcontext() if train else evaluation_mode(J):
+        losses = torch.cat([J.curve(part.to(device=parameter.device, dtype=parameter.dtype), steps,
+                                    metric, transductive=transductive) for part in parts]).double()
     return Evaluation(list(steps), losses, seed, name_of(metric), tasks.identity())
+
+
+@contextlib.contextmanager
+def evaluation_mode(J: nn.Module) -> Iterator[None]:
+    "Inside, all layers are in evaluation mode; afterwards each is in the mode that it was in."
+    before = [(layer, layer.training) for layer in J.modules()]
+    J.eval()
+    try: yield
+    finally:
+        for layer, training in before: layer.training = training
 
 
 def name_of(metric: Loss | None) -> str:
