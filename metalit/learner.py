@@ -221,7 +221,7 @@ def curve(learner: Learner, task: Task, steps: Sequence[int], metric: Loss,
 def check_counts(steps: Any) -> list[int]:
     "Numbers of inner steps, if they are such; `ValueError` for one number, none, or a negative."
     if isinstance(steps, int) or not list(steps):
-        raise ValueError(f"steps={steps!r}: after how many inner steps to look, one number or more, "
+        raise ValueError(f"steps={steps!r}: after how many inner steps to look is said by numbers "
                          "such as (0, 1, 5)")
     return [check_steps(count) for count in steps]
 
