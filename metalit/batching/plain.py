@@ -59,13 +59,28 @@ def traceable(model: nn.Module, around: Callable[[], AbstractContextManager]
     @contextmanager
     def switched() -> Iterator[None]:
         with ExitStack() as stack:
-            if recurrent:
-                from torch._dynamo import config  # loads the compiler, which few programs need
-                stack.enter_context(config.patch(allow_rnn=True))
+            if recurrent: stack.enter_context(_followed())
             if fast: stack.enter_context(_without_fast_path())
             stack.enter_context(around())
             yield
     return switched
+
+
+@contextmanager
+def _followed() -> Iterator[None]:
+    "Recurrent nets look their weights up, where else they keep a list of them."
+    from torch._dynamo import config  # loads the compiler, which few programs need
+    kind: Any = nn.RNNBase
+    before = {name: vars(kind).get(name) for name in ("_flat_weights", "_update_flat_weights")}
+    kind._flat_weights = property(lambda net: [getattr(net, n) for n in net._flat_weights_names],
+                                  lambda net, weights: None)
+    kind._update_flat_weights = lambda net: None
+    try:
+        with config.patch(allow_rnn=True): yield
+    finally:
+        for name, was in before.items():
+            if was is None: delattr(kind, name)
+            else: setattr(kind, name, was)
 
 
 @contextmanager

@@ -135,11 +135,13 @@ def once_tried(call: Callable[..., Any], model: nn.Module) -> Callable[..., Any]
 MEANING = {
     "saved tensor hooks": "it computes a part of itself anew on the way back "
                           "(torch.utils.checkpoint), or packs what is kept for it",
-    "setup_context": "an autograd function of the old style is in it, a checkpoint with "
-                     "use_reentrant=True, or a backward hook",
+    "setup_context": "an autograd function of the old style is in it, a backward hook, or a "
+                     "checkpoint with use_reentrant=True (which needs False in a loop, too)",
     "data-dependent control flow": "it looks at a number (.item(), if, a mask), and each task "
                                    "has another one",
     "Batching rule not implemented": "it uses an operation that PyTorch cannot batch",
+    "we do not yet support": "it uses an operation that PyTorch cannot batch",
+    "can output dynamic shape": "it picks out entries, and each task has another number of them",
     "is not possible because there exists": "it writes what belongs to one task into what all "
                                             "share",
     "would mutate a captured Tensor": "it writes to a tensor that it holds, a buffer say",
@@ -150,6 +152,6 @@ def explained(error: Exception) -> ValueError | None:
     "What an error of PyTorch's under `vmap` means, and the way out; None for any other error."
     for words, meaning in MEANING.items():
         if words in str(error):
-            return ValueError(f"this model cannot run for all tasks at once, because {meaning}: "
-                              f"{LOOP}. PyTorch says: {error}")
+            return ValueError("this model, or its loss, cannot run for all tasks at once: "
+                              f"{meaning}; {LOOP}. PyTorch says: {error}")
     return None
