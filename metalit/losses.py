@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batching.refused import explained
 from .models import Params
 from .tasks.task import Split, Tree
 
@@ -102,6 +103,7 @@ def measured(loss: Loss, prediction: Any, y: Tree) -> Tensor:
     try: value = loss(prediction, y)
     # cross-entropy raises the one, under vmap the other
     except (IndexError, RuntimeError) as error:
+        if why := explained(error): raise why from error
         labels = isinstance(y, Tensor) and y.dtype == torch.int64
         known = labels and isinstance(prediction, Tensor)
         if not known or isinstance(error, torch.OutOfMemoryError): raise

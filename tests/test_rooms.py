@@ -13,9 +13,10 @@ import metalit
 LIBRARY = Path(metalit.__file__).parent
 ROWS = (
     "tasks.task tasks.random tasks.family tasks.sinusoids tasks.quadratics tasks.episodes tasks",
-    "models checks schedule losses",
+    "models checks schedule",
     "batching.slope batching.modes batching.norms batching.embedding batching.recurrent",
     "batching.attention batching.plain batching.refused batching.chunks batching.compiled batching",
+    "losses",
     "inner.walk inner.sgd inner.adam inner.sam inner.masked inner.preconditioned",
     "inner.prototypes inner",
     "terms.term terms.query terms.distance terms.contrast terms.sharpness terms",
