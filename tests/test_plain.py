@@ -395,6 +395,7 @@ def test_numbers_without_history():
         assert off(found, expected) < 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")
 @pytest.mark.parametrize("make", [
     lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU()),
     lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True),
