@@ -163,6 +163,8 @@ ATTENTION = {
     "heads, other keys": many(lambda layer, x: layer(
         x, x[..., :3], x[..., :2], need_weights=False)[0], kdim=3, vdim=2),
     "encoder": encoder(), "encoder, evaluating": encoder(True),
+    "one layer, evaluating": lambda: Mean(lambda layer, x: layer(x), nn.TransformerEncoderLayer(
+        4, 2, 6, batch_first=True)).eval(),
     "encoder, norm first, GELU": encoder(norm_first=True, activation="gelu"),
     "decoder": lambda: Mean(lambda layer, x: layer(x, x.flip(1)), nn.TransformerDecoderLayer(
         4, 2, 6, dropout=0.0, batch_first=True)),
@@ -186,7 +188,7 @@ def test_value_and_gradient_equal_those_of_a_loop(name, first_order):
 
 COMPILED = ["torch.layer_norm", "torch.native_batch_norm", "F.instance_norm, constants", "padding",
             "one_hot", "LSTM", "GRU, no bias", "RNNCell, ReLU", "attention, mask", "heads",
-            "encoder, evaluating"]
+            "one layer, evaluating"]
 
 
 @pytest.mark.parametrize("name", COMPILED)
