@@ -205,7 +205,7 @@ def environment(machine: dict[str, Any], versions: dict[str, str],
 def of_rows(made: dict[str, str]) -> str:
     """The version that made all rows, or the newest with the rows that it made, and the others."""
     older, newest = min(made.values()), max(made.values())
-    rows = ", ".join(name for name, version in made.items() if version == newest)
+    rows = "; ".join(name for name, version in made.items() if version == newest)
     return newest if older == newest else f"{newest} (rows: {rows}) and {older} (all others)"
 
 
