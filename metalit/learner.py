@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapted import end_of, evaluation_mode, holding
 from .batching.chunks import in_chunks
 from .batching.modes import MODES, Each, check_mode
 from .batching.plain import PlainOperations
@@ -163,20 +164,28 @@ class Learner(Parts):
 
     Raises `TypeError` or `ValueError`, naming the layer, for a model that is no module, or has
     nothing to learn; when it is called, for one that would write running statistics.
-
     Example: `Learner(model, F.mse_loss, inner=ml.SGD(lr=0.1)).adapt(task.support)`.
     """
     def adapt(self, support: Split, steps: int | None = None) -> Params:
-        """φ_K of each task, from its support set: a dictionary of tensors (B, …).
-
-        `steps` replaces K.
-        """
+        "φ_K of each task, from its support set, by name: tensors (B, …). `steps` replaces K."
         support = support if isinstance(support, Split) else Split(*support)
         check_split(support)
         self.ready(support.x)
         walk = self.walk()
         return self.each(lambda theta, split: walk(theta)(split, steps=steps)[-1],
                          self.theta(), support)
+
+    def adapted(self, x: Tree, y: Tree, *, steps: int | None = None, lr: float | None = None,
+                start: nn.Module | None = None) -> nn.Module:
+        """The model after it has learned *one* task, x (S, …) and y, as a plain module.
+
+        `steps` and `lr` replace those of the inner loop; `start`: go on from an adapted model.
+        """
+        check_split(batch := mapped(lambda tensor: tensor[None], Split(x, y)), "task")
+        with evaluation_mode(self.model):
+            self.ready(batch.x)
+            phi = end_of(self.walk()(self.theta()), Split(x, y), steps, lr, start)
+        return holding(self.model, phi)
 
     def predict(self, phi: Params, x: Tree) -> Any:
         "The model's output for each task: `phi` of `adapt`, x (B, S, …), output (B, S, …)."
@@ -186,9 +195,7 @@ class Learner(Parts):
 
     def curve(self, task: Task, steps: Sequence[int] = (0, 1), metric: Loss | None = None, *,
               transductive: bool = True) -> Tensor:
-        """A metric of each task after each of `steps` inner steps: (B, len(steps)).
-
-        The query loss where none is given.
+        """A metric, by default the loss, of each query set after inner steps: (B, len(steps)).
 
         A model with batch normalisation sees all queries of a task together, and so learns from
         them (`transductive`); without, it sees each query by itself, with the support examples.

@@ -12,16 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..adapted import evaluation_mode
 from ..learner import Learner
 from ..losses import Loss
 from ..tasks.family import Family
 from .checkpoints import Progress, Row
 
 # %% auto #0
-__all__ = ['Evaluation', 'evaluate', 'evaluation_mode', 'name_of', 'accuracy', 'own_random_numbers', 'Validation', 'measure',
-           'best_so_far']
+__all__ = ['Evaluation', 'evaluate', 'name_of', 'accuracy', 'own_random_numbers', 'Validation', 'measure', 'best_so_far']
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #67d49d8a
 @dataclass(frozen=True, eq=False)
@@ -114,16 +114,6 @@ def evaluate(J: Learner, tasks: Family, *, n_tasks: int = 600,
         losses = torch.cat([J.curve(part.to(device=parameter.device, dtype=parameter.dtype), steps,
                                     metric, transductive=transductive) for part in parts]).double()
     return Evaluation(list(steps), losses, seed, name_of(metric), tasks.identity())
-
-
-@contextlib.contextmanager
-def evaluation_mode(J: nn.Module) -> Iterator[None]:
-    "Inside, all layers are in evaluation mode; afterwards each is in the mode that it was in."
-    before = [(layer, layer.training) for layer in J.modules()]
-    J.eval()
-    try: yield
-    finally:
-        for layer, training in before: layer.training = training
 
 
 def name_of(metric: Loss | None) -> str:

@@ -1,0 +1,175 @@
+"""The adapted model: a plain module that has learned one task.
+
+The referee is `J.adapt` with its task axis for what the inner loop does (which other tests hold
+against plain loops), PyTorch's own SGD for what it does plainly, and the model for what stays.
+"""
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import close
+from test_any_model import Backbone, Named, Residual, images, named_task, numbers, random, trained
+from test_any_model import weighted as weighted_loss
+from torch import nn
+
+import metalit as ml
+from metalit.adapted import delta, holding
+
+LR = 0.1
+
+
+def contextual(): return ml.models.Contextual(ml.models.mlp(5, 6, 1, seed=1), 2).double()
+
+
+def classifier(): return nn.Sequential(nn.Flatten(), ml.models.mlp(72, 6, 3, seed=1)).double()
+
+
+def small(): return ml.models.mlp(3, 6, 1, activation=nn.Tanh, seed=1).double()
+
+
+KINDS = {
+    "MAML": (small, numbers, lambda m: ml.MAML(m, F.mse_loss, lr=LR, steps=3)),
+    "FOMAML": (small, numbers, lambda m: ml.FOMAML(m, F.mse_loss, lr=LR, steps=3)),
+    "Meta-SGD": (small, numbers, lambda m: ml.MetaSGD(m, F.mse_loss, lr=LR, steps=2)),
+    "Meta-Curvature": (small, numbers, lambda m: ml.MetaCurvature(m, F.mse_loss, lr=LR, steps=2)),
+    "ANIL": (small, numbers, lambda m: ml.ANIL(m, F.mse_loss, lr=LR, steps=2)),
+    "CAVIA": (contextual, numbers, lambda m: ml.CAVIA(m, F.mse_loss, lr=LR, steps=3)),
+    "Reptile": (small, numbers, lambda m: ml.Reptile(m, F.mse_loss, steps=4, batch_size=2)),
+    "SAM": (small, numbers, lambda m: ml.SharpMAML(m, F.mse_loss, lr=LR, steps=2)),
+    "Adam": (small, numbers, lambda m: ml.MetaLoss(m, F.mse_loss, inner=ml.Adam(LR, 3))),
+    "ProtoNet": (classifier, images, lambda m: ml.ProtoNet(m, F.cross_entropy)),
+    "ProtoMAML": (classifier, images, lambda m: ml.ProtoMAML(m, F.cross_entropy, lr=LR, steps=2)),
+    "frozen body": (Backbone, numbers, lambda m: ml.MAML(m, F.mse_loss, lr=LR, steps=2)),
+    "statistics": (lambda: trained(Residual()), images,
+                   lambda m: ml.MAML(m, F.cross_entropy, lr=LR, steps=2)),
+    "a dictionary": (Named, named_task, lambda m: ml.MAML(m, weighted_loss, lr=LR, steps=2)),
+    "one by one": (small, numbers,
+                   lambda m: ml.MAML(m, F.mse_loss, lr=LR, steps=2, batching="loop")),
+}
+
+
+def one(tree, i):
+    return {k: v[i] for k, v in tree.items()} if isinstance(tree, dict) else tree[i]
+
+
+def shaken(J):
+    "With factors that are no longer what they were at the start."
+    with torch.no_grad():
+        for p in J.inner.parameters(): p.add_(0.1 * random(*p.shape, seed=5))
+    return J
+
+
+def answer(model, x): return model(**x) if isinstance(x, dict) else model(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_what_adapt_gives(kind):
+    made, tasks, build = KINDS[kind]
+    model, task = made(), tasks()
+    J = shaken(build(model))
+    before = copy.deepcopy(J.state_dict())
+    phi = J.adapt(task.support)
+    outputs = J.predict(phi, task.query.x)
+    for i in (0, 2):
+        module = J.adapted(one(task.support.x, i), one(task.support.y, i))
+        assert type(module) is type(model) and not module.training
+        there = dict(module.named_parameters()) | dict(module.named_buffers())
+        for name, value in phi.items(): close(there[name].detach(), value[i].detach(), 1e-13)
+        close(answer(module, one(task.query.x, i)).detach(), outputs[i].detach(), 1e-12)
+    assert all(torch.equal(J.state_dict()[key], value) for key, value in before.items())
+    assert all(p.grad is None for p in J.parameters())
+
+
+@pytest.mark.parametrize("kind", ["MAML", "CAVIA", "ProtoMAML", "Meta-SGD", "frozen body"])
+def test_it_goes_on_from_where_it_was(kind):
+    made, tasks, build = KINDS[kind]
+    J, task = shaken(build(made())), tasks()
+    x, y = task.support.x[0], task.support.y[0]
+    twice = J.adapted(x, y, start=J.adapted(x, y, steps=2), steps=3)
+    whole = J.adapted(x, y, steps=5)
+    for name, tensor in whole.state_dict().items(): close(twice.state_dict()[name], tensor, 1e-13)
+    still = J.adapted(x, y, start=whole, steps=0)
+    assert not delta(still, whole)
+
+
+def test_steps_and_lr_replace_those_of_the_inner_loop():
+    J, task = ml.MAML(small(), F.mse_loss, lr=0.5, steps=9), numbers()
+    x, y = task.support.x[1], task.support.y[1]
+    found = J.adapted(x, y, steps=4, lr=0.05)
+    plain = copy.deepcopy(J.model)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05)
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.mse_loss(plain(x), y).backward()
+        optimizer.step()
+    for name, p in plain.named_parameters(): close(found.get_parameter(name), p, 1e-14)
+    assert J.inner.lr == 0.5 and J.inner.steps == 9
+
+
+def test_a_rate_that_was_scheduled_is_as_it_is_now():
+    J = ml.MetaLoss(small(), F.mse_loss, inner=ml.SGD(ml.schedule.Linear(0.2, 0.1), 2))
+    x, y = numbers().support.x[0], numbers().support.y[0]
+    J.at(9, 10)
+    close(J.adapted(x, y)(x), ml.MAML(J.model, F.mse_loss, lr=0.1, steps=2).adapted(x, y)(x), 1e-14)
+
+
+def test_shared_weights_stay_shared_and_frozen_ones_frozen():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    model[2].weight = model[0].weight
+    model[2].bias.requires_grad_(False)
+    task = numbers(out=3)
+    module = ml.MAML(model, F.mse_loss, lr=LR).adapted(task.support.x[0], task.support.y[0])
+    assert module[2].weight is module[0].weight and module[0].weight is not model[0].weight
+    assert [p.requires_grad for p in module.parameters()] == [True, True, False]
+    assert set(delta(module, model)) == {"0.weight", "0.bias", "2.weight"}
+
+
+def test_a_head_of_another_shape():
+    model = small()
+    module = holding(model, {"2.weight": random(4, 6), "2.bias": random(4)})
+    assert module(random(5, 3)).shape == (5, 4) and model(random(5, 3)).shape == (5, 1)
+
+
+def test_dropout_is_off_and_modes_are_put_back():
+    model = nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.5), nn.Linear(6, 1)).double()
+    model[1].train()
+    model[2].eval()
+    J, task = ml.MAML(model, F.mse_loss, lr=LR), numbers()
+    a, b = (J.adapted(task.support.x[0], task.support.y[0]) for _ in range(2))
+    assert not delta(a, b) and [part.training for part in model] == [True, True, False]
+    with pytest.raises(ValueError, match="steps=-1"):
+        J.adapted(random(5, 3), random(5, 1), steps=-1)
+    assert [part.training for part in model] == [True, True, False]
+
+
+def test_it_saves_copies_and_exports():
+    J, task = ml.MAML(small(), F.mse_loss, lr=LR), numbers()
+    module = J.adapted(task.support.x[0], task.support.y[0])
+    file, x = io.BytesIO(), random(4, 3)
+    torch.save(module, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), module(x))
+    assert torch.equal(copy.deepcopy(module)(x), module(x))
+    close(torch.export.export(module, (x,)).module()(x), module(x), 1e-14)
+    again = small()
+    again.load_state_dict(delta(module, J.model), strict=False)
+    again.load_state_dict(module.state_dict())
+    assert torch.equal(again(x), module(x))
+
+
+def test_what_is_wrong_is_said():
+    J, x, y = ml.MAML(small(), F.mse_loss, lr=LR), random(5, 3), random(5, 1)
+    for call, message in (
+        (lambda: J.adapted(x, y[:3]), r"task.x has shape \(1, 5, 3\) and task.y"),
+        (lambda: J.adapted(x, y, lr=0.0), "lr=0.0: the inner step size"),
+        (lambda: J.adapted(x, y, start=ml.models.mlp(3, 5, 1)), r"no '0.weight' of shape \(6, 3\)"),
+        (lambda: J.adapted(x / 0, y), "task.x holds values that are not finite"),
+        (lambda: J.adapted(x[:0], y[:0]), "no examples")):
+        with pytest.raises(ValueError, match=message): call()
+    class Still(ml.InnerLoop):
+        def step(self, loss, phi, state, k): return phi, state
+    still = ml.MetaLoss(small(), F.mse_loss, inner=Still())
+    assert not delta(still.adapted(x, y), still.model)
+    with pytest.raises(TypeError, match="Still has no step size lr"): still.adapted(x, y, lr=0.1)
