@@ -17,14 +17,14 @@ from .batching.modes import MODES, Each, check_mode
 from .batching.plain import PlainOperations
 from .batching.refused import check_vmap, explained, once_tried
 from .inner.sgd import SGD
-from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps
+from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
 from .losses import Loss, TaskLoss, check_judge, loss_on, measured
 from .models import Params, called, given, places
 from .tasks.task import Split, Task, Tree, check_split, check_task, mapped
 
 # %% auto #0
-__all__ = ['NORMS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'ModelCall', 'Parts', 'Learner', 'curve',
-           'check_counts']
+__all__ = ['NORMS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'ModelCall', 'check_inner', 'Parts', 'Learner',
+           'curve', 'check_counts']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -107,6 +107,21 @@ class ModelCall:
                              f"task: {error}. Tensors of a task have the shape (tasks, examples, "
                              "…); is the task axis missing?") from error
 
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de10
+def check_inner(inner: Any) -> InnerLoop:
+    "The inner loop, if it is one; a `TypeError` shows the line to write if not."
+    if isinstance(inner, InnerLoop): return inner
+    kind = inner if isinstance(inner, type) else type(inner)
+    if issubclass(kind, InnerLoop):
+        raise TypeError(f"inner is the class {kind.__name__} itself; one of its kind is needed: "
+                        f"inner={kind.__name__}(…)")
+    write = "write inner=ml.SGD(lr=0.01, steps=1), or see ml.inner for others"
+    if issubclass(kind, torch.optim.Optimizer):
+        raise TypeError(f"inner is torch.optim's {kind.__name__}, which writes numbers into the "
+                        f"model; an inner loop gives new tensors, through which gradients flow: "
+                        f"{write}")
+    raise TypeError(f"inner is {inner!r}, which is no inner loop: {write}")
+
 # %% ../nbs/7_workshop/62_learner.ipynb #585deb64
 class Parts(nn.Module):
     "What it takes to learn a task, and how a batch of tasks is computed: see `Learner`."
@@ -115,11 +130,11 @@ class Parts(nn.Module):
         super().__init__()
         check_learns(model)
         check_judge(loss)
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: how many tasks adapt at a time, 1 or more; "
+        if chunk_size is not None and whole(chunk_size) < 1:
+            raise ValueError(f"{chunk_size=}: how many tasks adapt at a time, 1 or more; "
                              "None for all")
         self.model, self.loss, self.chunk_size = model, loss, chunk_size
-        self.inner: InnerLoop = SGD() if inner is None else inner
+        self.inner: InnerLoop = SGD() if inner is None else check_inner(inner)
         self.batching, self.frozen = check_mode(batching), frozen_of(model) or ()
         if self.batching == "vmap": check_vmap(model)
 

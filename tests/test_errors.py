@@ -206,3 +206,20 @@ def test_after_how_many_steps_to_look(steps, message):
 def test_numbers_of_numpy_are_numbers():
     assert ml.SGD(steps=np.int64(3)).steps == 3 and type(ml.SGD(steps=np.int64(3)).steps) is int
     with pytest.raises(ValueError, match="whole number"): ml.SGD(steps=np.float64(3))
+
+
+@pytest.mark.parametrize(("inner", "message"), [
+    (ml.SGD, r"the class SGD itself; one of its kind is needed: inner=SGD\(…\)"),
+    (torch.optim.SGD, r"torch.optim's SGD, which writes.*write inner=ml.SGD\(lr=0.01, steps=1\)"),
+    (torch.optim.Adam([torch.zeros(1)]), "torch.optim's Adam"), ("sgd", "inner is 'sgd'"),
+    (0.01, "inner is 0.01, which is no inner loop")])
+def test_what_is_no_inner_loop(inner, message):
+    with pytest.raises(TypeError, match=message): ml.MetaLoss(net(), F.mse_loss, inner=inner)
+
+
+@pytest.mark.parametrize("size", [0, 2.0, 1.5, True, -1])
+def test_sizes_are_whole_numbers(size):
+    with pytest.raises(ValueError, match=f"batch_size={size}: how many support"):
+        ml.SGD(batch_size=size)
+    with pytest.raises(ValueError, match=f"chunk_size={size}: how many tasks"):
+        ml.MAML(net(), F.mse_loss, chunk_size=size)

@@ -27,24 +27,30 @@ LossOn = Callable[[Params, Split], Tensor]  # the task loss at some parameters, 
 Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters, for inputs x
 
 # %% auto #0
-__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'check_steps', 'check_batch_size', 'check_made_for',
+__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'whole', 'check_steps', 'check_batch_size', 'check_made_for',
            'check_subclass', 'InnerLoop', 'Step', 'as_it_is', 'Walk', 'constant', 'held_constant']
 
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
+def whole(value: Any) -> int:
+    "A whole number as Python's own, numpy's among them; −1 for what is none."
+    counts = hasattr(value, "__index__") and not isinstance(value, bool)
+    return operator.index(value) if counts else -1
+
+
 def check_steps(steps: int) -> int:
     "The number of inner steps, if it is one; `ValueError` if not."
-    count = operator.index(steps) if hasattr(steps, "__index__") else -1  # numpy's are numbers, too
-    if isinstance(steps, bool) or count < 0:
+    if whole(steps) < 0:
         raise ValueError(f"steps={steps!r}: the number of inner steps is a whole number, 0 or more")
-    return count
+    return whole(steps)
 
 
 def check_batch_size(batch_size: int | None) -> int | None:
     "How many support examples a step sees, if it is a number of them; `ValueError` if not."
-    if batch_size is not None and batch_size < 1:
+    if batch_size is None: return None
+    if whole(batch_size) < 1:
         raise ValueError(f"{batch_size=}: how many support examples a step sees, 1 or more; None "
                          "for all")
-    return batch_size
+    return whole(batch_size)
 
 
 def check_made_for(inner: nn.Module, model: nn.Module, names: Collection[str]) -> None:
