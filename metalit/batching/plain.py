@@ -50,7 +50,7 @@ def traceable(model: nn.Module, around: Callable[[], AbstractContextManager]
               ) -> Callable[[], AbstractContextManager]:
     """The context to run a compiled graph of a model in: `around`, and switches if it needs any.
 
-    Example: `traceable(nn.LSTM(4, 3), contextlib.nullcontext)`.
+    Example: `traceable(nn.LSTM(4, 3), torch.no_grad)`.
     """
     recurrent = any(isinstance(part, nn.RNNBase) for part in model.modules())
     fast = any(isinstance(part, FAST) for part in model.modules())

@@ -117,7 +117,7 @@ def check_unchanged(model: nn.Module, before: Held) -> None:
 def once_tried(call: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:
     """The call of a model, which looks at its first time whether it writes to the model.
 
-    Example: `once_tried(functional_call, model)(model, {}, (x,))`.
+    Example: `once_tried(torch.func.functional_call, model)(model, {}, (torch.ones(5, 1),))`.
     """
     if torch.compiler.is_compiling() or model.training in TRIED.get(model, ()): return call
 
