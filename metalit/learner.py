@@ -129,7 +129,7 @@ class Parts(nn.Module):
                  chunk_size: int | None = None, batching: str = "vmap"):
         super().__init__()
         check_learns(model)
-        check_judge(loss)
+        check_judge(loss, model)
         if chunk_size is not None and whole(chunk_size) < 1:
             raise ValueError(f"{chunk_size=}: how many tasks adapt at a time, 1 or more; "
                              "None for all")

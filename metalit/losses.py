@@ -44,10 +44,15 @@ def check_loss(loss: Any) -> Loss:
     return loss
 
 
-def check_judge(loss: Any) -> Loss:
-    """The loss, if it can judge; `ValueError` for one that would learn what it measures with."""
+def check_judge(loss: Any, model: nn.Module | None = None) -> Loss:
+    """The loss, if it can judge; `ValueError` for one that would learn what it measures with.
+
+    One that keeps the `model` itself, to ask it something, does not.
+    """
     check_loss(loss)
-    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+    known = set() if model is None else {id(p) for p in model.parameters()}
+    own = loss.parameters() if isinstance(loss, nn.Module) else ()
+    if any(p.requires_grad and id(p) not in known for p in own):
         raise ValueError(f"the task loss {type(loss).__name__} has parameters, and would learn to "
                          "call everything good: as what the inner loop descends it may learn, "
                          "SGD(loss=…); as the judge, freeze it with requires_grad_(False)")

@@ -127,7 +127,7 @@ class MetaLoss(Choices):
         check_derivatives(self, model)
         twin = copy.deepcopy(self)
         del twin.loss  # it may be a module, whose place a function cannot take
-        twin.model, twin.loss = model, check_judge(loss)
+        twin.model, twin.loss = model, check_judge(loss, model)
         twin.inner, twin.terms = self.inner.for_model(model), self.terms.for_model(model)
         return twin
 
