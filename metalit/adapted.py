@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from .inner.sgd import check_lr
 from .inner.walk import InnerLoop, Walk
 from .models import Params, places
 from .tasks.task import Split
@@ -65,11 +66,10 @@ def end_of(walk: Walk, split: Split, steps: int | None = None, lr: float | None 
 
 # %% ../nbs/7_workshop/62a_adapted.ipynb #62a0000d
 def _with_rate(inner: InnerLoop, lr: float) -> InnerLoop:
-    if not isinstance(getattr(inner, "lr", None), float):
+    if not isinstance(getattr(inner, "lr", None), float | int):
         raise TypeError(f"{type(inner).__name__} has no step size lr that is a plain number")
-    if not lr > 0: raise ValueError(f"{lr=}: the inner step size must be a finite number above 0")
     twin = copy.copy(inner)
-    twin.__dict__["lr"] = float(lr)
+    twin.__dict__["lr"] = check_lr(lr)
     return twin
 
 
@@ -92,10 +92,14 @@ def _tensors_of(start: nn.Module, like: Params) -> Params:
 def delta(adapted: nn.Module, model: nn.Module) -> Params:
     """The tensors in which an adapted model differs from the one it came from, by name.
 
-    `copy.deepcopy(model).load_state_dict(delta, strict=False)` makes the adapted one of them.
+    `copy.deepcopy(model).load_state_dict(delta, strict=False)` makes the adapted one of them, where
+    no shape has changed. Raises `ValueError` for two models with tensors of other names.
 
     Example: `delta(J.adapted(x, y), J.model)`, with `x, y = torch.ones(5, 1), torch.ones(5, 1)`.
     """
-    before = model.state_dict(keep_vars=True)
-    return {name: tensor.detach().clone() for name, tensor in adapted.state_dict().items()
-            if before[name].shape != tensor.shape or not torch.equal(before[name], tensor)}
+    before, after = model.state_dict(), adapted.state_dict()
+    if before.keys() != after.keys():
+        raise ValueError(f"{type(adapted).__name__} was not adapted from this "
+                         f"{type(model).__name__}: their tensors have other names")
+    return {name: tensor.detach().clone() for name, tensor in after.items()
+            if not torch.equal(before[name], tensor)}

@@ -166,6 +166,8 @@ def test_what_is_wrong_is_said():
         (lambda: J.adapted(x, y, lr=0.0), "lr=0.0: the inner step size"),
         (lambda: J.adapted(x, y, start=ml.models.mlp(3, 5, 1)), r"no '0.weight' of shape \(6, 3\)"),
         (lambda: J.adapted(x / 0, y), "task.x holds values that are not finite"),
+        (lambda: J.adapted(x, y, lr=float("inf")), "lr=inf: the inner step size"),
+        (lambda: delta(nn.Linear(3, 1), J.model), "was not adapted from this Sequential"),
         (lambda: J.adapted(x[:0], y[:0]), "no examples")):
         with pytest.raises(ValueError, match=message): call()
     class Still(ml.InnerLoop):
@@ -173,3 +175,29 @@ def test_what_is_wrong_is_said():
     still = ml.MetaLoss(small(), F.mse_loss, inner=Still())
     assert not delta(still.adapted(x, y), still.model)
     with pytest.raises(TypeError, match="Still has no step size lr"): still.adapted(x, y, lr=0.1)
+
+
+def test_a_rate_that_is_a_whole_number_can_be_replaced():
+    J = ml.MAML(small(), F.mse_loss, lr=1)
+    x, y = random(5, 3), random(5, 1)
+    close(J.adapted(x, y, lr=0.1)(x), ml.MAML(J.model, F.mse_loss, lr=0.1).adapted(x, y)(x), 0)
+
+
+def test_a_recurrent_net_is_adapted_with_the_weights_that_it_uses():
+    class Series(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 1)
+            self.double()
+
+        def forward(self, x): return self.head(self.net(x)[0][:, -1])
+
+    model, x, y = Series(), random(5, 6, 3), random(5, 1)
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=LR)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.mse_loss(plain(x), y).backward()
+        optimizer.step()
+    close(ml.MAML(model, F.mse_loss, lr=LR, steps=2).adapted(x, y)(x), plain(x), 1e-12)

@@ -204,6 +204,8 @@ def test_links_from_the_root_of_the_site_are_followed(built):
      "cell 0 raised ValueError"),
     (code("1", outputs=[nbformat.v4.new_output("display_data", {VIEW: {}, "text/plain": "x"})]),
      "needs a kernel"),
+    (code("1", outputs=[nbformat.v4.new_output("stream", text="in /tmp/tmpx1/run.json: no\n")]),
+     "cell 0 shows a place of this machine: /tmp/tmpx1/run.json:"),
 ])
 def test_each_fault_of_a_notebook_is_found(built, cell, message):
     nbformat.write(book(cell), built[1] / "index.ipynb")

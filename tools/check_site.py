@@ -25,6 +25,7 @@ LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video
 LOADING_LINKS = {"stylesheet", "icon", "shortcut", "preload", "modulepreload", "prefetch",
                  "preconnect", "dns-prefetch", "manifest", "apple-touch-icon"}
 REMOTE_CSS = re.compile(r"""(?:url\(\s*["']?|@import\s+["'])(?:https?:)?//[^)"'\s]+""")
+HERE = re.compile(r"(?<![\w.])/(?:tmp|root|home|Users|private)/\S*")  # in what a cell has printed
 REMOTE_IMPORT = re.compile(r"""(?:\bfrom|\bimport)\s*\(?\s*["'](?:https?:)?//[^"']+""")
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -142,7 +143,7 @@ def size_problems(site, pages, limit, prefix):
 
 
 def run_problems(folder):
-    """Cells that did not run, or left an error, and widgets that are dead on a page."""
+    """Cells that did not run, left an error or tell of this machine; widgets that are dead here."""
     for path in sorted(folder.rglob("*.ipynb")):
         for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if cell.cell_type != "code" or "skip-execution" in cell.metadata.get("tags", []):
@@ -152,6 +153,8 @@ def run_problems(folder):
             for output in cell.outputs:
                 if output.output_type == "error":
                     yield path, f"cell {number} raised {output.ename}"
+                for place in HERE.findall("".join(output.get("text", ""))):
+                    yield path, f"cell {number} shows a place of this machine: {place}"
                 data = output.get("data", {})
                 if VIEW in data and "text/html" not in data:
                     yield (path,

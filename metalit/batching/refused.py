@@ -149,7 +149,10 @@ MEANING = {
 
 
 def explained(error: Exception) -> ValueError | None:
-    "What an error of PyTorch's under `vmap` means, and the way out; None for any other error."
+    """What an error of PyTorch's under `vmap` means, and the way out; None for any other error.
+
+    Its words have to tell: PyTorch raises a plain `RuntimeError` for all of these.
+    """
     for words, meaning in MEANING.items():
         if words in str(error):
             return ValueError("this model, or its loss, cannot run for all tasks at once: "
