@@ -56,6 +56,7 @@ from metalit.methods import (
 
 # %% ../nbs/99_api.ipynb #99a0c0de
 from .pooling.mean import Mean, Pooling
+from .pooling.tail import Tail, Tilted, Worst
 from .tasks.family import Family
 from .tasks.task import Split, Task
 from .terms.contrast import Contrast, Triplet

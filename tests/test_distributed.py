@@ -236,13 +236,6 @@ from dataclasses import replace
 import metalit as ml
 from metalit.training.processes import parallel, share, team
 
-class Worst(ml.Pooling):
-    def forward(self, values): return values.max()
-
-class Tail(ml.Pooling):
-    "The mean of the worst quarter (conditional value at risk)."
-    def forward(self, values): return values.topk(len(values) // 4).values.mean()
-
 class Learned(ml.Pooling):
     "A soft maximum whose sharpness is a meta-parameter."
     def __init__(self):
@@ -259,8 +252,8 @@ class OfEach(ml.Pooling):
         return (sizes * values * self.weights[ids].softmax(0)).sum()
 
 def cases(chunk_size=None):
-    tail = {"terms": ml.QueryLoss() + 0.3 * ml.Triplet(margin=9.0), "pooling": Tail()}
-    choices = {"worst": {"pooling": Worst()}, "tail": {"pooling": Tail()},
+    tail = {"terms": ml.QueryLoss() + 0.3 * ml.Triplet(margin=9.0), "pooling": ml.Tail(0.3)}
+    choices = {"worst": {"pooling": ml.Worst()}, "tilted": {"pooling": ml.Tilted(0.4)},
                "learned": {"pooling": Learned()}, "ids": {"pooling": OfEach()},
                "triplet": {"terms": ml.QueryLoss() + 0.5 * ml.Triplet(margin=9.0)},
                "contrast": {"terms": ml.QueryLoss() + 0.5 * ml.Contrast("parameters")},

@@ -20,7 +20,7 @@ ROWS = (
     "inner.walk inner.sgd inner.adam inner.sam inner.masked inner.preconditioned",
     "inner.prototypes inner",
     "terms.term terms.query terms.distance terms.contrast terms.sharpness terms",
-    "pooling.mean pooling",
+    "pooling.mean pooling.tail pooling",
     "gradient.exact gradient.first_order gradient",
     "adapted learner meta_loss methods as_written",
     "training.identity training.checkpoints training.evaluation training.processes training.memory",
