@@ -10,7 +10,7 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA',
            'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
            'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
-           'compare']
+           'compare', 'load', 'Run']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -35,6 +35,7 @@ from .inner.sgd import SGD
 from .inner.walk import InnerLoop
 from .judging.comparison import compare
 from .judging.judge import judge
+from .judging.runs import Run, load
 from .learner import Learner
 from .losses import TaskLoss
 from .meta_loss import MetaLoss
@@ -79,4 +80,4 @@ _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images
          FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
          CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,
          accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
-         LostProcessError, judge, compare]
+         LostProcessError, judge, compare, load, Run]

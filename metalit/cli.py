@@ -5,21 +5,44 @@
 # %% ../nbs/7_workshop/74_command.ipynb #7ecbd160
 from __future__ import annotations
 
+import contextlib
 import io
-import json
-from collections.abc import Callable
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import torch
 import torch.nn.functional as F
 
 from . import plots, training
 from .judging import comparison
-from .training.checkpoints import DivergedError, load_checkpoint, write_table, write_whole
-from .data.omniglot import PROTOCOLS
-from .judging.recipes import RECIPES, SCHEDULES, Experiment, build, complete, sine_network
+from .training.checkpoints import DivergedError, Progress, write_table, write_whole
+from metalit.judging.recipes import (
+    MOST,
+    RECIPES,
+    WORDS,
+    Experiment,
+    build,
+    complete,
+    meant,
+    sine_network,
+)
+from metalit.judging.runs import (
+    SETTINGS,
+    chosen,
+    loaded,
+    program,
+    read_columns,
+    read_settings,
+    rebuilt,
+    what_else,
+    write_settings,
+)
 from .training.memory import keep_freed_memory
 from .meta_loss import MetaLoss
 from .training.processes import LostProcessError, joined, team
@@ -30,13 +53,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SETTINGS = "run.json"
-
 # %% auto #0
-__all__ = ['SETTINGS', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'network_and_data',
-           'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'plain_errors', 'saved_when_stopped',
-           'main', 'remember_settings', 'read_settings', 'show', 'draw', 'save_picture', 'dressed', 'options', 'train',
-           'settled', 'run_name', 'validation_of', 'load_best', 'evaluate', 'compare', 'report']
+__all__ = ['TOO_LARGE', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'network_and_data',
+           'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place',
+           'plain_errors', 'in_words', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run',
+           'Settings', 'show', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'run_name',
+           'validation_of', 'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'curve_of', 'compare',
+           'report']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
 class Names(click.ParamType):
@@ -62,31 +85,124 @@ class Steps(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 0,1,5", param, ctx)
         if min(steps) < 0: self.fail(f"{value!r} has a negative number", param, ctx)
-        return steps
+        if max(steps) > 10**9: self.fail(f"{value!r} has a number above {10**9:,}", param, ctx)
+        return list(dict.fromkeys(steps))
+
+# %% ../nbs/7_workshop/74_command.ipynb #74b00001
+class Count(click.IntRange):
+    "A whole number from `least` on, with an end: beyond it no memory would hold what is counted."
+    def __init__(self, least: int, most: int = 10**9):
+        super().__init__(least)
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> int:
+        number = int(super().convert(value, param, ctx))
+        if number > self.most: self.fail(f"{number:,} is above {self.most:,}", param, ctx)
+        return number
+
+
+class Above(click.ParamType):
+    "A finite number above 0."
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> float:
+        try: number = float(value)
+        except ValueError: number = math.nan
+        if not 0 < number < math.inf:
+            self.fail(f"{value!r} is not a finite number above 0", param, ctx)
+        return number
+
+# %% ../nbs/7_workshop/74_command.ipynb #74b00007
+class OneOf(click.ParamType):
+    "One of some words; with a wrong one, the nearest is proposed."
+    def __init__(self, words: Sequence[Any]):
+        self.words, self.name = {str(word): word for word in words}, "word"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self.words)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Any:
+        if value in self.words.values(): return value
+        if value not in self.words:
+            self.fail(f"{value!r}{meant(value, self.words)} is not one of "
+                      f"{', '.join(self.words)}", param, ctx)
+        return self.words[value]
+
+
+class Place(click.ParamType):
+    "The name of a file or a folder."
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> Path:
+        if str(value) == "": self.fail("an empty name; the current folder is '.'", param, ctx)
+        if "\0" in str(value): self.fail(f"{value!r} is no name of a file", param, ctx)
+        return Path(value)
 
 # %% ../nbs/7_workshop/74_command.ipynb #ac3a89fb
-class plain_errors:
+TOO_LARGE = ("allocate memory", "out of memory", "not enough memory", "overflow")
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
     "Inside, an error that a user can mend is shown as one line, without a traceback."
-    def __enter__(self) -> None: ...
+    with warnings.catch_warnings():
+        warnings.filterwarnings("default", module=r"metalit\.")
+        warnings.showwarning = note
+        try: yield
+        except BrokenPipeError: raise
+        except (ValueError, OSError, DivergedError, LostProcessError) as error:
+            raise click.ClickException(in_words(error)) from error
+        except (RuntimeError, MemoryError) as error:
+            too_large = isinstance(error, MemoryError) or any(w in str(error) for w in TOO_LARGE)
+            if not too_large: raise
+            raise click.ClickException("that is more than the memory of this machine holds: fewer "
+                                       "tasks, examples, filters or pixels are needed") from error
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
-        if isinstance(error, (ValueError, OSError, DivergedError, LostProcessError)):
-            raise click.ClickException(str(error)) from error
+
+def in_words(error: Exception) -> str:
+    "What an error says, without its number where the system speaks."
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        of = "" if error.filename is None else f"{error.filename}: "
+        text = f"{of}{error.strerror}"
+    return text.encode(errors="backslashreplace").decode()
 
 
-class saved_when_stopped:
+def note(message: Warning | str, *where: Any, **more: Any) -> None:
+    "A warning, in a line on standard error."
+    click.echo(f"Note: {message}", err=True)
+
+
+def say(text: str) -> None:
+    "A line on standard output, as long as somebody reads it."
+    try: click.echo(text.encode(errors="backslashreplace").decode())
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def saved_when_stopped() -> Iterator[None]:
     "Inside, Ctrl-C ends with a line that says how to go on: all that runs here is saved."
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            raise click.ClickException("stopped, and saved; the same command goes on "
-                                       "from there") from None
+    try: yield
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped, and saved; the same command goes on "
+                                   "from there") from None
 
 # %% ../nbs/7_workshop/74_command.ipynb #19225f06
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    "Commands of which the nearest is proposed where there is none of a name."
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}{meant(args[0], self.commands)}; there are "
+                     f"{', '.join(self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"],
+                                             "max_content_width": 100})
 @click.version_option(package_name="metalit")
 def main() -> None:
     """Train models that learn fast, and measure how fast they learn.
@@ -95,32 +211,39 @@ def main() -> None:
     Start here:
       metalit train sinusoids --method maml --shots 5 --steps 2000
       metalit evaluate runs/sinusoids-maml-5shot-seed0
+      metalit adapt runs/sinusoids-maml-5shot-seed0 --points points.csv
       metalit compare --methods maml,fomaml,reptile --steps 2000
     """
+    if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors="backslashreplace")
     keep_freed_memory()
 
 # %% ../nbs/7_workshop/74_command.ipynb #c74b10c3
-def remember_settings(folder: Path, settings: dict[str, Any], restart: bool) -> None:
-    "Write run.json; where the folder holds another run, say in which setting it differs."
-    if (folder / SETTINGS).exists() and not restart:
-        for name, old in read_settings(folder).items():
-            if settings.get(name) != old:
-                option = "FAMILY" if name == "family" else "--" + name.replace("_", "-")
-                raise ValueError(f"{folder} holds a run with {option} {old}, not "
-                                 f"{settings.get(name)}: choose another folder with --out, or "
-                                 "start over with --restart")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
+def check_same_run(folder: Path, settings: dict[str, Any], restart: bool) -> None:
+    "Raise `ValueError` where the folder holds something else, or a run with other settings."
+    if not (folder / SETTINGS).exists():
+        if any((folder / name).exists() for name in ("settings.json", comparison.RESULT)):
+            raise ValueError(f"{folder} is no place for a run: {what_else(folder)}")
+        return
+    if restart: return
+    held = read_settings(folder)
+    for name in ["schedule", *(held | settings)]:
+        old, new = held.get(name), settings.get(name)
+        if old == new: continue
+        option = "FAMILY" if name == "family" else "--" + name.replace("_", "-")
+        why = "" if name != "steps" else (f". A --schedule {held['schedule']} is made for so many "
+                                          "steps; with --schedule constant a run can go on")
+        raise ValueError(f"{folder} holds a run with {option} {old}, not {new}{why}: choose "
+                         "another folder with --out, or start over with --restart")
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    "The settings of a run."
-    try:
-        return json.loads((folder / SETTINGS).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no run: there is no {SETTINGS} in it") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / SETTINGS} cannot be read: {error}") from error
+class Settings(training.Watcher):
+    "Writes run.json when the run begins."
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        self.folder, self.settings = folder, settings
+
+    def begin(self, progress: Progress, steps: int, batch_size: int) -> None:
+        "The folder is locked, and holds a checkpoint."
+        write_settings(self.folder, self.settings)
 
 # %% ../nbs/7_workshop/74_command.ipynb #3b4cb1a4
 def show(folder: Path, experiment: Experiment, *, n_tasks: int, steps: list[int], seed: int,
@@ -128,11 +251,12 @@ def show(folder: Path, experiment: Experiment, *, n_tasks: int, steps: list[int]
     "Print the evaluation table, write evaluation.csv; of sinusoids, draw four to adaptation.png."
     table = training.evaluate(experiment.J, experiment.test, n_tasks=n_tasks, steps=steps,
                               seed=seed, metric=experiment.metric, transductive=transductive)
+    say(f"\n{table}\n")
     write_table(folder / "evaluation.csv", table.rows())
-    click.echo(f"\n{table}\n\nTable: {folder / 'evaluation.csv'}")
+    say(f"Table: {folder / 'evaluation.csv'}")
     if experiment.metric is None:
         draw(folder / "adaptation.png", experiment.J, experiment.test, seed, steps)
-        click.echo(f"Picture: {folder / 'adaptation.png'}")
+        say(f"Picture: {folder / 'adaptation.png'}")
 
 
 def draw(path: Path, J: MetaLoss, tasks: Family, seed: int, steps: list[int]) -> None:
@@ -180,53 +304,60 @@ def options(*some: Callable[[Decorated], Decorated]) -> Callable[[Decorated], De
 
 
 data_option = click.option(
-    "--root", type=click.Path(path_type=Path), default=None,
+    "--root", type=Place(), default=None,
     show_default="METALIT_DATA, or a cache folder",
     help="Folder of the data: where the archives of Omniglot are, or go.")
 
 # %% ../nbs/7_workshop/74_command.ipynb #bd019c7a
 method_and_tasks = options(
-    click.option("--method", type=click.Choice(list(RECIPES)), default="maml",
+    click.option("--method", type=OneOf(list(RECIPES)), default="maml",
                  help="Which meta-loss to descend."),
-    click.option("--ways", type=click.IntRange(2), default=None, show_default="5",
+    click.option("--ways", type=Count(2), default=None, show_default="5",
                  help="Classes per task; images only."),
-    click.option("--shots", type=click.IntRange(1), default=None, show_default="5; images: 1",
+    click.option("--shots", type=Count(1), default=None, show_default="5; images: 1",
                  help="Support examples per task; images: per class."),
-    click.option("--queries", type=click.IntRange(1), default=None,
+    click.option("--queries", type=Count(1), default=None,
                  show_default="as many as shots; images: 5",
                  help="Query examples per task; images: per class."))
 
 inner_and_outer_loop = options(
-    click.option("--steps", type=click.IntRange(0), default=None, show_default="2000; glyphs: 500",
+    click.option("--steps", type=Count(0), default=None, show_default="2000; glyphs: 500",
                  help="Meta-steps; the code of the MAML paper takes 70000 for sinusoids, 60000 for "
                  "images."),
-    click.option("--inner-lr", type=float, default=None, show_default="by method",
+    click.option("--inner-lr", type=Above(), default=None, show_default="by method",
                  help="Step size of the inner loop."),
-    click.option("--inner-steps", type=click.IntRange(0), default=None, show_default="by method",
+    click.option("--inner-steps", type=Count(0), default=None, show_default="by method",
                  help="Steps of the inner loop in training."),
-    click.option("--meta-lr", type=float, default=None, show_default="by method",
+    click.option("--meta-lr", type=Above(), default=None, show_default="by method",
                  help="Step size of the outer loop."),
-    click.option("--schedule", type=click.Choice(SCHEDULES), default="constant",
-                 help="How the outer step size shrinks."),
-    click.option("--batch-size", type=click.IntRange(1), default=None,
+    click.option("--schedule", type=OneOf(WORDS["schedule"]), default=None,
+                 show_default="constant; reptile: linear",
+                 help="How the outer step size shrinks. With a constant one, a run can go on with "
+                 "more --steps."),
+    click.option("--batch-size", type=Count(1), default=None,
                  show_default="25; images: 32, glyphs: 16", help="Tasks per meta-step."))
 
 # %% ../nbs/7_workshop/74_command.ipynb #0eb16bea
 network_and_data = options(
-    click.option("--init", type=click.Choice(["uniform", "finn"]), default="uniform",
+    click.option("--init", type=OneOf(WORDS["init"]), default=None, show_default="uniform",
                  help="First weights for sinusoids: as PyTorch draws them, or as the code of the "
                  "MAML paper."),
-    click.option("--filters", type=click.IntRange(1), default=64,
-                 help="Width of the convolutions."),
-    click.option("--pool", type=click.Choice(["stride", "max"]), default="stride",
+    click.option("--filters", type=Count(1), default=None, show_default="64",
+                 help="Width of the convolutions; images only."),
+    click.option("--pool", type=OneOf(WORDS["pool"]), default=None, show_default="stride",
                  help="How the network halves images."),
-    click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="finn",
+    click.option("--protocol", type=OneOf(WORDS["protocol"]), default=None, show_default="finn",
                  help="How Omniglot is split and turned."),
-    click.option("--size", type=click.IntRange(1), default=None, show_default="as they are",
-                 help="For a folder of images: scale them to so many pixels."))
+    click.option("--size", type=Count(1, MOST["size"]), default=None, show_default="as they are",
+                 help="For a folder of images: scale them to so many pixels."),
+    click.option("--channels", type=OneOf(WORDS["channels"]), default=None, show_default="1",
+                 help="For a folder of images: 1 makes them grey, 3 keeps their colours."),
+    click.option("--white", type=Above(), default=None, show_default="by the largest values",
+                 help="For a folder of images of more than 8 bits: the value that is white."))
 
 chance_and_machine = options(
-    click.option("--seed", type=int, default=0, help="Fixes first weights and tasks."),
+    click.option("--seed", type=Count(0, MOST["seed"]), default=0,
+                 help="Fixes first weights and tasks."),
     click.option("--device", default="auto",
                  help="cpu, cuda, …; auto takes a GPU where there is one."),
     click.option("--compile", is_flag=True,
@@ -234,23 +365,23 @@ chance_and_machine = options(
 
 # %% ../nbs/7_workshop/74_command.ipynb #679a2913
 budget_and_looks = options(
-    click.option("--validate-every", type=click.IntRange(1), default=None, show_default="never",
+    click.option("--validate-every", type=Count(1), default=None, show_default="never",
                  help="Look at validation tasks every so many meta-steps; the best parameters are "
                  "kept."),
-    click.option("--patience", type=click.IntRange(1), default=None, show_default="never",
+    click.option("--patience", type=Count(1), default=None, show_default="never",
                  help="Stop after so many looks without a better one."),
-    click.option("--max-minutes", type=float, default=None, show_default="no limit",
+    click.option("--max-minutes", type=Above(), default=None, show_default="no limit",
                  help="A budget of training time."),
-    click.option("--save-every", type=click.IntRange(1), default=250,
+    click.option("--save-every", type=Count(1), default=250,
                  help="Meta-steps between two checkpoints."),
-    click.option("--test-tasks", type=click.IntRange(2), default=600,
+    click.option("--test-tasks", type=Count(2), default=600,
                  help="Unseen tasks to evaluate on at the end."),
     click.option("--tensorboard", is_flag=True,
                  help="Log for TensorBoard, too; needs the package tensorboard."))
 
 folders = options(
     data_option,
-    click.option("--out", type=click.Path(path_type=Path), default=None, show_default="runs/…",
+    click.option("--out", type=Place(), default=None, show_default="runs/…",
                  help="Folder of the run. A run that is found there goes on."),
     click.option("--restart", is_flag=True, help="Start over instead of going on."),
     click.option("--quiet", is_flag=True, help="No progress bar."))
@@ -271,7 +402,8 @@ def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, devic
     """Meta-train on FAMILY and evaluate on unseen tasks.
 
     FAMILY is sinusoids, glyphs (characters drawn from fonts, no download), omniglot, or a folder
-    that holds a folder of images for each class. The run's folder holds run.json (settings),
+    that holds a folder of images for each class. Options that a family or a method has no use for
+    are refused. The run's folder holds run.json (settings),
     log.csv (meta-loss), checkpoint.pt and evaluation.csv, and for sinusoids adaptation.png. Stop
     with Ctrl-C at any time; the same command goes on.
 
@@ -279,23 +411,26 @@ def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, devic
     """
     with plain_errors(), joined(device) as here:
         settings, steps = settled(settings, steps)
+        check_root(root, settings["family"])
         folder = out or Path("runs") / run_name(settings)
+        check_same_run(folder, settings, restart)
         experiment = build(settings | {"steps": steps}, root)
-        first = team().rank == 0
-        if first:
-            remember_settings(folder, settings, restart)
-            click.echo(f"{settings['method']} on {experiment.train}: {steps} meta-steps, into "
-                       f"{folder}")
+        validation = validation_of(experiment, validate_every, patience)
+        here, first = training.pick_device(here), team().rank == 0
+        if first: say(f"{settings['method']} on {experiment.train}: {steps} meta-steps, into "
+                      f"{folder}")
         with saved_when_stopped():
             training.meta_train(
                 experiment.J, experiment.train, steps=steps, batch_size=settings["batch_size"],
                 optimizer=experiment.optimizer, scheduler=experiment.scheduler,
                 seed=settings["seed"], device=here, checkpoint=folder, resume=not restart,
-                compile=compile, validation=validation_of(experiment, validate_every, patience),
+                compile=compile, validation=validation,
                 max_minutes=max_minutes, tensorboard=tensorboard, save_every=save_every,
-                progress=not quiet)
+                progress=not quiet, watch=Settings(folder, settings))
         if first:
-            load_best(folder, experiment.J)
+            which = "last" if validate_every is None else chosen(folder)
+            step = loaded(folder, experiment.J, which)["progress"]["step"]
+            say(judged(folder, step, which))
             show(folder, experiment, n_tasks=test_tasks, steps=experiment.steps, seed=0)
 
 # %% ../nbs/7_workshop/74_command.ipynb #aeefd8f1
@@ -304,8 +439,7 @@ def settled(settings: dict[str, Any], steps: int | None) -> tuple[dict[str, Any]
 
     That number is no setting, so that a run can go on for longer, unless a schedule is made for it.
     """
-    named = {"family": settings["family"], "method": settings["method"]}
-    settings = complete(named | settings | {"steps": steps})
+    settings = complete(settings | {"steps": steps})
     if settings["schedule"] != "constant": return settings, settings["steps"]
     return settings, settings.pop("steps")
 
@@ -313,7 +447,7 @@ def settled(settings: dict[str, Any], steps: int | None) -> tuple[dict[str, Any]
 def run_name(settings: dict[str, Any]) -> str:
     "The name of a run's folder."
     ways = f"-{settings['ways']}way" if settings["family"] != "sinusoids" else ""
-    method = f"{Path(settings['family']).name}-{settings['method']}{ways}"
+    method = f"{Path(settings['family']).resolve().name}-{settings['method']}{ways}"
     return f"{method}-{settings['shots']}shot-seed{settings['seed']}"
 
 
@@ -330,20 +464,19 @@ def validation_of(experiment: Experiment, every: int | None,
                                metric=experiment.metric)
 
 
-def load_best(folder: Path, J: MetaLoss) -> int:
-    "Load the parameters that did best on validation, or else the last; returns their meta-step."
-    best = folder / "best.pt"
-    path = best if best.exists() else folder / "checkpoint.pt"
-    return load_checkpoint(path, J)["progress"]["step"]
+def check_root(root: Path | None, family: str) -> None:
+    "Raise `ValueError` for a folder of data where the family has none."
+    if root is not None and family not in ("glyphs", "omniglot"):
+        raise ValueError(f"--root {root} does not go with {family}, which has no data to keep: "
+                         "leave it out")
 
 # %% ../nbs/7_workshop/74_command.ipynb #4e5f3e88
 @main.command(context_settings={"show_default": True})
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--tasks", "n_tasks", type=click.IntRange(2), default=600,
-              help="How many unseen tasks.")
+@click.argument("run", type=Place())
+@click.option("--tasks", "n_tasks", type=Count(2), default=600, help="How many unseen tasks.")
 @click.option("--steps", type=Steps(), default=None, show_default="0,1,2,5,10; images: 0,1,3,5,10",
               help="Numbers of inner steps to look at.")
-@click.option("--seed", type=int, default=0, help="Which unseen tasks.")
+@click.option("--seed", type=Count(0, MOST["seed"]), default=0, help="Which unseen tasks.")
 @click.option("--one-by-one", is_flag=True,
               help="Show the network each query by itself, with the support examples.")
 @data_option
@@ -352,28 +485,89 @@ def evaluate(run: Path, root: Path | None, n_tasks: int, steps: list[int] | None
              one_by_one: bool, device: str) -> None:
     "Read the folder RUN back and measure it on tasks it never saw."
     with plain_errors():
-        experiment = build({"steps": 1} | read_settings(run), root)
-        step = load_best(run, experiment.J)
-        click.echo(f"{run}, after {step} meta-steps")
-        experiment.J.to(training.pick_device(device))
+        check_root(root, read_settings(run)["family"])
+        on, which = training.pick_device(device), chosen(run)
+        experiment, _, step = rebuilt(run, which, root)
+        say(judged(run, step, which))
+        experiment.J.to(on)
         show(run, experiment, n_tasks=n_tasks, steps=steps or experiment.steps, seed=seed,
              transductive=not one_by_one)
+
+
+def judged(folder: Path, step: int, which: str) -> str:
+    "Which parameters a table is of."
+    return f"{folder}, after {step} meta-steps" + ", the best on validation" * (which == "best")
+
+# %% ../nbs/7_workshop/74_command.ipynb #74b00003
+@main.command(context_settings={"show_default": True})
+@click.argument("run", type=Place())
+@click.option("--points", type=Place(), required=True,
+              help="File with commas, a line for each point: x,y.")
+@click.option("--predict", type=Place(), default=None, show_default="the points",
+              help="File with a column x: where to say what y is.")
+@click.option("--steps", type=Count(0), default=None, show_default="as in training",
+              help="Inner steps.")
+@click.option("--out", type=Place(), default=None, show_default="none",
+              help="File name.pt2 for the adapted model, a program of torch.export.")
+def adapt(run: Path, points: Path, predict: Path | None, steps: int | None,
+          out: Path | None) -> None:
+    """Teach the model of RUN one task, and print what it says then, as x,y.
+
+    RUN is the folder of a run on sinusoids. The points are the task; the model takes as many inner
+    steps as in training. Models of images are adapted in a program: ml.load(RUN).J.adapted(x, y).
+    """
+    with plain_errors():
+        check_new_program(out)
+        J, step = curve_of(run)
+        x, y = read_columns(points, ("x", "y")).split(1, dim=1)
+        grid = x if predict is None else read_columns(predict, ("x",))
+        model = J.adapted(x, y, steps=steps)
+        with torch.no_grad():
+            found, before, after = model(grid), J.adapted(x, y, steps=0)(x), model(x)
+        if not torch.isfinite(torch.cat([found, after])).all():
+            raise ValueError(f"{points}: adapted to these points, the model says nothing finite "
+                             "any more; fewer --steps, or numbers as in training, may help")
+        click.echo(f"{run}, after {step} meta-steps, adapted to {len(x)} points: their mean "
+                   f"squared error goes from {F.mse_loss(before, y):.4g} to "
+                   f"{F.mse_loss(after, y):.4g}", err=True)
+        for pair in ["x,y", *(f"{a:.7g},{b:.7g}" for a, b in torch.cat([grid, found], 1).tolist())]:
+            say(pair)
+        if out:
+            write_whole(out, program(model, x))
+            click.echo(f"Program: {out}", err=True)
+
+# %% ../nbs/7_workshop/74_command.ipynb #74b00006
+def check_new_program(path: Path | None) -> None:
+    "Raise `ValueError` for a name that torch.export would not read, or that is taken."
+    if path is None: return
+    if path.suffix != ".pt2": raise ValueError(f"--out {path}: a name that ends in .pt2 is needed")
+    if path.exists(): raise ValueError(f"--out {path} is there already: choose another name")
+    if not path.parent.is_dir(): raise ValueError(f"--out {path}: {path.parent} is no folder")
+
+
+def curve_of(run: Path) -> tuple[MetaLoss, int]:
+    "J of a run on sinusoids, with the parameters that are best, and their meta-step."
+    if (family := read_settings(run)["family"]) != "sinusoids":
+        raise ValueError(f"{run} is a run on {family}, and points are for sinusoids: in a program, "
+                         f"ml.load({str(run)!r}).J.adapted(x, y) takes images")
+    experiment, _, step = rebuilt(run, chosen(run))
+    return experiment.J.to("cpu"), step
 
 # %% ../nbs/7_workshop/74_command.ipynb #aa9ab2a0
 @main.command(context_settings={"show_default": True})
 @click.option("--methods", "names", type=Names(), default=",".join(comparison.METHODS),
               help="Which methods; all but protonet and protomaml of those of `metalit train`.")
-@click.option("--shots", type=click.IntRange(1), default=5, help="Support examples per task.")
-@click.option("--steps", type=click.IntRange(1), default=2000, help="Meta-steps of each run.")
+@click.option("--shots", type=Count(1), default=5, help="Support examples per task.")
+@click.option("--steps", type=Count(1), default=2000, help="Meta-steps of each run.")
 @click.option("--seeds", type=Steps(), default="0,1,2",
               help="Each fixes first weights and tasks of a run.")
-@click.option("--inner-lr", type=float, default=0.01,
+@click.option("--inner-lr", type=Above(), default=0.01,
               help="Step size of the inner loop (always 0.005 for Reptile, 1 for CAVIA).")
-@click.option("--batch-size", type=click.IntRange(1), default=25, help="Tasks per meta-step.")
+@click.option("--batch-size", type=Count(1), default=25, help="Tasks per meta-step.")
 @click.option("--compile", is_flag=True, help="Compile each meta-loss first: needs a C++ compiler.")
-@click.option("--out", type=click.Path(path_type=Path), default="runs/compare",
+@click.option("--out", type=Place(), default="runs/compare",
               help="Folder of the comparison. One that is found there goes on.")
-@click.option("--results", type=click.Path(path_type=Path), default=None,
+@click.option("--results", type=Place(), default=None,
               help="A second place for comparison.json.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr: float,
@@ -406,12 +600,12 @@ def report(runs: list[comparison.Result], folder: Path, results: Path | None,
     comparison.save_csv(lines, folder / "comparison.csv")
     for file in (folder / "comparison.json", results):
         if file: comparison.save(record, file)
-    click.echo(f"\n{comparison.table(lines)}\n\nQuery loss on 600 unseen tasks after so many inner "
+    say(f"\n{comparison.table(lines)}\n\nQuery loss on 600 unseen tasks after so many inner "
                "steps: mean over seeds ± 95 % over tasks; seconds of training.")
-    for sentence in record["diverged"]: click.echo(sentence)
-    click.echo(f"\nTable: {folder / 'comparison.csv'}, {folder / 'comparison.json'}")
+    for sentence in record["diverged"]: say(sentence)
+    say(f"\nTable: {folder / 'comparison.csv'}, {folder / 'comparison.json'}")
     if lines:
         height = 1.2 + 0.35 * len({line.method for line in lines})
         save_picture(folder / "comparison.png", (8, height),
                      lambda figure: comparison.picture(lines, dressed(figure.subplots())))
-        click.echo(f"Picture: {folder / 'comparison.png'}")
+        say(f"Picture: {folder / 'comparison.png'}")

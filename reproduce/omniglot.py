@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import metalit as ml
 from benchmarks.measure import machine, versions, write_json
-from metalit.cli import load_best, read_settings
-from metalit.judging.recipes import Experiment, build
+from metalit.judging.recipes import Experiment
+from metalit.judging.runs import chosen, rebuilt
 from metalit.tasks import Episodes
-from metalit.training.checkpoints import load_checkpoint
+from metalit.training.checkpoints import read_checkpoint
 
 FOLDER = Path("runs/omniglot")
 LONG_STEPS = 6000
@@ -97,9 +97,14 @@ def short_jobs(methods: list[str]) -> dict[tuple[str, str], Job]:
     """These methods in every setting, for the same number of meta-steps of that setting."""
     return {(name, method): Job(FOLDER / f"{name.replace(' ', '-')}-{method}", [
                 "--method", method, "--ways", str(setting.ways), "--shots", str(setting.shots),
-                "--steps", str(setting.steps), "--schedule", "cosine", "--batch-size",
+                "--steps", str(setting.steps), *schedule(method), "--batch-size",
                 str(setting.batch_size), "--test-tasks", "50"])
             for name, setting in SETTINGS.items() for method in methods}
+
+
+def schedule(method: str) -> list[str]:
+    """The same for all, but Reptile has its own."""
+    return [] if method == "reptile" else ["--schedule", "cosine"]
 
 
 def train(job: Job) -> None:
@@ -116,11 +121,10 @@ def train(job: Job) -> None:
 
 def read(job: Job) -> tuple[Experiment, dict[str, Any]]:
     """The trained experiment, and what there is to say about its training."""
-    experiment = build({"steps": 1} | read_settings(job.folder))
-    progress = load_checkpoint(job.folder / "checkpoint.pt", experiment.J)["progress"]
-    chosen = load_best(job.folder, experiment.J)
+    experiment, _, step = rebuilt(job.folder, chosen(job.folder))
+    progress = read_checkpoint(job.folder / "checkpoint.pt")["progress"]
     return experiment, {"command": " ".join(job.command()), "meta_steps": progress["step"],
-                        "chosen_step": chosen, "metalit": ml.__version__,
+                        "chosen_step": step, "metalit": ml.__version__,
                         "seconds": round(progress["seconds"]), "validation": progress["validation"]}
 
 

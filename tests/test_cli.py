@@ -1,9 +1,17 @@
 """The command, as a terminal calls it."""
 import csv
 import json
+import shutil
 
+import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 from helpers import metalit
+from PIL import Image
+
+import metalit as ml
+from metalit.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +62,17 @@ def test_fomaml_gives_another_result(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [(["train", "sinusoids", "--device", "toaster"], 1, "device 'toaster' cannot be used here"),
-     (["train", "sinusoids", "--inner-lr", "-1"], 1, "must be a finite number above 0"),
+     (["train", "sinusoids", "--inner-lr", "-1"], 2,
+      "'--inner-lr': '-1' is not a finite number above 0"),
      (["train", "sinusoids", "--shots", "0"], 2, "0 is not in the range"),
      (["train", "cosines"], 1,
-      "'cosines' is no family (sinusoids, glyphs, omniglot) and no folder of images"),
+      "'cosines' is no family; there are sinusoids, glyphs, omniglot, and folders of images"),
      (["train", "sinusoids", "--method", "protonet"], 1, "protonet needs classes"),
      (["train", "sinusoids", "--patience", "2"], 1, "--patience needs --validate-every"),
-     (["train", "sinusoids", "--max-minutes", "0"], 1, "max_minutes=0.0: above 0 is needed"),
+     (["train", "sinusoids", "--max-minutes", "0"], 2,
+      "'--max-minutes': '0' is not a finite number above 0"),
      (["train", "omniglot", "--root", "a-file/data"], 1, "a-file/data cannot be written"),
-     (["train", "sinusoids", "--method", "mamml"], 2, "'mamml' is not one of"),
+     (["train", "sinusoids", "--method", "mamml"], 2, "'mamml' (did you mean maml?) is not one of"),
      (["evaluate", "nothing-here"], 1, "holds no run: there is no run.json in it"),
      (["evaluate", ".", "--steps", "1,two"], 2, "is not a list of whole numbers"),
      (["evaluate", ".", "--steps", "-1"], 2, "negative")]
@@ -140,3 +150,154 @@ def test_another_method_or_data_set_in_the_folder_is_refused(letters):
         "train", "sinusoids", "--out", letters / "run", code=1)
     assert "--ways 5, not 7" in metalit(*command, "--ways", 7, code=1)
     assert "more classes" in metalit(*command, "--ways", 2000, "--out", letters / "wide", code=1)
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["train", "sinusoids", "--ways", 7], 1, "ways=7 does not go with sinusoids and maml"),
+    (["train", "glyphs", "--size", 28], 1, "size=28 does not go with glyphs and maml"),
+    (["train", "sinusoids", "--root", "d"], 1, "--root d does not go with sinusoids"),
+    (["train", "sinusoids", "--out", ""], 2, "'--out': an empty name; the current folder is '.'"),
+    (["evaluate", ""], 2, "an empty name"), (["train", ""], 1, "'' is no family"),
+    (["train", "sinusoids", "--method", "mamml"], 2, "(did you mean maml?)"),
+    (["train", "sinusoid"], 1, "'sinusoid' is no family (did you mean sinusoids?)"),
+    (["compare", "--methods", "conmll"], 1, "no method 'conmll' (did you mean conml?)"),
+    (["trian"], 2, "no command 'trian' (did you mean train?)"),
+    (["train", "sinusoids", "--max-minutes", "nan"], 2, "'--max-minutes': 'nan' is not a"),
+    (["train", "sinusoids", "--max-minutes", "inf"], 2, "'--max-minutes': 'inf' is not a"),
+    (["train", "sinusoids", "--steps", "2.5"], 2, "'--steps': '2.5' is not a valid integer"),
+    (["train", "sinusoids", "--seed", 2**63], 2, "'--seed': 9,223,372,036,854,775,808 is above"),
+    (["evaluate", "x", "--seed", 2**64], 2, "'--seed': 18,446,744,073,709,551,616 is above"),
+    (["compare", "--seeds", 10**10], 2, "'--seeds': '10000000000' has a number above"),
+    (["train", "sinusoids", "--device", "meta"], 1, "device 'meta' cannot be used here"),
+    (["train", "sinusoids", "--device", "hpu"], 1, "device 'hpu' cannot be used here"),
+    (["train", "sinusoids", "--meta-lr", "inf"], 2, "'--meta-lr': 'inf' is not a finite number"),
+])
+def test_what_is_typed_is_refused_by_name_and_leaves_nothing(arguments, code, message, tmp_path,
+                                                             monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in " ".join(metalit(*arguments, code=code).split())
+    assert not [path for path in tmp_path.rglob("*") if path.name != ".lock" and path.is_file()]
+
+
+def test_reptile_says_which_option_lets_a_run_go_on(tmp_path):
+    line = ["train", "sinusoids", "--method", "reptile", "--batch-size", 2, "--test-tasks", 2,
+            "--quiet"]
+    metalit(*line, "--steps", 2, "--out", tmp_path / "linear")
+    before = (tmp_path / "linear" / "run.json").read_bytes()
+    said = metalit(*line, "--steps", 3, "--out", tmp_path / "linear", code=1)
+    assert "holds a run with --steps 2, not 3" in said and "--schedule constant a run can" in said
+    assert (tmp_path / "linear" / "run.json").read_bytes() == before
+    line += ["--schedule", "constant", "--out", tmp_path / "constant"]
+    metalit(*line, "--steps", 2)
+    assert "after 3 meta-steps" in metalit(*line, "--steps", 3)
+    assert "holds a run with --schedule linear, not constant" in metalit(
+        *line, "--steps", 3, "--out", tmp_path / "linear", code=1)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    metalit("compare", "--methods", "maml", "--steps", 1, "--seeds", 0, "--out", folder, "--quiet",
+            "--batch-size", 2)
+    return folder
+
+
+def test_a_comparison_is_not_taken_for_a_run(compared, tmp_path):
+    cell = compared / "maml-seed0"
+    assert json.loads((cell / "result.json").read_text())["metalit"] == "result"
+    assert not (cell / "run.json").exists()
+    assert "it is the folder of a comparison" in metalit("evaluate", compared, code=1)
+    assert "it is one method of a comparison" in metalit("evaluate", cell, code=1)
+    for place in (compared, cell):
+        said = metalit("train", "sinusoids", "--steps", 1, "--out", place, "--restart", code=1)
+        assert "is no place for a run" in said
+    shutil.copy(cell / "result.json", tmp_path / "run.json")
+    assert "it is the file of a result, not of a run" in metalit("evaluate", tmp_path, code=1)
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("maml-seed0/result.json", "[]", "are needed, found list"),
+    ("maml-seed0/result.json", '{"method": "maml"}', "is not the result of maml with seed 0"),
+    ("maml-seed0/result.json",
+     '{"method": "maml", "seed": 1, "status": "", "seconds": 1, "rows": []}',
+     "is not the result of maml with seed 0: remove it"),
+    ("settings.json", "null", "found NoneType"), ("settings.json", "{", "it is no JSON"),
+])
+def test_a_damaged_comparison_is_refused(compared, tmp_path, name, content, words):
+    shutil.copytree(compared, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text(content)
+    assert words in metalit("compare", "--methods", "maml", "--steps", 1, "--seeds", 0, "--out",
+                            tmp_path, "--quiet", "--batch-size", 2, code=1)
+
+
+def test_the_table_is_printed_before_a_file_cannot_be_written(run, tmp_path, monkeypatch):
+    def full(path, content): raise OSError(28, f"could not write {path}: No space left on device")
+    monkeypatch.setattr("metalit.training.checkpoints.write_whole", full)
+    said = metalit("evaluate", run, "--tasks", 2, code=1)
+    assert said.index("unseen tasks") < said.index("Error: could not write")
+    assert "[Errno" not in said
+
+
+@pytest.mark.parametrize("size", [(10**15,), (2**62, 4)])
+def test_too_much_for_memory_is_a_sentence_and_a_defect_is_not(run, monkeypatch, size):
+    monkeypatch.setattr("metalit.cli.training.evaluate", lambda *a, **more: torch.empty(size))
+    assert "more than the memory of this machine holds" in metalit("evaluate", run, code=1)
+    monkeypatch.setattr("metalit.cli.training.evaluate", lambda *a, **more: torch.ones(2).view(3))
+    found = CliRunner().invoke(main, ["evaluate", str(run)])
+    assert isinstance(found.exception, RuntimeError)
+
+
+def test_images_keep_their_colours_and_say_what_is_white(tmp_path):
+    for c in range(20):
+        (tmp_path / "letters" / f"{c}").mkdir(parents=True)
+        for i in range(2):
+            levels = np.full((16, 16), 200 * c + 16 * i, np.uint16)
+            Image.fromarray(levels).save(tmp_path / "letters" / f"{c}" / f"{i}.png")
+    line = ["train", tmp_path / "letters", "--ways", 2, "--queries", 1, "--steps", 0, "--quiet",
+            "--filters", 2, "--test-tasks", 2, "--channels", 3, "--out", tmp_path / "run"]
+    assert "Note: " in (said := metalit(*line)) and "4095 was taken for white" in said
+    assert "Note: " not in metalit(*line, "--white", 4095, "--out", tmp_path / "said")
+    assert ml.load(tmp_path / "said").tasks.images.shape[1:] == (3, 16, 16)
+
+
+@pytest.fixture
+def points(tmp_path):
+    (tmp_path / "points.csv").write_text("y,x\n2.1,-1.5\n-0.4,0\n-2.9,1.5\n")
+    (tmp_path / "grid.csv").write_text("x\n-1\n0.5\n")
+    return tmp_path / "points.csv"
+
+
+def test_adapt_says_what_J_says_and_its_program_says_the_same(run, points):
+    line = ["adapt", run, "--points", points, "--predict", points.with_name("grid.csv"), "--steps",
+            3, "--out", points.with_name("model.pt2")]
+    said = CliRunner().invoke(main, [str(word) for word in line])
+    x, y = torch.tensor([[-1.5], [0], [1.5]]), torch.tensor([[2.1], [-0.4], [-2.9]])
+    grid, model = torch.tensor([[-1.0], [0.5]]), ml.load(run).J.adapted(x, y, steps=3)
+    rows = list(csv.DictReader(said.stdout.splitlines()))
+    assert [float(row["x"]) for row in rows] == [-1, 0.5]
+    found = torch.tensor([[float(row["y"])] for row in rows])
+    torch.testing.assert_close(found, model(grid).detach(), rtol=1e-5, atol=1e-6)
+    program = torch.export.load(points.with_name("model.pt2")).module()
+    torch.testing.assert_close(program(grid), model(grid))
+    before, after = (float(words) for words in
+                     said.stderr.split("goes from ")[1].split("\n")[0].split(" to "))
+    assert after < before and "adapted to 3 points" in said.stderr
+    at_points = metalit("adapt", run, "--points", points)
+    assert "\n-1.5," in at_points and "\n1.5," in at_points
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    (["--out", "model.pt"], "a name that ends in .pt2 is needed"),
+    (["--out", "there.pt2"], "is there already: choose another name"),
+    (["--out", "nowhere/model.pt2"], "nowhere is no folder"),
+    (["--predict", "gone.csv"], "gone.csv: No such file")])
+def test_adapt_refuses_before_it_computes(run, points, monkeypatch, more, words):
+    monkeypatch.chdir(points.parent)
+    (points.parent / "there.pt2").write_text("precious")
+    assert words in metalit("adapt", run, "--points", points, *more, code=1)
+    assert (points.parent / "there.pt2").read_text() == "precious"
+
+
+def test_adapt_is_for_sinusoids(letters, points):
+    assert ".J.adapted(x, y) takes images" in metalit("adapt", letters / "run", "--points", points,
+                                                      code=1)

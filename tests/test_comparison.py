@@ -188,7 +188,7 @@ def test_stopped_and_resumed_gives_the_same(tmp_path):
                "inner_steps": (0, 1), "folder": tmp_path / "stopped", "progress": False}
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):
         compare(Interrupting(3), net, F.mse_loss, **options)
-    assert not (tmp_path / "stopped" / "reptile-seed0" / "run.json").exists()
+    assert not (tmp_path / "stopped" / "reptile-seed0" / "result.json").exists()
     resumed = compare(Interrupting(3), net, F.mse_loss, **options)
     assert results(resumed) == results(small(tmp_path / "whole"))
     assert compare(Interrupting(3), net, F.mse_loss, **options) == resumed

@@ -17,7 +17,8 @@ def root(tmp_path_factory):
 
 
 def words(family, method, **more):
-    return complete(WORDS | {"family": family, "method": method} | more)
+    images = WORDS if family != "sinusoids" else WORDS | {"filters": None}
+    return complete(images | {"family": family, "method": method} | more)
 
 
 @pytest.mark.parametrize("method", RECIPES)
@@ -103,8 +104,8 @@ def test_the_same_picture_in_two_class_folders_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(("family", "method", "lesson"),
-                         [("cosinusoids", "maml", "no family .* and no folder"),
-                          ("sinusoids", "mammal", "no method 'mammal'; there are"),
+                         [("cosinusoids", "maml", r"no family \(did you mean sinusoids\?\)"),
+                          ("sinusoids", "mammal", r"'mammal' \(did you mean maml\?\); there are"),
                           ("sinusoids", "protonet", "protonet needs classes"),
                           ("sinusoids", "protomaml", "protomaml needs classes")])
 def test_what_cannot_be_is_refused(family, method, lesson):
@@ -117,9 +118,9 @@ def test_the_formulas_of_the_article_take_one_step():
 
 
 def test_schedules():
-    def rates(name, method):
+    def rates(name):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        make = schedule(name, 4, RECIPES[method])
+        make = schedule(name, 4)
         if make is None: return None
         scheduler, found = make(optimizer), []
         for _ in range(5):
@@ -127,12 +128,45 @@ def test_schedules():
             optimizer.step()
             scheduler.step()
         return found
-    assert rates("constant", "maml") is None
-    assert rates("constant", "reptile") == rates("linear", "maml") == [
-        1.0, 0.7502, 0.5005, 0.2507, 0.001
-    ]
-    assert rates("cosine", "maml") == [1.0, 0.8536, 0.5, 0.1464, 0.0]
-    free = RECIPES["reptile"]._replace(schedule=None)  # the recipe says it, not its optimizer
-    assert schedule("constant", 4, free) is None
-    with pytest.raises(ValueError, match="schedule='exponential': choose one of"):
-        schedule("exponential", 4, RECIPES["maml"])
+    assert rates("constant") is None
+    assert rates("linear") == [1.0, 0.7502, 0.5005, 0.2507, 0.001]
+    assert rates("cosine") == [1.0, 0.8536, 0.5, 0.1464, 0.0]
+    with pytest.raises(ValueError, match="schedule='exponential': one of constant, linear, cosine"):
+        schedule("exponential", 4)
+
+
+def test_a_schedule_of_the_recipe_is_taken_where_none_is_asked_for():
+    assert words("sinusoids", "reptile")["schedule"] == "linear"
+    assert words("sinusoids", "reptile", schedule="constant")["schedule"] == "constant"
+    assert build(words("sinusoids", "reptile")).scheduler is not None
+    assert build(words("sinusoids", "reptile", schedule="constant")).scheduler is None
+    assert build(words("sinusoids", "maml")).scheduler is None
+
+
+@pytest.mark.parametrize(("family", "method", "more", "lesson"), [
+    ("sinusoids", "maml", {"ways": 5}, "ways=5 does not go with sinusoids and maml: they take"),
+    ("sinusoids", "maml", {"filters": 64}, "filters=64 does not go with"),
+    ("glyphs", "maml", {"size": 28}, "size=28 does not go with glyphs and maml"),
+    ("glyphs", "maml", {"init": "finn"}, "init='finn' does not go with"),
+    ("glyphs", "maml", {"protocol": "finn"}, "protocol='finn' does not go with"),
+    ("glyphs", "protonet", {"inner_lr": 0.1}, "inner_lr=0.1 does not go with glyphs and protonet"),
+    ("sinusoids", "maml", {"colour": "red"}, "colour='red' does not go with"),
+    ("sinusoids", "maml", {"shots": 2.5}, r"shots=2\.5: a whole number from 1"),
+    ("sinusoids", "maml", {"shots": True}, "shots=True: a whole number from 1"),
+    ("sinusoids", "maml", {"steps": -1}, "steps=-1: a whole number from 0"),
+    ("sinusoids", "maml", {"batch_size": 10**12}, "batch_size=1000000000000: a whole number from"),
+    ("sinusoids", "maml", {"seed": 2**63}, "seed=9223372036854775808: a whole number from 0 to"),
+    ("sinusoids", "maml", {"seed": "0"}, "seed='0': a whole number"),
+    ("sinusoids", "maml", {"meta_lr": float("inf")}, "meta_lr=inf: a finite number above 0"),
+    ("sinusoids", "maml", {"meta_lr": "0.1"}, "meta_lr='0.1': a finite number above 0"),
+    ("sinusoids", "maml", {"init": "he"}, "init='he': one of uniform, finn"),
+    ("sinusoids", ["maml"], {}, r"method=\['maml'\]: a name is needed"),
+    ("", "maml", {}, "'' is no family"),
+])
+def test_a_setting_of_no_use_or_without_sense_is_refused_by_name(family, method, more, lesson):
+    settings = {"family": family, "method": method, "seed": 0} | more
+    with pytest.raises(ValueError, match=lesson): build(settings)
+
+
+def test_a_missing_setting_is_named():
+    with pytest.raises(ValueError, match="method is missing"): complete({"family": "sinusoids"})

@@ -1,5 +1,6 @@
 """Images: what a folder or tensors become, splits by class, and the search for a split that leaks.
 """
+import os
 import zlib
 
 import numpy as np
@@ -7,7 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from metalit.data.images import Images, check_disjoint, from_folder, same_picture
+from benchmarks import faults
+from metalit.data.images import (
+    Images,
+    check_disjoint,
+    from_folder,
+    load_images,
+    same_picture,
+    save_images,
+    stacked,
+)
 from metalit.tasks import Episodes
 
 
@@ -183,6 +193,128 @@ def test_sixteen_bits_become_eight_and_are_not_cut_off(tmp_path):
     (tmp_path / "a").mkdir()
     Image.fromarray((levels * 257).astype(np.uint16)).save(tmp_path / "a" / "x.png")
     np.testing.assert_array_equal(from_folder(tmp_path).images[0, 0].numpy(), levels)
+
+
+def kept(folder, name, values, dtype, ending="tif"):
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values).astype(dtype)).save(folder / name / f"x.{ending}")
+
+
+LEVELS = np.arange(256).reshape(16, 16)
+
+
+@pytest.mark.parametrize(("values", "dtype", "ending", "white"), [
+    (LEVELS / 255, np.float32, "tif", "1"), (LEVELS, np.float32, "tif", "255"),
+    (LEVELS * 257, np.float32, "tif", "65535"), (LEVELS * 16 + 15, np.uint16, "png", "4095"),
+    (LEVELS * 4 + 3, np.uint16, "png", "1023"), (LEVELS * 64 + 63, np.uint16, "tif", "16383"),
+    (LEVELS, np.uint16, "png", "255"),
+    (LEVELS, np.int32, "tif", "255"), (LEVELS * 257, np.int32, "tif", None),
+    (LEVELS * 16 + 15, ">u2", "tif", "4095"),
+])
+def test_images_of_more_than_8_bits_keep_their_levels_and_the_range_is_said(
+    tmp_path, values, dtype, ending, white
+):
+    kept(tmp_path, "a", values, dtype, ending)
+    if white is None: images = from_folder(tmp_path)
+    else:
+        with pytest.warns(UserWarning, match=f" {white} was taken for white.*white={white}$"):
+            images = from_folder(tmp_path)
+    np.testing.assert_array_equal(images.images[0, 0].numpy(), LEVELS)
+    if white is None: return
+    again = from_folder(tmp_path, white=float(white), channels=3)  # said: no warning
+    for channel in again.images[0]: np.testing.assert_array_equal(channel.numpy(), LEVELS)
+
+
+def test_the_range_is_that_of_all_images_and_not_of_each(tmp_path):
+    kept(tmp_path, "day", LEVELS * 16, np.uint16)
+    kept(tmp_path, "night", LEVELS // 8 * 16, np.uint16)
+    with pytest.warns(UserWarning, match="4095"): day, night = from_folder(tmp_path).images[:, 0]
+    assert day.max() == 255 and night.max() == 31
+    kept(tmp_path, "share", LEVELS / 255, np.float32)  # whole numbers and fractions: one each
+    with pytest.warns(UserWarning, match="white") as said:
+        images = from_folder(tmp_path).images[:, 0]
+    assert [one.max().item() for one in images] == [255, 31, 255] and len(said) == 2
+
+
+@pytest.mark.parametrize(("values", "dtype", "words"), [
+    (LEVELS - 1, np.float32, "holds values from -1 to 254"),
+    (LEVELS - 9, np.int32, "holds values from -9 to 246"),
+    (LEVELS * np.nan, np.float32, "holds values from nan"),
+    (LEVELS + np.inf, np.float32, "holds values from inf")])
+def test_what_is_no_brightness_is_refused(tmp_path, values, dtype, words):
+    kept(tmp_path, "a", values, dtype)
+    with pytest.raises(ValueError, match=f"x.tif {words}"): from_folder(tmp_path)
+
+
+def test_a_white_that_is_said_must_be_one(tmp_path):
+    kept(tmp_path, "a", LEVELS * 16, np.uint16)
+    with pytest.raises(ValueError, match=r"x\.tif holds 4080, which is above white=1023"):
+        from_folder(tmp_path, white=1023)
+    for white in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="a number above 0"): from_folder(tmp_path, white=white)
+
+
+def test_colour_stays_colour_and_its_deep_files_are_not_black(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (4, 4), (200, 100, 50)).save(tmp_path / "a" / "x.png")
+    assert from_folder(tmp_path, channels=3).images[0, :, 0, 0].tolist() == [200, 100, 50]
+    (tmp_path / "a" / "x.png").write_bytes(faults.sixteen_bit_colour(200))
+    assert from_folder(tmp_path, channels=3).images.unique().tolist() == [200]
+    (tmp_path / "a" / "x.png").write_bytes(faults.sixteen_bit_colour(15))
+    with pytest.raises(ValueError, match=r"x\.png has room for 16 bits per colour"):
+        from_folder(tmp_path, channels=3)
+
+
+@pytest.mark.parametrize("place", ["image", "class"])
+def test_a_pipe_is_no_image_and_does_not_hang(folder, place):
+    if place == "image":
+        os.mkfifo(folder / "a" / "pipe.png")
+        with pytest.raises(ValueError, match=r"pipe\.png .* \(it is no file\)"):
+            from_folder(folder)
+    else:
+        os.mkfifo(folder / "pipe")
+        assert from_folder(folder).names == ["a", "b"]
+
+
+@pytest.mark.parametrize("size", [100_000, 4097, 2.5, -1, True])
+def test_a_size_that_no_network_takes_is_refused_at_once(folder, size):
+    with pytest.raises(ValueError, match=f"size={size}: a whole number of pixels from 1 to 4096"):
+        from_folder(folder, size=size)
+
+
+def test_more_images_than_memory_holds_are_refused_before_they_are_read(folder):
+    seen = []
+    def read(path):
+        seen.append(path)
+        return np.broadcast_to(np.uint8(0), (4096, 4096, 3))
+    with pytest.raises(ValueError, match="1000000 images of 4096 × 4096 pixels are more"):
+        stacked([folder / "a" / "0.png"] * 10**6, read)
+    assert len(seen) == 1
+
+
+def test_colours_that_cannot_be_brought_to_grey_are_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (4, 4), "red").convert("LAB").save(tmp_path / "a" / "x.tif")
+    with pytest.raises(ValueError, match=r"x\.tif has colours of the kind LAB"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["name", "images", "labels", "names"])
+def test_a_kept_file_of_other_content_is_noticed_by_its_checksum(tmp_path, change):
+    images, path = ten_classes(), tmp_path / "letters.pt"
+    save_images(path, images)
+    assert torch.equal(load_images(path).images, images.images)
+    if change == "name": path = path.rename(tmp_path / "digits.pt")
+    else:
+        kept = torch.load(path, weights_only=True)
+        kept[change] = {"images": kept["images"] ^ 1, "labels": kept["labels"].flip(0),
+                        "names": kept["names"][::-1]}[change]
+        torch.save(kept, path)
+    with pytest.raises(ValueError, match="its checksum is another one, or that of another file"):
+        load_images(path)
+    kept = torch.load(path, weights_only=True)
+    torch.save({name: kept[name] for name in ("images", "labels", "names")}, path)
+    load_images(path)  # versions before wrote no checksum
 
 
 def test_a_photograph_stands_upright(tmp_path):

@@ -27,7 +27,7 @@ ROWS = (
     "training.watching training.loop training",
     "plots",
     "data data.images data.glyphs data.omniglot",
-    "judging.judge judging.recipes judging.comparison judging",
+    "judging.judge judging.recipes judging.comparison judging.runs judging",
     "widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes",
     "widgets.explorer widgets.training widgets",
     "cli",

@@ -9,22 +9,28 @@ import contextlib
 import hashlib
 import io
 import os
+import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..inner.walk import whole
 from ..training.checkpoints import write_whole
 from ..tasks.episodes import Episodes
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 # %% auto #0
-__all__ = ['ENDINGS', 'check_belonging', 'check_classes', 'part_sizes', 'Images', 'read_image', 'from_folder', 'data_folder',
-           'user_cache', 'load_images', 'save_images', 'kept_images', 'same_picture', 'check_disjoint']
+__all__ = ['FULL', 'ENDINGS', 'LARGEST', 'check_belonging', 'check_classes', 'part_sizes', 'Images', 'opened', 'as_bytes',
+           'is_deep', 'white_of', 'check_said', 'read_image', 'from_folder', 'files_of', 'stacked', 'data_folder',
+           'user_cache', 'load_images', 'checksum', 'save_images', 'kept_images', 'same_picture', 'check_disjoint']
 
 # %% ../../nbs/5_images/56_images.ipynb #4bfdd6e7
 def check_belonging(images: Any, labels: Any, names: Sequence[str]) -> None:
@@ -117,76 +123,173 @@ class Images:
         return f"Images({n} of {'×'.join(map(str, shape))}, {len(self.names)} classes)"
 
 # %% ../../nbs/5_images/56_images.ipynb #c4cb53b0
-def read_image(path: Path, size: int | None, channels: int) -> np.ndarray:
-    """The bytes of one image, upright and on white, (height, width, channels).
+def opened(path: Path) -> Picture:
+    """An image file, upright.
 
-    `ValueError` where the file is none.
+    `ValueError`, naming it, where it is none, or uses a few of its bits only.
     """
     from PIL import Image, ImageOps
 
+    if not path.is_file(): raise ValueError(f"{path} cannot be read as an image (it is no file)")
     try:
-        # a camera may note how it was held
-        with Image.open(path) as image: picture = ImageOps.exif_transpose(image)
+        with Image.open(path) as image:
+            deep_colour = image.mode == "RGB" and ";16" in str(image.tile)
+            # a camera may note how it was held
+            picture = ImageOps.exif_transpose(image)
     # a broken file can make a decoder raise anything
     except Exception as error:
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
-    # 16 bits
-    if picture.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if deep_colour and 0 < np.asarray(picture).max() < 16:
+        raise ValueError(f"{path} has room for 16 bits per colour and uses 12 of them at most, so "
+                         "that it would be black: save it with 8 bits")
+    return picture
+
+
+def as_bytes(picture: Picture, white: float, path: Path) -> Picture:
+    "A grey image of more than 8 bits as one of 8, `white` being 255; `ValueError` beyond it."
+    from PIL import Image
+
+    values = np.asarray(picture)
+    if values.max() > white:
+        raise ValueError(f"{path} holds {values.max():g}, which is above white={white:g}")
+    if picture.mode == "F": levels = np.rint(values * (255 / white))
+    else: levels = values.astype(np.int64) * 256 // (int(white) + 1)
+    return Image.fromarray(levels.astype(np.uint8))
+
+# %% ../../nbs/5_images/56_images.ipynb #56b00002
+FULL = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32))
+
+
+def is_deep(path: Path) -> bool:
+    "Whether a file says that its grey has more than 8 bits; no, where it is no image."
+    from PIL import Image
+
+    if not path.is_file(): return False
+    with contextlib.suppress(Exception), Image.open(path) as image: return image.mode[0] in "IF"
+    return False
+
+
+def white_of(paths: Iterable[Path]) -> dict[str, float]:
+    """What is white in images of more than 8 bits: `"I"` for whole numbers, `"F"` for fractions.
+
+    It is the smallest usual range that holds all of their values, 1 for fractions up to 1.
+    `ValueError`, naming the file, for a value that is no number, below 0, or of 2³² and more.
+    """
+    largest: dict[str, float] = {}
+    for path in filter(is_deep, paths):
+        values = np.asarray(picture := opened(path))
+        if not (values >= 0).all() or values.max() > FULL[-1]:
+            raise ValueError(f"{path} holds values from {values.min():g} to {values.max():g}: "
+                             "brightness goes from 0, which is black, up to white")
+        kind = picture.mode[0]
+        largest[kind] = max(largest.get(kind, 0.0), float(values.max()))
+    return {kind: next(full for full in (*[1.0] * (kind == "F"), *FULL) if full >= top)
+            for kind, top in largest.items()}
+
+
+def check_said(folder: Path, white: dict[str, float]) -> None:
+    "Warn where the range of values was guessed, and might have been another one."
+    for kind, full in white.items():
+        if kind == "I" and full == 2**16 - 1: continue
+        warnings.warn(f"{folder} holds images of more than 8 bits, and {full:.10g} was taken for "
+                      f"white, by their largest values: say what it is, as in white={full:.10g}",
+                      stacklevel=3)
+
+# %% ../../nbs/5_images/56_images.ipynb #56b00003
+def read_image(path: Path, size: int | None, channels: int,
+               white: dict[str, float] | None = None) -> np.ndarray:
+    """The bytes of one image, upright and on white, (height, width, channels).
+
+    `white`: see `white_of`, which by default looks at this image alone. `ValueError` where the file
+    is no image, or its colours cannot be brought to grey or to red, green and blue.
+    """
+    from PIL import Image
+
+    picture = opened(path)
+    if picture.mode[0] in "IF":
+        picture = as_bytes(picture, (white or white_of([path]))[picture.mode[0]], path)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    wanted = "L" if channels == 1 else "RGB"
+    try: picture = picture.convert(wanted)
+    except ValueError as error:
+        raise ValueError(f"{path} has colours of the kind {picture.mode}, which cannot be brought "
+                         f"to {wanted}: save it as grey or as RGB") from error
     if size: picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(picture).reshape(picture.height, picture.width, channels)
+    return np.array(picture).reshape(picture.height, picture.width, channels)
 
 # %% ../../nbs/5_images/56_images.ipynb #20a2c960
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+LARGEST = 4096
 
 
-def from_folder(folder: str | Path, size: int | None = None, channels: int = 1) -> Images:
+def from_folder(folder: str | Path, size: int | None = None, channels: int = 1,
+                white: float | None = None) -> Images:
     """Images of a folder with one folder per class, in the order of their names.
 
     `size`: every image is scaled to size × size pixels; without it all must have the same size.
-    `channels`: 1 for grey, 3 for colour. What is transparent becomes white. Hidden files and files
-    with other endings are left alone.
+    `channels`: 1 for grey, 3 for colour. `white`: the value that is white in images of more than 8
+    bits, such as 4095 for a camera of 12 bits, or 1 for fractions; by default the smallest usual
+    range that holds the values of all of them, and a warning says which. What is transparent
+    becomes white. Hidden files and files with other endings are left alone.
 
-    Raises `ValueError`, naming the file, for images of different sizes and files that are none,
-    and, naming the folder, for a class without images.
+    Raises `ValueError`, naming the file, for images of different sizes, values beyond white and
+    files that are none, and, naming the folder, for a class without images.
 
     Example: `train, test = from_folder("letters", size=28).split((0.8, 0.2))`.
     """
     folder = Path(folder)
     if not folder.is_dir(): raise ValueError(f"{folder} is no folder")
-    if size is not None and size < 1: raise ValueError(f"size={size}: at least 1 pixel is needed")
+    if size is not None and not 1 <= whole(size) <= LARGEST:
+        raise ValueError(f"size={size}: a whole number of pixels from 1 to {LARGEST} is needed")
     if channels not in (1, 3): raise ValueError(f"channels={channels}: 1 for grey, 3 for colour")
+    if white is not None and not 0 < white <= FULL[-1]:
+        raise ValueError(f"white={white}: a number above 0 is needed, such as 4095 or 1")
+    files = files_of(folder)
+    paths = [path for of_class in files.values() for path in of_class]
+    range_of = white_of(paths) if white is None else dict.fromkeys("IF", float(white))
+    if white is None: check_said(folder, range_of)
+    images = stacked(paths, lambda path: read_image(path, size, channels, range_of))
+    labels = torch.repeat_interleave(torch.tensor([len(of) for of in files.values()]))
+    return Images(images.permute(0, 3, 1, 2).contiguous(), labels, list(files))
+
+# %% ../../nbs/5_images/56_images.ipynb #56b00006
+def files_of(folder: Path) -> dict[str, list[Path]]:
+    "The image files of each class of a folder, all in the order of names; `ValueError` for none."
     classes = [path for path in _shown(folder) if path.is_dir()]
     if not classes:
         raise ValueError(f"{folder} holds no class: a folder for each class is needed, images in "
                          "it")
-    files = [[path for path in _shown(of_class) if path.suffix.lower() in ENDINGS]
-             for of_class in classes]
-    for path, of_class in zip(classes, files, strict=True):
+    files = {path.name: [file for file in _shown(path) if file.suffix.lower() in ENDINGS]
+             for path in classes}
+    for name, of_class in files.items():
         if not of_class:
-            raise ValueError(f"{path} holds no image: give it one ({', '.join(ENDINGS)}), or "
-                             "remove it")
-    read = [(path, read_image(path, size, channels)) for of_class in files for path in of_class]
-    first = read[0]
-    for path, image in read:
-        if image.shape != first[1].shape:
-            found, expected = ("×".join(map(str, i.shape[:2])) for i in (image, first[1]))
-            raise ValueError(f"{path} has {found} pixels and {first[0]} {expected}: give a size, "
-                             "such as size=28, to scale all of them")
-    images = (
-        torch.from_numpy(np.stack([image for _, image in read])).permute(0, 3, 1, 2).contiguous()
-    )
-    labels = torch.repeat_interleave(torch.tensor([len(of_class) for of_class in files]))
-    return Images(images, labels, [path.name for path in classes])
+            raise ValueError(f"{folder / name} holds no image: give it one ({', '.join(ENDINGS)}), "
+                             "or remove it")
+    return files
 
 
 def _shown(folder: Path) -> list[Path]:
     "What a folder holds, sorted, without hidden files such as macOS's ._a.png."
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def stacked(paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> Tensor:
+    "The bytes of all images, (n, height, width, channels); `ValueError` for different sizes."
+    first = read(paths[0])
+    try: images = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
+    except RuntimeError as error:
+        raise ValueError(f"{len(paths)} images of {first.shape[0]} × {first.shape[1]} pixels are "
+                         "more than memory holds: give a smaller size, such as size=84") from error
+    for i, path in enumerate(paths):
+        image = read(path)
+        if image.shape != first.shape:
+            found, expected = ("×".join(map(str, one.shape[:2])) for one in (image, first))
+            raise ValueError(f"{path} has {found} pixels and {paths[0]} {expected}: give a size, "
+                             "such as size=28, to scale all of them")
+        images[i] = torch.from_numpy(image)
+    return images
 
 # %% ../../nbs/5_images/56_images.ipynb #ba283357
 def data_folder(root: str | Path | None = None) -> Path:
@@ -209,24 +312,37 @@ def load_images(path: Path) -> Images:
     """
     content = path.read_bytes()
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as whole:
-            if broken := whole.testzip(): raise zipfile.BadZipFile(f"wrong checksum of {broken}")
+        with zipfile.ZipFile(io.BytesIO(content)) as whole_file:
+            if broken := whole_file.testzip(): raise zipfile.BadZipFile(f"checksum of {broken}")
         kept = torch.load(io.BytesIO(content), weights_only=True)
-        return Images(kept["images"], kept["labels"], kept["names"])
+        images = Images(kept["images"], kept["labels"], kept["names"])
+        # files of versions before 0.2.0 have no checksum
+        if kept.get("checksum", found := checksum(path.name, images)) != found:
+            raise ValueError("its checksum is another one, or that of another file name")
+        return images
     except Exception as error:  # a wrong byte can make zipfile raise nearly anything
         raise ValueError(f"{path} was cut short or altered, or is something else "
                          f"({str(error)[:80]}): delete it, and it will be made again") from error
 
 
+def checksum(name: str, images: Images) -> str:
+    "A SHA-256 of the name of a kept file and all that is in it."
+    known = hashlib.sha256(repr([name, list(images.names), images.images.dtype]).encode())
+    for tensor in (images.images, images.labels):
+        known.update(repr(tuple(tensor.shape)).encode())
+        known.update(tensor.cpu().contiguous().numpy().tobytes())
+    return known.hexdigest()
+
+
 def save_images(path: Path, images: Images) -> None:
     "Images as one file, whole or not at all."
     buffer = io.BytesIO()
-    torch.save({"images": images.images, "labels": images.labels, "names": list(images.names)},
-               buffer)
+    torch.save({"images": images.images, "labels": images.labels, "names": list(images.names),
+                "checksum": checksum(path.name, images)}, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, buffer.getvalue())
 
-
+# %% ../../nbs/5_images/56_images.ipynb #56b00007
 def kept_images(name: str, root: str | Path | None, make: Callable[[], Images]) -> Images:
     """The images of the file `name`, or what `make()` makes, which is kept.
 

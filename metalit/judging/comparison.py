@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'compared', 'made', 'Result', 'compare', 'step_times', 'same_settings',
-           'number', 'or_nan', 'Line', 'summarise', 'diverged', 'table', 'blows_up', 'cell', 'within', 'student',
-           'Difference', 'against', 'interval', 'picture', 'library_version', 'environment', 'record', 'read_record',
-           'save', 'save_csv']
+__all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'compared', 'made', 'Result', 'compare', 'step_times', 'read_json',
+           'same_settings', 'number', 'or_nan', 'Line', 'summarise', 'diverged', 'table', 'blows_up', 'cell', 'within',
+           'student', 'Difference', 'against', 'interval', 'picture', 'library_version', 'environment', 'record',
+           'read_record', 'save', 'save_csv']
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #aebf7eac
 # The article's three formulas, the methods it starts from, and others for what it wants to reach.
@@ -158,31 +158,49 @@ def step_times(methods: dict[str, MetaLoss], task: Task, compile: bool = False,
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(of_one) for name, of_one in times.items()}
 
+# %% ../../nbs/4_judgement/41_comparison.ipynb #41b00001
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """What a file holds that says it is of this kind: a run, a result or a comparison.
+
+    One of a version before 0.2.0 does not say it. Raises `ValueError`, naming the file, where it is
+    something else.
+    """
+    if not path.is_file(): raise ValueError(f"{path} cannot be read: it is no file")
+    try: found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: it is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} cannot be read: names with their values are needed, found "
+                         f"{type(found).__name__}")
+    if (says := found.pop("metalit", kind)) != kind:
+        raise ValueError(f"{path} cannot be read: it is the file of a {says}, not of a {kind}")
+    return found
+
 # %% ../../nbs/4_judgement/41_comparison.ipynb #86f818d5
 def same_settings(folder: Path, settings: dict[str, Any]) -> None:
     "Write settings.json; `ValueError` where the folder holds a comparison with other settings."
     file = folder / "settings.json"
     if file.exists():
-        for name, old in json.loads(file.read_text()).items():
+        for name, old in read_json(file, "comparison").items():
             if settings.get(name) != old:
                 raise ValueError(f"{folder} holds a comparison with {name}={old}, not "
                                  f"{settings.get(name)}: choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(settings, indent=1).encode())
+    write_whole(file, json.dumps({"metalit": "comparison"} | settings, indent=1).encode())
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #04473894
-RESULT = "run.json"
+RESULT = "result.json"
 
 
 def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps: int,
          batch_size: int, folder: Path, inner_steps: Sequence[int], compile: bool,
          progress: bool) -> Result:
     done = folder / RESULT
-    if done.exists(): return Result(**json.loads(done.read_text()))
+    if done.exists(): return _kept(done, name, seed)
     try:
         meta_train(J, tasks, steps=steps, batch_size=batch_size, seed=seed, checkpoint=folder,
                    compile=compile, optimizer=partial(recipe.optimizer, lr=recipe.meta_lr),
-                   scheduler=schedule("constant", steps, recipe), progress=progress)
+                   scheduler=schedule(recipe.schedule or "constant", steps), progress=progress)
         seconds = (load_checkpoint(folder / "checkpoint.pt", J)["progress"]["seconds"] if steps
                    else 0.0)
         rows = [{key: number(entry) for key, entry in row.items()}
@@ -195,7 +213,22 @@ def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps
 
 
 def _keep(run: Result, folder: Path) -> None:
-    write_whole(folder / RESULT, json.dumps(run._asdict(), allow_nan=False).encode())
+    content = {"metalit": "result"} | run._asdict()
+    write_whole(folder / RESULT, json.dumps(content, allow_nan=False).encode())
+
+
+def _kept(path: Path, name: str, seed: int) -> Result:
+    try:
+        run = Result(**read_json(path, "result"))
+        numbers = [row[key] for row in run.rows for key in ("inner_steps", "loss", "ci95")]
+        of_it = (run.method, run.seed) == (name, seed) and isinstance(run.status, str)
+        fits = of_it and all(isinstance(n, float | int | None) for n in
+                             (run.seconds, run.ms, *numbers))
+    except (TypeError, KeyError): fits = False
+    if not fits:
+        raise ValueError(f"{path} is not the result of {name} with seed {seed}: remove it, and it "
+                         "is measured again")
+    return run
 
 
 def number(value: float) -> float | None:

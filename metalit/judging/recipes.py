@@ -5,7 +5,8 @@
 # %% ../../nbs/7_workshop/73_recipes.ipynb #aab1c979
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from .. import as_written as article
 from .. import methods
+from ..data.omniglot import PROTOCOLS
 from ..inner.adam import Adam
+from ..inner.walk import whole
 from ..losses import Loss
 from ..meta_loss import MetaLoss
 from ..models import Contextual, Conv4, mlp
@@ -30,8 +33,9 @@ from ..terms.sharpness import GradientNorm
 from ..training.evaluation import accuracy
 
 # %% auto #0
-__all__ = ['Build', 'RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'SCHEDULES', 'Recipe', 'named', 'recipe_for', 'complete',
-           'schedule', 'Problem', 'sinusoids', 'sine_network', 'few_shot', 'image_families', 'Experiment', 'build']
+__all__ = ['Build', 'RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'FOLDER', 'SCHEDULES', 'WORDS', 'LEAST', 'MOST', 'WHICH',
+           'Recipe', 'named', 'meant', 'recipe_for', 'options_of', 'check_setting', 'complete', 'schedule', 'Problem',
+           'sinusoids', 'sine_network', 'few_shot', 'image_families', 'Experiment', 'build']
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #5b85c687
 Build = Callable[[nn.Module, Loss, float, int], MetaLoss]  # from model, loss, lr, inner steps
@@ -42,8 +46,8 @@ class Recipe(NamedTuple):
 
     `build(model, loss, lr, steps)` makes J. `lr` is its inner step size for sinusoids, `lr_images`
     that for images; `inner_steps` is K. `meta_lr` is the step size of the outer loop, `optimizer`
-    what makes its optimizer, and `schedule`, where it is not None, how its step size shrinks,
-    whatever an experiment asks for.
+    what makes its optimizer, and `schedule`, where it is not None, how its step size shrinks
+    unless an experiment says it.
 
     `shots`: support examples in training, where a method wants its own. `context` and
     `context_images`: how many numbers of context its model needs. `classes`: it needs tasks that
@@ -130,6 +134,12 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def meant(word: str, known: Iterable[str]) -> str:
+    "A question to put into a message, where a known word is near to this one; else nothing."
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 def recipe_for(method: str, classes: bool) -> Recipe:
     """The recipe of a method, for tasks with or without classes.
 
@@ -139,52 +149,100 @@ def recipe_for(method: str, classes: bool) -> Recipe:
     Example: `recipe_for("reptile", classes=False).inner_steps`, which is `5`.
     """
     if method not in RECIPES:
-        raise ValueError(f"no method {method!r}; there are {', '.join(RECIPES)}")
+        raise ValueError(f"no method {method!r}{meant(method, RECIPES)}; there are "
+                         f"{', '.join(RECIPES)}")
     if RECIPES[method].classes and not classes:
         raise ValueError(f"{method} needs classes, and sinusoids and other regressions have none: "
                          "choose another method, or a family of images")
     return RECIPES[method]
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #be74b75e
-SINUSOIDS: dict[str, Any] = {"shots": 5, "queries": None, "steps": 2000, "batch_size": 25}
-IMAGES: dict[str, Any] = {"ways": 5, "shots": 1, "queries": 5, "steps": 2000, "batch_size": 32}
+SINUSOIDS: dict[str, Any] = {"shots": 5, "queries": None, "steps": 2000, "batch_size": 25,
+                             "init": "uniform"}
+IMAGES: dict[str, Any] = {"ways": 5, "shots": 1, "queries": 5, "steps": 2000, "batch_size": 32,
+                          "filters": 64, "pool": "stride"}
 DEFAULTS = {"sinusoids": SINUSOIDS, "glyphs": IMAGES | {"steps": 500, "batch_size": 16},
-            "omniglot": IMAGES}
+            "omniglot": IMAGES | {"protocol": "finn"}}
+FOLDER = IMAGES | {"size": None, "channels": 1, "white": None}  # of images
+
+
+def options_of(family: str, method: str) -> dict[str, Any]:
+    """The settings that a method has on a family, each as it is where it is left open.
+
+    Raises `ValueError` for a family that is no name and no folder, and a method that does not go
+    with it.
+
+    Example: `options_of("sinusoids", "reptile")["schedule"]`, which is `"linear"`.
+    """
+    if family not in DEFAULTS and not (family and Path(family).is_dir()):
+        raise ValueError(f"{family!r} is no family{meant(family, DEFAULTS)}; there are "
+                         f"{', '.join(DEFAULTS)}, and folders of images")
+    images = family != "sinusoids"
+    recipe = recipe_for(method, classes=images)
+    inner = {"inner_lr": recipe.lr_for(images), "inner_steps": recipe.inner_steps}
+    return (DEFAULTS.get(family, FOLDER) | (inner if recipe.inner_steps else {})
+            | {"meta_lr": recipe.meta_lr, "schedule": recipe.schedule or "constant"})
+
+# %% ../../nbs/7_workshop/73_recipes.ipynb #73b00002
+SCHEDULES = ("constant", "linear", "cosine")
+WORDS: dict[str, tuple[Any, ...]] = {
+    "schedule": SCHEDULES, "init": ("uniform", "finn"), "pool": ("stride", "max"),
+    "protocol": tuple(PROTOCOLS), "channels": (1, 3)}
+LEAST = {"seed": 0, "ways": 2, "shots": 1, "queries": 1, "steps": 0, "batch_size": 1,
+         "inner_steps": 0, "filters": 1, "size": 1}
+MOST = {"seed": 2**63 - 1, "size": 4096}
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Raise `ValueError` where a setting has a value that it cannot have.
+
+    Example: `check_setting("shots", 5)`.
+    """
+    if name in ("family", "method"): fits, wanted = isinstance(value, str), "a name"
+    elif name in WORDS:
+        fits, wanted = value in WORDS[name], f"one of {', '.join(map(str, WORDS[name]))}"
+    elif name in LEAST:
+        least, most = LEAST[name], MOST.get(name, 10**9)
+        fits, wanted = least <= whole(value) <= most, f"a whole number from {least} to {most:,}"
+    else:
+        fits = isinstance(value, (int, float)) and value is not True and 0 < value < 1e38
+        wanted = "a finite number above 0"
+    if not fits: raise ValueError(f"{name}={value!r}: {wanted} is needed")
+
+# %% ../../nbs/7_workshop/73_recipes.ipynb #73b00004
+WHICH = ("family", "method", "seed")
 
 
 def complete(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with every open one (None) filled in, as family and method want it.
 
-    Raises `ValueError` for a family that is no name and no folder, and a method that does not go
-    with it.
+    Raises `ValueError` for a family that is no name and no folder, a method that does not go with
+    it, a setting that they do not have, and a value that a setting cannot have.
 
     Example: `complete({"family": "sinusoids", "method": "maml", "seed": 0})["inner_lr"]`.
     """
-    family, method = settings["family"], settings["method"]
-    if family not in DEFAULTS and not Path(family).is_dir():
-        raise ValueError(f"{family!r} is no family ({', '.join(DEFAULTS)}) and no folder of images")
-    images = family != "sinusoids"
-    recipe = recipe_for(method, classes=images)
-    of_method = {"inner_lr": recipe.lr_for(images), "inner_steps": recipe.inner_steps,
-                 "meta_lr": recipe.meta_lr}
-    open_ones = DEFAULTS.get(family, IMAGES) | of_method
-    return settings | {name: value
-                       for name, value in open_ones.items() if settings.get(name) is None}
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name in WHICH:
+        if name not in given: raise ValueError(f"{name} is missing among the settings")
+        check_setting(name, given[name])
+    open_ones = options_of(given["family"], given["method"])
+    for name, value in given.items():
+        if name not in open_ones and name not in WHICH:
+            raise ValueError(f"{name}={value!r} does not go with {given['family']} and "
+                             f"{given['method']}: they take {', '.join(open_ones)}")
+        check_setting(name, value)
+    return {name: given[name] for name in WHICH} | open_ones | given
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #1d425ce6
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-def schedule(name: str, steps: int, recipe: Recipe) -> Callable[[Optimizer], LRScheduler] | None:
-    """What makes a learning-rate scheduler of an optimizer; a recipe's own schedule goes first.
+def schedule(name: str, steps: int) -> Callable[[Optimizer], LRScheduler] | None:
+    """What makes a learning-rate scheduler of an optimizer; nothing for a constant one.
 
     Raises `ValueError` for a name that is not in `SCHEDULES`.
 
-    Example: `schedule("cosine", 2000, RECIPES["maml"])`.
+    Example: `schedule("cosine", steps=2000)`.
     """
-    if name not in SCHEDULES:
-        raise ValueError(f"schedule={name!r}: choose one of {', '.join(SCHEDULES)}")
-    name, steps = recipe.schedule or name, max(steps, 1)
+    check_setting("schedule", name)
+    steps = max(steps, 1)
     if name == "linear":
         return partial(LinearLR, start_factor=1.0, end_factor=1e-3, total_iters=steps)
     return partial(CosineAnnealingLR, T_max=steps) if name == "cosine" else None
@@ -207,7 +265,7 @@ class Problem(NamedTuple):
 
 def sinusoids(settings: dict[str, Any], recipe: Recipe) -> Problem:
     "Sine waves for the network of the MAML paper."
-    model = sine_network(settings["seed"], recipe.context, settings.get("init", "uniform"))
+    model = sine_network(settings["seed"], recipe.context, settings["init"])
     shots = recipe.shots or settings["shots"]
     test = Sinusoids(settings["shots"], settings["queries"])
     return Problem(model, F.mse_loss, Sinusoids(shots, settings["queries"]), test, test, None,
@@ -230,7 +288,7 @@ def few_shot(settings: dict[str, Any], recipe: Recipe, root: str | Path | None) 
     train, validation, test = image_families(settings, recipe.shots, root)
     _, channels, _, size = train.images.shape
     model = Conv4(settings["ways"], channels=channels, size=size,
-                  filters=settings.get("filters", 64), pool=settings.get("pool", "stride"),
+                  filters=settings["filters"], pool=settings["pool"],
                   context=recipe.context_images, seed=settings["seed"])
     steps = [0, 1, 5, 10, 50] if settings["method"] == "reptile" else [0, 1, 3, 5, 10]
     return Problem(model, F.cross_entropy, train, validation, test, accuracy, steps)
@@ -242,14 +300,15 @@ def image_families(settings: dict[str, Any], shots: int | None,
     counts = settings["ways"], settings["shots"], settings["queries"]
     if settings["family"] == "omniglot":
         from metalit.data.omniglot import omniglot
-        train, validation, test = omniglot(root, settings.get("protocol", "finn")).episodes(*counts)
+        train, validation, test = omniglot(root, settings["protocol"]).episodes(*counts)
     elif settings["family"] == "glyphs":
         from metalit.data.glyphs import glyphs
         train, validation, test = (part.episodes(*counts)
                                    for part in glyphs(root).split((0.7, 0.1, 0.2)))
     else:
         from metalit.data.images import check_disjoint, from_folder
-        images = from_folder(settings["family"], settings.get("size"), settings.get("channels", 1))
+        images = from_folder(settings["family"], settings["size"], settings["channels"],
+                             settings["white"])
         train, validation, test = (part.episodes(*counts) for part in images.split((0.7, 0.1, 0.2)))
         check_disjoint(train, validation)
         check_disjoint(train, test)
@@ -279,9 +338,10 @@ def build(settings: dict[str, Any], root: str | Path | None = None) -> Experimen
     recipe = RECIPES[settings["method"]]
     problem = (sinusoids(settings, recipe) if settings["family"] == "sinusoids"
                else few_shot(settings, recipe, root))
-    J = recipe.build(problem.model, problem.loss, settings["inner_lr"], settings["inner_steps"])
+    J = recipe.build(problem.model, problem.loss, settings.get("inner_lr", recipe.lr),
+                     settings.get("inner_steps", recipe.inner_steps))
     return Experiment(
         J, problem.train, problem.validation, problem.test,
         partial(recipe.optimizer, lr=settings["meta_lr"]),
-        schedule(settings.get("schedule", "constant"), settings["steps"], recipe),
+        schedule(settings["schedule"], settings["steps"]),
         problem.metric, problem.steps)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..inner.walk import whole
 from ..meta_loss import MetaLoss
 from ..tasks.family import Family
 from ..tasks.task import Task, check_task
@@ -58,8 +59,10 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     """
     if device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
+        probe = torch.ones(1, device=device)
+        probe.item()                    # the device "meta" knows shapes, and no numbers
+        return probe.device
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used here "
                          f"({str(error).splitlines()[0]}); 'cpu' always can, and 'auto' takes a "
                          "GPU where there is one") from error
@@ -145,13 +148,12 @@ class Plan:
     max_minutes: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
-        if self.steps < 0:
-            raise ValueError(f"steps={self.steps}: the number of meta-steps is 0 or more")
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise ValueError(f"max_minutes={self.max_minutes}: above 0 is needed")
+        for name, least in {"steps": 0, "batch_size": 1, "save_every": 1, "log_every": 1}.items():
+            if whole(value := getattr(self, name)) < least:
+                raise ValueError(f"{name}={value!r}: a whole number, {least} or more, is needed")
+        if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
+            raise ValueError(f"max_minutes={self.max_minutes}: a finite number above 0 is needed; "
+                             "leave it out for no limit")
 
 # %% ../../nbs/7_workshop/64_training.ipynb #20b078ac
 class Setup:

@@ -1,0 +1,42 @@
+"""What people type, and the files that they point at: all of it ends in a sentence."""
+import shutil
+
+import pytest
+
+from benchmarks import faults
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "With a short run, a file of points and images."
+    place = tmp_path_factory.mktemp("faults")
+    faults.example(place)
+    return place
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_strange_command_line_is_refused_in_words_or_works(tmp_path, folder, seed):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    ends = faults.arguments(tmp_path, 20, seed + 100)
+    assert ends.total() == 20 and ends["refused"] > 10
+
+
+@pytest.mark.parametrize(("kind", "least"),
+                         [("run.json", 150), ("checkpoint.pt", 12), ("points", 20), ("images", 12)])
+def test_a_file_that_is_not_what_it_seems_is_refused_in_words(folder, kind, least):
+    assert faults.files(folder, [kind])[kind] >= least
+
+
+def test_a_traceback_silence_and_a_hang_are_found_out(monkeypatch):
+    def wrong(error):
+        def convert(*arguments):
+            if error: raise error
+            while True: pass
+        return convert
+    monkeypatch.setattr("metalit.cli.read_settings", wrong(KeyError("oh")))
+    with pytest.raises(faults.Fault, match="traceback: KeyError"): faults.ended(["evaluate", "x"])
+    monkeypatch.setattr("metalit.cli.read_settings", wrong(None))
+    monkeypatch.setattr("benchmarks.faults.SECONDS", 0.1)
+    with pytest.raises(faults.Fault, match="hangs"): faults.ended(["evaluate", "x"])
+    monkeypatch.setattr("metalit.cli.read_settings", wrong(SystemExit(3)))
+    with pytest.raises(faults.Fault, match="not refused in words"): faults.ended(["evaluate", "x"])
