@@ -226,6 +226,10 @@ def check_same_run(folder: Path, settings: dict[str, Any], restart: bool) -> Non
         return
     if restart: return
     held = read_settings(folder)
+    if "version" not in comparison.read_json(folder / SETTINGS, "run"):
+        raise ValueError(f"{folder} holds a run of version 0.1.0, which drew other tasks from its "
+                         "seed, so that it cannot go on: choose another folder with --out, or "
+                         "start over with --restart. metalit evaluate reads it")
     for name in ["schedule", *(held | settings)]:
         old, new = held.get(name), settings.get(name)
         if old == new: continue

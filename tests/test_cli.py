@@ -1,6 +1,7 @@
 """The command, as a terminal calls it."""
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from helpers import metalit
 from PIL import Image
 
 import metalit as ml
-from metalit.cli import main
+from metalit.cli import main, say
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +237,16 @@ def test_the_table_is_printed_before_a_file_cannot_be_written(run, tmp_path, mon
     said = metalit("evaluate", run, "--tasks", 2, code=1)
     assert said.index("unseen tasks") < said.index("Error: could not write")
     assert "[Errno" not in said
+
+
+def test_who_closes_the_pipe_has_read_enough_and_nothing_stops(monkeypatch):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        say("one")
+        say("two")
+        closed.flush()
 
 
 @pytest.mark.parametrize("size", [(10**15,), (2**62, 4)])

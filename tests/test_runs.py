@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,6 +132,19 @@ def test_settings_of_a_version_that_wrote_every_option_are_read(command, tmp_pat
     assert read_settings(tmp_path / "run") == now
     assert ml.load(tmp_path / "run").step == 6
     assert json.loads((command / "run.json").read_text())["metalit"] == "run"
+
+
+def test_a_run_of_version_0_1_0_is_read_and_does_not_go_on_with_other_tasks(tmp_path):
+    shutil.copytree(Path(__file__).parent / "runs" / "0.1.0", tmp_path / "run")
+    run = ml.load(tmp_path / "run")
+    assert run.step == 2 and run.settings["inner_lr"] == 0.01 and "ways" not in run.settings
+    assert "after 2 meta-steps" in metalit("evaluate", tmp_path / "run", "--tasks", 2)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    line = ["train", "sinusoids", "--batch-size", 2, "--steps", 3, "--out", tmp_path / "run",
+            "--test-tasks", 2, "--quiet"]
+    assert "a run of version 0.1.0, which drew other tasks" in metalit(*line, code=1)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert "after 3 meta-steps" in metalit(*line, "--restart")
 
 
 # Points
