@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['TOO_LARGE', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'network_and_data',
+__all__ = ['MEANING', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'network_and_data',
            'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place',
            'plain_errors', 'in_words', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run',
            'Settings', 'show', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'run_name',
@@ -143,7 +143,13 @@ class Place(click.ParamType):
         return Path(value)
 
 # %% ../nbs/7_workshop/74_command.ipynb #ac3a89fb
-TOO_LARGE = ("allocate memory", "out of memory", "not enough memory", "overflow")
+# What PyTorch's own errors hold, and what that means for who typed a command
+MEANING = {
+    **dict.fromkeys(("allocate memory", "out of memory", "not enough memory", "overflow"),
+                    "that is more than the memory of this machine holds: fewer tasks, examples, "
+                    "filters or pixels are needed"),
+    "C++ compiler": "--compile needs a C++ compiler, and finds none that works: install g++ or "
+                    "clang, name it in the variable CXX, or leave --compile out"}
 
 
 @contextlib.contextmanager
@@ -157,12 +163,12 @@ def plain_errors() -> Iterator[None]:
         except (ValueError, OSError, DivergedError, LostProcessError) as error:
             raise click.ClickException(in_words(error)) from error
         except (RuntimeError, MemoryError) as error:
-            too_large = isinstance(error, MemoryError) or any(w in str(error) for w in TOO_LARGE)
-            if not too_large: raise
-            raise click.ClickException("that is more than the memory of this machine holds: fewer "
-                                       "tasks, examples, filters or pixels are needed") from error
+            text = "out of memory" if isinstance(error, MemoryError) else str(error)
+            meant_by = [sentence for words, sentence in MEANING.items() if words in text]
+            if not meant_by: raise
+            raise click.ClickException(meant_by[0]) from error
 
-
+# %% ../nbs/7_workshop/74_command.ipynb #74b00008
 def in_words(error: Exception) -> str:
     "What an error says, without its number where the system speaks."
     text = str(error) or type(error).__name__

@@ -258,6 +258,13 @@ def test_too_much_for_memory_is_a_sentence_and_a_defect_is_not(run, monkeypatch,
     assert isinstance(found.exception, RuntimeError)
 
 
+def test_a_missing_compiler_is_a_sentence(tmp_path, monkeypatch):
+    def no_compiler(*arguments, **more):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found in torch._inductor")
+    monkeypatch.setattr("metalit.cli.training.meta_train", no_compiler)
+    assert "or leave --compile out" in metalit("train", "sinusoids", "--out", tmp_path, code=1)
+
+
 def test_images_keep_their_colours_and_say_what_is_white(tmp_path):
     for c in range(20):
         (tmp_path / "letters" / f"{c}").mkdir(parents=True)
