@@ -6,11 +6,11 @@
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
            'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm', 'Triplet',
-           'Contrast', 'Pooling', 'Mean', 'Exact', 'FirstOrder', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML',
-           'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA',
-           'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
-           'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
-           'compare', 'load', 'Run']
+           'Contrast', 'Pooling', 'Mean', 'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder', 'Learner', 'TaskLoss',
+           'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
+           'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate',
+           'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError',
+           'LostProcessError', 'judge', 'compare', 'load', 'Run']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -76,7 +76,8 @@ from .training.watching import Watcher
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
          Masked, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm,
-         Triplet, Contrast, Pooling, Mean, Exact, FirstOrder, Learner, TaskLoss, MetaLoss, MAML,
+         Triplet, Contrast, Pooling, Mean, Tail, Tilted, Worst, Exact, FirstOrder, Learner,
+         TaskLoss, MetaLoss, MAML,
          FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
          CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,
          accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,

@@ -14,7 +14,7 @@ from ..schedule import Number, Scheduled
 # %% auto #0
 __all__ = ['Worst', 'Tail', 'Tilted']
 
-# %% ../../nbs/3_choices/34_worst_tasks.ipynb #ff7ce804
+# %% ../../nbs/3_choices/34_worst_tasks.ipynb #dbfea90a
 class Worst(Pooling):
     """The value of the worst task; the gradient is that of this task alone.
 
@@ -57,7 +57,7 @@ class Tail(Scheduled, Pooling):
         "The share, for `repr`."
         return f"share={self.schedules.get('share', self.share)}"
 
-
+# %% ../../nbs/3_choices/34_worst_tasks.ipynb #3312460a
 class Tilted(Scheduled, Pooling):
     """The tilted mean 1/t · log mean exp(t · value): the worse a task, the more it counts.
 
