@@ -14,7 +14,7 @@ from ..schedule import Number, Scheduled
 # %% auto #0
 __all__ = ['Worst', 'Tail', 'Tilted']
 
-# %% ../../nbs/3_choices/34_worst_tasks.ipynb #dbfea90a
+# %% ../../nbs/3_choices/34_worst_tasks.ipynb #49a1da79
 class Worst(Pooling):
     """The value of the worst task; the gradient is that of this task alone.
 
@@ -40,6 +40,8 @@ class Tail(Scheduled, Pooling):
 
     Example: `ml.MetaLoss(model, loss, pooling=ml.Tail(0.5))`.
     """
+    share: float
+
     def __init__(self, share: Number):
         super().__init__()
         self.numbers(share=share)
@@ -57,7 +59,7 @@ class Tail(Scheduled, Pooling):
         "The share, for `repr`."
         return f"share={self.schedules.get('share', self.share)}"
 
-# %% ../../nbs/3_choices/34_worst_tasks.ipynb #3312460a
+# %% ../../nbs/3_choices/34_worst_tasks.ipynb #4c736039
 class Tilted(Scheduled, Pooling):
     """The tilted mean 1/t · log mean exp(t · value): the worse a task, the more it counts.
 
@@ -70,6 +72,8 @@ class Tilted(Scheduled, Pooling):
 
     Example: `ml.MetaLoss(model, loss, pooling=ml.Tilted(1.0))`.
     """
+    t: float
+
     def __init__(self, t: Number):
         super().__init__()
         self.numbers(t=t)
