@@ -305,7 +305,9 @@ def run(lines: int = 2000, seed: int = 0) -> dict[str, Any]:
         hostile = files(folder)
     record = {"what": "strange command lines, and files that are not what they seem, given to the "
               "command: none ended in a traceback, in silence or in a hang",
+              "command": f"python -m benchmarks.faults --lines {lines}",
               "machine": measure.machine(),
+              "versions": measure.versions("metalit", "torch", "click", "pillow"),
               "arguments": {"tried": lines, **by_end}, "files refused": hostile}
     print(f"{lines} command lines: {by_end['refused']} refused in words, {by_end['done']} done; "
           f"files refused: {hostile}")

@@ -208,7 +208,7 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"methods": ["maml", "mammal"]}, "no method 'mammal'; there are maml, fomaml"),
+    ({"methods": ["maml", "mammal"]}, r"'mammal' \(did you mean maml\?\); there are maml, fomaml"),
     ({"methods": ["maml", "protonet"]}, "protonet needs classes, and sinusoids"),
     ({"methods": ["maml", "cavia"]}, "cavia needs a model with a context: give a function"),
     ({"lr": -1.0}, "lr=-1.0: the inner step size"),
@@ -292,11 +292,11 @@ def test_losses_that_are_not_finite_become_null(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["--methods", "maml,mammal"], 1, "Error: no method 'mammal'; there are"),
+    (["--methods", "maml,mammal"], 1, "Error: no method 'mammal' (did you mean maml?)"),
     (["--methods", "maml,protomaml"], 1, "Error: protomaml needs classes, and sinusoids"),
     (["--methods", ","], 2, "at least one name is needed"),
     (["--seeds", "a"], 2, "is not a list of whole numbers"),
-    (["--inner-lr", "0"], 1, "must be a finite number above 0"),
+    (["--inner-lr", "0"], 2, "'0' is not a finite number above 0"),
     (["--steps", "0"], 2, "0 is not in the range")])
 def test_errors_of_the_command_are_one_line(arguments, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

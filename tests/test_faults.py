@@ -1,5 +1,7 @@
 """What people type, and the files that they point at: all of it ends in a sentence."""
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,16 @@ def test_a_strange_command_line_is_refused_in_words_or_works(tmp_path, folder, s
                          [("run.json", 150), ("checkpoint.pt", 12), ("points", 20), ("images", 12)])
 def test_a_file_that_is_not_what_it_seems_is_refused_in_words(folder, kind, least):
     assert faults.files(folder, [kind])[kind] >= least
+
+
+def test_the_readme_says_what_the_results_say():
+    root = Path(__file__).parent.parent
+    found = json.loads((root / "results" / "faults.json").read_text(encoding="utf-8"))
+    lines, files = found["arguments"], sum(found["files refused"].values())
+    assert lines["tried"] == lines["done"] + lines["refused"]
+    assert (f"Of {lines['tried']:,} command lines with something strange in them, {lines['done']} "
+            f"could be done; the others, and {files} files"
+            ) in (root / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_traceback_silence_and_a_hang_are_found_out(monkeypatch):

@@ -36,10 +36,10 @@ __all__ = ['SETTINGS', 'FILES', 'write_settings', 'read_settings', 'what_else', 
 SETTINGS = "run.json"
 
 
-def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+def write_settings(folder: str | Path, settings: dict[str, Any]) -> None:
     "Write run.json: what it is, the version that wrote it, and the settings of the run."
     says = {"metalit": "run", "version": library_version()}
-    write_whole(folder / SETTINGS, json.dumps(says | settings, indent=1).encode())
+    write_whole(Path(folder, SETTINGS), json.dumps(says | settings, indent=1).encode())
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     Raises `ValueError` where there is none, saying what the folder is instead, and where the file
     is something else, lacks a setting, or holds a value that a setting cannot have.
 
-    Example: `read_settings("runs/sinusoids-maml-5shot-seed0")["method"]`.
+    Example: `read_settings(".")["method"]`, with
+    `write_settings(".", {"family": "sinusoids", "method": "maml", "seed": 0})`.
     """
     path = Path(folder, SETTINGS)
     if not path.exists(): raise ValueError(f"{folder} holds no run: {what_else(Path(folder))}")
@@ -141,6 +142,8 @@ class Run(NamedTuple):
 
     `tasks` are those to judge with; None for a run of a program, which knows its tasks. `settings`
     are those of run.json, or, of a program's run, what its checkpoint says that it is made of.
+
+    Example: `Run(J, ml.tasks.Sinusoids(), {}, step=2000).J`.
     """
     J: MetaLoss
     tasks: Family | None
@@ -160,8 +163,8 @@ def load(folder: str | Path, J: MetaLoss | None = None, which: str = "last",
     checkpoint, and `CheckpointError` where that is damaged, or is of another model, meta-loss,
     inner loop or other data; J then stays as it was.
 
-    Example: `ml.load("runs/maml", J).step`, after `ml.meta_train(J, tasks, steps=2,
-    checkpoint="runs/maml")`.
+    Example: `load("runs/maml", J).step`, with
+    `ml.meta_train(J, tasks, steps=2, checkpoint="runs/maml")`.
     """
     if which not in FILES: raise ValueError(f"which={which!r}: 'last' or 'best' is needed")
     if J is None:
@@ -180,17 +183,18 @@ def rebuilt(folder: Path, which: str,
     return experiment, settings, state["progress"]["step"]
 
 # %% ../../nbs/7_workshop/73a_runs.ipynb #73a0000f
-def read_columns(path: Path, names: Sequence[str]) -> Tensor:
+def read_columns(path: str | Path, names: Sequence[str]) -> Tensor:
     """Columns of numbers from a file with commas, in the order of `names`: (rows, columns).
 
     The first line may hold names; then the columns may stand in any order, with others beside
     them. Raises `ValueError`, naming the line, for what is no finite number of float32, and where a
     column is missing.
 
-    Example: `read_columns(Path("points.csv"), ("x", "y"))`.
+    Example: `read_columns("points.csv", ("x", "y"))`, with
+    `io.open("points.csv", "w").write("1,2")`.
     """
     try:
-        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+        reader = csv.reader(io.StringIO(Path(path).read_text(encoding="utf-8-sig")))
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no text with commas ({error})") from error
@@ -213,7 +217,7 @@ def number_in(cell: str) -> float | None:
     except ValueError: return None
 
 
-def _numbers(path: Path, line: int, row: list[str], places: Sequence[int],
+def _numbers(path: str | Path, line: int, row: list[str], places: Sequence[int],
              width: int) -> list[float]:
     if len(row) != width:
         raise ValueError(f"{path}, line {line}: {width} columns are needed, found {len(row)}")
