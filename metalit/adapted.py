@@ -25,18 +25,25 @@ __all__ = ['holding', 'evaluation_mode', 'end_of', 'delta']
 def holding(model: nn.Module, phi: Params) -> nn.Module:
     """A copy of a model that holds φ, in evaluation mode: a plain module, tied where the model is.
 
-    `phi` are parameters, and buffers such as a context, by name; all others are the model's own.
+    `phi` are parameters, and buffers such as a context, by name: those of a task that `adapt` gave,
+    a `delta`, or a whole `state_dict`. All others are the model's own. A buffer that is put in is
+    part of the copy's `state_dict`, also where it is none of the model's. Raises `ValueError` for a
+    name that the model does not have.
 
     Example: `holding(model, {"2.bias": torch.ones(1)})(torch.ones(5, 1))`.
     """
     twin = copy.deepcopy(model).eval()
-    put: dict[str, Tensor] = {}
+    there, put = places(twin), dict[str, Tensor]()
+    unknown = phi.keys() - there.keys() - set(there.values())
+    if unknown:
+        raise ValueError(f"{type(model).__name__} has no parameter and no buffer {min(unknown)!r}: "
+                         "these tensors are another model's")
     with torch.no_grad():
-        for place, name in places(twin).items():
+        for place, name in there.items():
             if name not in phi: continue
             layer, attribute = twin.get_submodule(place.rpartition(".")[0]), place.split(".")[-1]
             if name not in put: put[name] = _in_place_of(getattr(layer, attribute), phi[name])
-            setattr(layer, attribute, put[name])
+            _put(layer, attribute, put[name])
     return twin
 
 
@@ -44,12 +51,18 @@ def _in_place_of(there: Tensor, value: Tensor) -> Tensor:
     value = value.detach().clone()
     return nn.Parameter(value, there.requires_grad) if isinstance(there, nn.Parameter) else value
 
+
+def _put(layer: nn.Module, name: str, value: Tensor) -> None:
+    if name in layer._buffers: layer.register_buffer(name, value)  # from now on saved with the rest
+    else: setattr(layer, name, value)
+    if isinstance(layer, nn.Linear): layer.out_features, layer.in_features = layer.weight.shape
+
 # %% ../nbs/7_workshop/62a_adapted.ipynb #62a0000c
 @contextlib.contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    "Inside, all layers are in evaluation mode; afterwards each is in the mode that it was in."
+def evaluation_mode(module: nn.Module, unless: bool = False) -> Iterator[None]:
+    "Inside, all layers are in evaluation mode, `unless`; afterwards each is as it was."
     before = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
+    if not unless: module.eval()
     try: yield
     finally:
         for layer, training in before: layer.training = training
@@ -58,7 +71,10 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 def end_of(walk: Walk, split: Split, steps: int | None = None, lr: float | None = None,
            start: nn.Module | None = None) -> Params:
     "φ_K of one task, as numbers: from θ, or on from where the model `start` stands."
-    inner = walk.inner if lr is None else _with_rate(walk.inner, lr)
+    inner = (walk.inner if lr is None else _with_rate(walk.inner, lr)).for_task(split, start)
+    if start is not None and steps is None and inner.steps == 0:
+        raise ValueError(f"{type(inner).__name__} takes no steps, so it cannot go on from start=: "
+                         "give it all examples at once, or say steps=")
     with torch.no_grad():
         first = inner.init(walk.predict, walk.theta, split)[0]
         if start is None: return replace(walk, inner=inner)(split, steps=steps)[-1]
@@ -92,14 +108,19 @@ def _tensors_of(start: nn.Module, like: Params) -> Params:
 def delta(adapted: nn.Module, model: nn.Module) -> Params:
     """The tensors in which an adapted model differs from the one it came from, by name.
 
-    `copy.deepcopy(model).load_state_dict(delta, strict=False)` makes the adapted one of them, where
-    no shape has changed. Raises `ValueError` for two models with tensors of other names.
+    `holding(model, delta)` makes the adapted one of them again. Buffers count, a context among
+    them. Raises `ValueError` for two models with tensors of other names.
 
     Example: `delta(J.adapted(x, y), J.model)`, with `x, y = torch.ones(5, 1), torch.ones(5, 1)`.
     """
-    before, after = model.state_dict(), adapted.state_dict()
+    before, after = _tensors(model), _tensors(adapted)
     if before.keys() != after.keys():
         raise ValueError(f"{type(adapted).__name__} was not adapted from this "
                          f"{type(model).__name__}: their tensors have other names")
     return {name: tensor.detach().clone() for name, tensor in after.items()
             if not torch.equal(before[name], tensor)}
+
+
+def _tensors(model: nn.Module) -> Params:
+    return dict([*model.named_parameters(remove_duplicate=False),
+                 *model.named_buffers(remove_duplicate=False)])

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +18,17 @@ from .batching.chunks import in_chunks
 from .batching.modes import MODES, Each, check_mode
 from .batching.plain import PlainOperations
 from .batching.refused import check_vmap, explained, once_tried
+from .inner.masked import once
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
 from .losses import Loss, TaskLoss, check_judge, loss_on, measured
 from .models import Params, called, given, places
-from .tasks.task import Split, Task, Tree, check_split, check_task, mapped
+from .tasks.task import Split, Task, Tree, check_split, check_task, leaves, mapped
+from .tasks.task import transformed
 
 # %% auto #0
-__all__ = ['NORMS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'ModelCall', 'check_inner', 'Parts', 'Learner',
-           'curve', 'check_counts']
+__all__ = ['NORMS', 'READS', 'LOOKED', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'first_input', 'check_axes',
+           'ModelCall', 'check_inner', 'Parts', 'Learner', 'curve', 'check_counts']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -73,6 +77,56 @@ def check_model(model: nn.Module) -> None:
 
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de21
+READS: dict[type, int] = {nn.Linear: 1, nn.Conv1d: 2, nn.Conv2d: 3, nn.Conv3d: 4}  # axes of *one*
+LOOKED: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
+
+
+class _SeenError(BaseException):
+    "What the first layer of a model is given: no error, but the end of a look."
+
+
+def first_input(model: nn.Module, x: Tree) -> tuple[nn.Module, tuple[int, ...]] | None:
+    "The first linear layer or convolution that the model calls on x, and what shape it is given."
+    def look(layer: nn.Module, args: Any) -> None:
+        if args: raise _SeenError(layer, tuple(args[0].shape))
+    hooks = [layer.register_forward_pre_hook(look) for layer in model.modules()
+             if type(layer) in READS]
+    try: once(model, x)
+    except _SeenError as seen: return seen.args[0], seen.args[1]
+    except Exception: return None                  # the call itself will say what is wrong with it
+    finally:
+        for hook in hooks: hook.remove()
+    return None
+
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de22
+def check_axes(model: nn.Module, x: Tree) -> None:
+    """Raise `ValueError` where a model takes the examples of a task for the features of one.
+
+    That is how one task looks that has been given without its task axis: x (10, 1), ten examples
+    with one feature, is read as ten tasks of one example. Looked at once for a model and a shape.
+    """
+    shapes, looked = [tuple(tensor.shape) for tensor in leaves(x)], LOOKED.setdefault(model, set())
+    key = tuple(shape[1:] for shape in shapes)
+    if key in looked or transformed(): return
+    can_be = {len(one) for one in key} & {READS.get(type(part)) for part in model.modules()}
+    seen = first_input(model, mapped(lambda tensor: tensor[0], x)) if can_be else None
+    if seen is None or seen[1] not in key or not _taken_for_features(*seen):
+        looked.add(key)
+        return
+    layer, shape = seen[0], next(shape for shape in shapes if shape[1:] == seen[1])
+    name = next(name for name, part in model.named_modules() if part is layer)
+    raise ValueError(
+        f"x has shape {shape}, which says {shape[0]} tasks with {shape[1]} examples each, and "
+        f"layer {name!r} ({type(layer).__name__}) would take the examples of a task for features "
+        "of one. One task without a task axis is learned by J.adapted(x, y); x[None] and y[None] "
+        f"give it the axis. If these are {shape[0]} tasks of one example: x[:, None], y[:, None]")
+
+
+def _taken_for_features(layer: nn.Module, shape: tuple[int, ...]) -> bool:
+    features = getattr(layer, "in_features", getattr(layer, "in_channels", None))
+    return len(shape) == READS[type(layer)] and shape[0] == features
 
 # %% ../nbs/7_workshop/62_learner.ipynb #9ca08193
 class ModelCall:
@@ -144,8 +198,13 @@ class Parts(nn.Module):
 
     def ready(self, x: Tree) -> None:
         "A look at the model as it is now, before a batch with inputs x (B, S, …) is computed."
+        if torch.compiler.is_exporting():
+            raise ValueError("torch.export does not follow a gradient inside: trace learning "
+                             "first, with metalit.program.as_program(J, x, y, asked), and export "
+                             "that")
         if torch.compiler.is_compiling(): return
         check_model(self.model)
+        check_axes(self.model, x)
         frozen = frozen_of(self.model)
         if frozen is not None: self.frozen = frozen
         self.inner.meet(self.model, x)
@@ -176,37 +235,40 @@ class Learner(Parts):
     `loss(prediction, y)` gives one number per task; or it is a `TaskLoss`. `inner` says how a task
     learns (default `SGD()`). `batching` says how a batch of tasks is computed: `"vmap"`, all at
     once, or `"loop"`, one after another. `chunk_size` bounds memory: that many tasks at a time.
+    It learns and answers in evaluation mode, without dropout, unless told `train=True`.
 
     Raises `TypeError` or `ValueError`, naming the layer, for a model that is no module, or has
     nothing to learn; when it is called, for one that would write running statistics.
     Example: `Learner(model, F.mse_loss, inner=ml.SGD(lr=0.1)).adapt(task.support)`.
     """
-    def adapt(self, support: Split, steps: int | None = None) -> Params:
+    def adapt(self, support: Split, steps: int | None = None, *, train: bool = False) -> Params:
         "φ_K of each task, from its support set, by name: tensors (B, …). `steps` replaces K."
-        support = support if isinstance(support, Split) else Split(*support)
-        check_split(support)
-        self.ready(support.x)
-        walk = self.walk()
-        return self.each(lambda theta, split: walk(theta)(split, steps=steps)[-1],
-                         self.theta(), support)
+        check_split(support := support if isinstance(support, Split) else Split(*support))
+        with evaluation_mode(self, unless=train):
+            self.ready(support.x)
+            walk = self.walk()
+            return self.each(lambda theta, split: walk(theta)(split, steps=steps)[-1],
+                             self.theta(), support)
 
     def adapted(self, x: Tree, y: Tree, *, steps: int | None = None, lr: float | None = None,
-                start: nn.Module | None = None) -> nn.Module:
+                start: nn.Module | None = None, train: bool = False) -> nn.Module:
         """The model after it has learned *one* task, x (S, …) and y, as a plain module.
 
-        `steps` and `lr` replace those of the inner loop; `start`: go on from an adapted model.
+        `steps` and `lr` replace those of the inner loop; `start`: go on from an adapted model. A
+        head that the inner loop makes is made for as many classes as y shows.
         """
         check_split(batch := mapped(lambda tensor: tensor[None], Split(x, y)), "task")
-        with evaluation_mode(self.model):
+        with evaluation_mode(self, unless=train):
             self.ready(batch.x)
             phi = end_of(self.walk()(self.theta()), Split(x, y), steps, lr, start)
         return holding(self.model, phi)
 
-    def predict(self, phi: Params, x: Tree) -> Any:
+    def predict(self, phi: Params, x: Tree, *, train: bool = False) -> Any:
         "The model's output for each task: `phi` of `adapt`, x (B, S, …), output (B, S, …)."
-        self.ready(x)
-        predict = ModelCall(self.model)
-        return self.each(lambda _, own: predict(*own), (), (phi, x))
+        with evaluation_mode(self, unless=train):
+            self.ready(x)
+            predict = ModelCall(self.model)
+            return self.each(lambda _, own: predict(*own), (), (phi, x))
 
     def curve(self, task: Task, steps: Sequence[int] = (0, 1), metric: Loss | None = None, *,
               transductive: bool = True) -> Tensor:
@@ -215,28 +277,26 @@ class Learner(Parts):
         A model with batch normalisation sees all queries of a task together, and so learns from
         them (`transductive`); without, it sees each query by itself, with the support examples.
         """
-        return curve(self, self.checked(task), steps, metric or self.loss, transductive)
+        return curve(self, self.checked(task), steps, [metric or self.loss], transductive)[..., 0]
 
 # %% ../nbs/7_workshop/62_learner.ipynb #2c27b7b3
 @torch.no_grad()
-def curve(learner: Learner, task: Task, steps: Sequence[int], metric: Loss,
+def curve(learner: Learner, task: Task, steps: Sequence[int], metrics: Sequence[Loss],
           transductive: bool) -> Tensor:
-    "The metric of each task after each of `steps` inner steps: see `Learner.curve`."
-    if isinstance(metric, TaskLoss) and not transductive:
-        raise ValueError(f"{type(metric).__name__} asks the model itself, and with "
-                         "transductive=False each query goes through it alone: give a metric of "
-                         "(prediction, y)")
+    "Each metric of each task after each of `steps` inner steps, (B, len(steps), len(metrics))."
+    for metric in metrics:
+        if isinstance(metric, TaskLoss) and not transductive:
+            raise ValueError(f"{type(metric).__name__} asks the model itself, and with "
+                             "transductive=False each query goes through it alone: give a metric "
+                             "of (prediction, y)")
     walk, steps = learner.walk(), check_counts(steps)
 
     def one(theta: Params, task: Task) -> Tensor:
         walk_here = walk(theta)
         points = walk_here(task.support, steps=max(steps))
-        if transductive:
-            values = [loss_on(metric, walk_here.predict, points[k], task.query) for k in steps]
-        else:
-            answers = (_alone(walk_here.predict, points[k], task, learner.each) for k in steps)
-            values = [measured(metric, answer, task.query.y) for answer in answers]
-        return torch.stack(values)
+        asked = _together if transductive else partial(_alone, each=learner.each)
+        return torch.stack([_measures(metrics, walk_here.predict, points[k], task, asked)
+                            for k in steps])
     return in_chunks(learner.each, one, learner.theta(), task, learner.chunk_size)
 
 
@@ -246,6 +306,20 @@ def check_counts(steps: Any) -> list[int]:
         raise ValueError(f"steps={steps!r}: after how many inner steps to look is said by numbers "
                          "such as (0, 1, 5)")
     return [check_steps(count) for count in steps]
+
+
+def _measures(metrics: Sequence[Loss], predict: Predict, phi: Params, task: Task,
+              asked: Callable[[Predict, Params, Task], Any]) -> Tensor:
+    "Each metric of one task at φ; the model is asked once for those of (prediction, y)."
+    plain = not all(isinstance(metric, TaskLoss) for metric in metrics)
+    answer = asked(predict, phi, task) if plain else None
+    return torch.stack([loss_on(metric, predict, phi, task.query) if isinstance(metric, TaskLoss)
+                        else measured(metric, answer, task.query.y) for metric in metrics])
+
+
+def _together(predict: Predict, phi: Params, task: Task) -> Any:
+    "The model's outputs for all queries, shown to it together."
+    return predict(phi, task.query.x)
 
 
 def _alone(predict: Predict, phi: Params, task: Task, each: Each) -> Any:

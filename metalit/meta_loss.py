@@ -24,14 +24,14 @@ from .losses import Loss, check_judge
 from .models import Params, called, places
 from .pooling.mean import Mean, pooled
 from .schedule import lifted, numbers_of, scheduled, set_numbers
-from .tasks.task import Task, Tree, mapped
+from .tasks.task import Task, Tree, mapped, transformed
 from .terms.distance import ParameterDistance
 from .terms.query import QueryLoss
 from .terms.term import Path, Sum, Term
 
 # %% auto #0
-__all__ = ['Choices', 'MetaLoss', 'check_derivatives', 'Calls', 'function_of', 'in_recomputed_chunks', 'as_now', 'compiled',
-           'report']
+__all__ = ['Choices', 'MetaLoss', 'check_derivatives', 'Calls', 'function_of', 'check_plain', 'on', 'check_no_piece',
+           'in_recomputed_chunks', 'as_now', 'compiled', 'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -68,6 +68,7 @@ class Choices(Learner):
             return self._all_tasks(task, probe, theta)
         if theta is not None:
             raise ValueError("with chunk_size J adapts from its own parameters only: leave it out")
+        if not torch.compiler.is_compiling(): check_plain("with chunk_size J")
         return in_recomputed_chunks(self, task, probe, self.chunk_size)
 
     def _all_tasks(self, task: Task, probe: Tree, theta: Params | None = None) -> list[Tensor]:
@@ -106,6 +107,7 @@ class MetaLoss(Choices):
         task = self.checked(task)
         if self._compiled is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._value(task)
+        check_plain("a compiled J")
         return self._compiled(task)
 
     def compile(self, **options: Any) -> None:
@@ -123,13 +125,12 @@ class MetaLoss(Choices):
         return self._compiled is not None
 
     def on(self, model: nn.Module, loss: Loss) -> MetaLoss:
-        "The same choices for another model and another task loss, as a new meta-loss."
-        check_derivatives(self, model)
-        twin = copy.deepcopy(self)
-        del twin.loss  # it may be a module, whose place a function cannot take
-        twin.model, twin.loss = model, check_judge(loss, model)
-        twin.inner, twin.terms = self.inner.for_model(model), self.terms.for_model(model)
-        return twin
+        """The same choices for another model and another task loss, as a new meta-loss.
+
+        What the inner loop has learned is kept where names and shapes agree. A part that holds the
+        old model holds the new one. Raises `ValueError` where it holds a piece of the old one.
+        """
+        return on(self, model, loss)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k != "_compiled"}
@@ -156,6 +157,38 @@ class Calls(nn.Module):
 def function_of(calls: Calls) -> Callable[..., Any]:
     "A method as a function of all parameters that its owner has, and of its arguments."
     return lambda parameters, *args: called(calls, places(calls), parameters, *args)
+
+# %% ../nbs/1_idea/13_meta_loss.ipynb #13c0de01
+def check_plain(what: str) -> None:
+    "Raise `ValueError` under a transformation, for what takes its derivatives itself."
+    if transformed():
+        raise ValueError(f"{what} takes its own derivatives, and cannot be traced, nor stand under "
+                         "torch.func.vmap, grad or jvp: take one that is not compiled "
+                         "(copy.deepcopy(J) is not), and built with chunk_size=None")
+
+
+def on(J: MetaLoss, model: nn.Module, loss: Loss) -> MetaLoss:
+    "The same choices for another model and another task loss: see `MetaLoss.on`."
+    check_derivatives(J, model)
+    for part in (J.inner, J.pooling, J.gradient, *J.terms.each()): check_no_piece(part, J.model)
+    twin = copy.deepcopy(J, {id(J.model): model})
+    del twin.loss  # it may be a module, whose place a function cannot take
+    twin.loss = check_judge(loss, model)
+    twin.inner, twin.terms = twin.inner.for_model(model), twin.terms.for_model(model)
+    return twin
+
+
+def check_no_piece(part: nn.Module, model: nn.Module) -> None:
+    "Raise `ValueError` where a part of a meta-loss would take a piece of the old model along."
+    if getattr(type(part), "for_model", None) not in (None, InnerLoop.for_model, Term.for_model):
+        return                                               # it says itself what it keeps
+    copied: dict[int, Any] = {id(model): model}
+    copy.deepcopy(part, copied)                              # a copy notes all that it has come by
+    pieces = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
+    for name, piece in pieces:
+        if name and id(piece) in copied:
+            raise ValueError(f"{type(part).__name__} holds {name!r} of the old model: give it a "
+                             "method for_model(self, model) that makes it for the new one")
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #4db06752
 def in_recomputed_chunks(J: Choices, task: Task, probe: Tree, chunk_size: int) -> list[Tensor]:

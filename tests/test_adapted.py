@@ -16,6 +16,7 @@ from torch import nn
 
 import metalit as ml
 from metalit.adapted import delta, holding
+from metalit.training.evaluation import measure
 
 LR = 0.1
 
@@ -201,3 +202,176 @@ def test_a_recurrent_net_is_adapted_with_the_weights_that_it_uses():
         F.mse_loss(plain(x), y).backward()
         optimizer.step()
     close(ml.MAML(model, F.mse_loss, lr=LR, steps=2).adapted(x, y)(x), plain(x), 1e-12)
+
+
+# Saved, loaded, exported
+
+
+class Tied(nn.Module):
+    "Two layers with one weight, a frozen one between them, and a buffer that is not saved."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.c.weight = self.a.weight
+        self.b.requires_grad_(False)
+        self.register_buffer("shift", torch.ones(3), persistent=False)
+        self.double()
+
+    def forward(self, x): return self.c(torch.tanh(self.b(torch.tanh(self.a(x + self.shift)))))
+
+
+class Series(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 1)
+        self.double()
+
+    def forward(self, x): return self.head(self.net(x)[0][:, -1])
+
+
+def series():
+    def split(): return ml.Split(random(3, 5, 4, 3, seed=3), random(3, 5, 1, seed=4))
+    return ml.Task(split(), split())
+
+
+def seven_ways():
+    x, y = images().support.x, torch.arange(7).expand(3, 7)
+    return ml.Task(*[ml.Split(random(3, 7, *x.shape[2:], seed=6), y)] * 2)
+
+
+SHIPPED = {name: KINDS[name] for name in ("MAML", "CAVIA", "Meta-SGD", "frozen body")} | {
+    "tied": (Tied, lambda: numbers(out=3), lambda m: ml.MAML(m, F.mse_loss, lr=LR, steps=2)),
+    "LSTM": (Series, series, lambda m: ml.MAML(m, F.mse_loss, lr=LR, steps=2)),
+    "ProtoNet, 7 ways": (classifier, seven_ways, lambda m: ml.ProtoNet(m, F.cross_entropy)),
+    "ProtoMAML, 7 ways": (classifier, seven_ways,
+                          lambda m: ml.ProtoMAML(m, F.cross_entropy, lr=LR, steps=2)),
+}
+
+
+def shipped(kind):
+    "A model that learned a task, the meta-loss that it is of, and what it is asked."
+    made, tasks, build = SHIPPED[kind]
+    J, task = build(made()), tasks()
+    return J.adapted(task.support.x[0], task.support.y[0]), J, task.query.x[0]
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # an exported LSTM, by PyTorch
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_it_is_saved_loaded_and_told_by_its_delta(kind):
+    module, J, x = shipped(kind)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    for tensors in (torch.load(file), delta(module, J.model)):
+        again = holding(SHIPPED[kind][0]() if kind != "Meta-SGD" else J.model, tensors)
+        assert torch.equal(again(x), module(x)) and not torch.equal(again(x), J.model(x))
+        assert not delta(again, module)
+    assert torch.equal(copy.deepcopy(module)(x), module(x))
+    close(torch.export.export(module, (x,)).module()(x), module(x), 1e-14)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+@pytest.mark.parametrize("kind", ["tied", "CAVIA", "LSTM", "ProtoMAML, 7 ways"])
+def test_it_goes_to_onnx(kind, tmp_path):
+    from onnx.reference import ReferenceEvaluator
+    module, J, x = shipped(kind)
+    path = tmp_path / "adapted.onnx"
+    torch.onnx.export(module, (x,), path, dynamo=True, verbose=False, external_data=False)
+    program = ReferenceEvaluator(str(path))
+    found = torch.from_numpy(program.run(None, {program.input_names[0]: x.numpy()})[0])
+    close(found, module(x).detach(), 1e-6)
+    before = J.model(x).detach()
+    assert found.shape == (7, 7) or (found - before).abs().max() > 1e-4
+
+
+def test_a_context_is_in_what_is_saved_and_in_the_delta():
+    module, J, _ = shipped("CAVIA")
+    assert set(delta(module, J.model)) == {"context"} and "context" in module.state_dict()
+    assert "context" not in J.model.state_dict() and J.model.context.sum() == 0
+
+
+def test_a_head_of_as_many_ways_as_the_task_has():
+    module, J, x = shipped("ProtoMAML, 7 ways")
+    assert module[1][2].out_features == 7 and J.model[1][2].out_features == 3
+    assert J.inner.ways == 0
+    two = ml.ProtoNet(J.model, F.cross_entropy).adapted(x[:4], torch.tensor([0, 1, 0, 1]))
+    assert two(x).shape == (7, 2) and two(x).isfinite().all()
+    more = J.adapted(x[:2], torch.tensor([0, 1]), start=module)        # 7 ways, two of them shown
+    assert more(x).shape == (7, 7) and more(x).isfinite().all()
+    with pytest.raises(ValueError, match="Prototypes takes no steps, so it cannot go on"):
+        ml.ProtoNet(J.model, F.cross_entropy).adapted(x[:4], torch.tensor([0, 1, 0, 1]), start=two)
+
+
+def test_tensors_of_another_model_are_not_put_in():
+    with pytest.raises(ValueError, match=r"has no parameter and no buffer 'head\.weight'"):
+        holding(small(), {"head.weight": random(1, 6)})
+
+
+def test_many_users_in_one_call_and_ten_thousand_deltas():
+    model, users = ml.models.mlp(1, 8, 1, seed=1), 10_000
+    J = ml.ANIL(model, F.mse_loss, lr=LR, steps=2)
+    x = torch.rand(users, 5, 1, generator=torch.Generator().manual_seed(0))
+    phi = J.adapt(ml.Split(x, x.sin()))
+    deltas = [{"2.weight": w, "2.bias": b} for w, b in zip(phi["2.weight"], phi["2.bias"],
+                                                          strict=True)]
+    for i in (0, 9_999):
+        alone = J.adapted(x[i], x[i].sin())
+        close(holding(model, deltas[i])(x[i]), alone(x[i]), 1e-5)
+        assert delta(alone, model).keys() == deltas[i].keys()
+
+
+# Modes
+
+
+class Dropping(nn.Module):
+    "Dropout that is told to fail, and says in which mode it was called."
+    def __init__(self):
+        super().__init__()
+        self.layer, self.drop, self.modes, self.fails = nn.Linear(3, 1), nn.Dropout(0.5), [], False
+
+    def forward(self, x):
+        self.modes.append(self.drop.training)
+        if self.fails: raise KeyError("mine")
+        return self.layer(self.drop(x))
+
+
+USES = {
+    "adapt": lambda J, task, **how: J.adapt(task.support, **how),
+    "predict": lambda J, task, **how: J.predict({"layer.bias": random(4, 1)}, task.query.x, **how),
+    "adapted": lambda J, task, **how: J.adapted(task.support.x[0], task.support.y[0], **how),
+    "evaluate": lambda J, task, **how: ml.evaluate(J, task, steps=(1,), **how),
+    "Validation": lambda J, task, **how: measure(ml.Validation(Same(task), n_tasks=3, **how), J),
+}
+
+
+class Same(ml.Family):
+    "The same tasks whenever they are asked for."
+    def __init__(self, task): self.task = task
+    def sample(self, batch_size, generator): return self.task
+
+
+@pytest.mark.parametrize("use", USES)
+def test_dropout_is_off_in_use_and_every_mode_is_put_back(use):
+    model, task = Dropping().double(), numbers()
+    J = ml.MAML(model, F.mse_loss, lr=LR)
+    model.layer.eval()
+
+    def modes(): return [part.training for part in model.modules()]
+    before = modes()
+    USES[use](J, task)
+    assert not model.modes[-1] and modes() == before == [True, False, True]
+    USES[use](J, task, train=True)
+    assert model.modes[-1] and modes() == before
+    model.fails = True
+    with pytest.raises(KeyError, match="mine"): USES[use](J, task)
+    assert not model.modes[-1] and modes() == before
+
+
+def test_the_path_of_one_task_is_one_line(sines):
+    J = ml.MAML(ml.models.mlp(1, 5, 1, seed=2).double(), F.mse_loss, lr=LR)
+    task = sines.select(2).map(lambda t: t[0])
+    path = [J.adapted(task.support.x, task.support.y, steps=k) for k in range(4)]
+    losses = torch.stack([F.mse_loss(model(task.query.x), task.query.y) for model in path])
+    close(J.curve(sines, range(4))[2], losses.detach(), 1e-13)

@@ -250,7 +250,8 @@ def test_nothing_to_learn_is_an_error():
 def test_statistics_are_refused_only_in_training_mode():
     J, task = ml.MAML(model := Residual(), F.cross_entropy, lr=LR), images()
     kept = copy.deepcopy(model.state_dict())
-    for call in (J, lambda task: J.adapt(task.support), J.curve, J.report):
+    train = {"train": True}
+    for call in (J, lambda task: J.adapt(task.support, **train), J.curve, J.report):
         with pytest.raises(ValueError, match=r"layer 'norms.0' \(BatchNorm2d\).*into eval mode"):
             call(task)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in kept.items())

@@ -223,3 +223,61 @@ def test_sizes_are_whole_numbers(size):
         ml.SGD(batch_size=size)
     with pytest.raises(ValueError, match=f"chunk_size={size}: how many tasks"):
         ml.MAML(net(), F.mse_loss, chunk_size=size)
+
+
+# One task without its task axis
+
+
+class Pooled(nn.Module):
+    "Adds the axis of features itself, and has a linear layer of what all examples have in common."
+    def __init__(self):
+        super().__init__()
+        self.each, self.whole = nn.Linear(1, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        each = self.each(x[:, None])
+        return (each + self.whole(each.mean(0)))[:, 0]
+
+
+NO_AXIS = {
+    "one feature": (net, (10, 1), (10, 1), r"shape \(10, 1\), which says 10 tasks with 1 exam"),
+    "three features": (lambda: ml.models.mlp(3, 4, 3), (5, 3), (5, 3), r"layer '0' \(Linear\)"),
+    "behind another layer": (lambda: nn.Sequential(nn.Tanh(), nn.LayerNorm(1), net()), (10, 1),
+                             (10, 1), r"layer '2.0' \(Linear\) would take the examples"),
+    "pictures": (lambda: nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(0), nn.Linear(9, 1)),
+                 (10, 1, 5, 5), (10, 1), r"layer '0' \(Conv2d\) would"),
+}
+
+
+@pytest.mark.parametrize("name", NO_AXIS)
+def test_one_task_is_not_taken_for_many(name):
+    make, x, y, message = NO_AXIS[name]
+    x, y = torch.ones(x), torch.ones(y)
+    J = ml.MAML(make(), F.mse_loss)
+    for call in (lambda: J.adapt((x, y)), lambda: J(((x, y), (x, y))), lambda: J.predict({}, x)):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message): call()
+    with pytest.raises(ValueError, match=r"by J\.adapted\(x, y\); x\[None\].*x\[:, None\]"):
+        J.adapt((x, y))
+    if name != "pictures": J.adapt((x[:, None], y[:, None]))         # many tasks of one example
+
+
+GOOD = {
+    "features": (net, (4, 10, 1), (4, 10, 1)), "one example": (net, (4, 1, 1), (4, 1, 1)),
+    "words": (lambda: nn.Embedding(7, 1), (4, 5), (4, 5, 1)),
+    "no features": (Pooled, (4, 5), (4, 5)),
+    "as many examples as neurons": (Pooled, (5, 4), (5, 4)),
+    "one example without features": (Pooled, (4, 1), (4, 1)),
+    "pictures": (lambda: nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(9, 1)),
+                 (4, 3, 1, 5, 5), (4, 3, 1)),
+    "series": (lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 1, 5), nn.Flatten()),
+               (4, 3, 5), (4, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_no_false_alarm(name):
+    make, x, y = GOOD[name]
+    x = torch.ones(x, dtype=torch.int64) if name == "words" else torch.ones(x)
+    y = torch.ones(y)
+    assert ml.MAML(make(), F.mse_loss)(((x, y), (x, y))).isfinite()

@@ -579,3 +579,56 @@ def test_a_meta_loss_whose_task_loss_is_a_module_goes_to_another_model():
     twin = J.on(ml.models.mlp(1, 3, 1), F.mse_loss)
     assert twin.loss is F.mse_loss and isinstance(J.loss, torch.nn.MSELoss)
     assert isinstance(J.on(ml.models.mlp(1, 3, 1), torch.nn.L1Loss()).loss, torch.nn.L1Loss)
+
+
+# A part that holds the model
+
+
+class Holding(ml.Term):
+    "A term that asks the model itself."
+    def __init__(self, model):
+        super().__init__()
+        self.parts = [{"model": model}]                                 # deep in a plain list
+
+    def per_task(self, path, task):
+        return self.parts[0]["model"](task.query.x).square().mean()
+
+
+class HoldingPiece(Holding):
+    def per_task(self, path, task): return self.parts[0]["model"].weight.square().sum()
+
+
+class MadeAnew(HoldingPiece):
+    def for_model(self, model): return MadeAnew(model[2])
+
+
+class Rule(ml.Exact):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+
+def test_a_part_that_holds_the_model_holds_the_new_one(small_net, sines):
+    other = ml.models.mlp(1, 3, 1, seed=5).double()
+
+    inner = ml.SGD(0.1)
+    inner.anchor = small_net
+    J = ml.MetaLoss(small_net, F.mse_loss, terms=ml.QueryLoss() + Holding(small_net), inner=inner,
+                    gradient=Rule(small_net), pooling=ml.Mean())
+    twin = J.on(other, F.mse_loss)
+    assert twin.model is other and twin.inner.anchor is other and twin.gradient.model is other
+    assert list(twin.terms.each())[1].parts[0]["model"] is other and J.model is small_net
+    fresh = ml.MetaLoss(other, F.mse_loss, terms=ml.QueryLoss() + Holding(other), inner=ml.SGD(0.1))
+    torch.testing.assert_close(twin(sines), fresh(sines), rtol=0, atol=0)
+
+
+def test_a_part_that_holds_a_piece_of_the_model_is_refused_or_made_anew(small_net):
+    other = ml.models.mlp(1, 3, 1, seed=5).double()
+    for parts, who in (({"terms": HoldingPiece(small_net[2])}, "HoldingPiece holds '2'"),
+                       ({"terms": HoldingPiece(small_net[2].weight)}, "holds '2.weight'"),
+                       ({"gradient": Rule(small_net[0])}, "Rule holds '0' of the old model")):
+        J = ml.MetaLoss(small_net, F.mse_loss, **parts)
+        with pytest.raises(ValueError, match=who + r".*for_model\(self, model\)"):
+            J.on(other, F.mse_loss)
+    J = ml.MetaLoss(small_net, F.mse_loss, terms=ml.QueryLoss() + MadeAnew(small_net[2]))
+    assert list(J.on(other, F.mse_loss).terms.each())[1].parts[0]["model"] is other[2]

@@ -1,4 +1,5 @@
 """All tasks at once, or one after another: the same numbers, and what only a loop can run."""
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -119,6 +120,44 @@ class StraightThrough(nn.Module):
     def forward(self, x): return self.last(0.7 * Sign.apply(self.first(x)) + self.first(x).tanh())
 
 
+class Sine(torch.autograd.Function):
+    "A sine that numpy computes; its derivative is one of the same kind, so it has a second one."
+    @staticmethod
+    def forward(ctx, x, shift):
+        ctx.save_for_backward(x)
+        ctx.shift = shift
+        return torch.from_numpy(np.sin(x.detach().numpy() + shift))
+
+    @staticmethod
+    def backward(ctx, weight): return weight * Sine.apply(ctx.saved_tensors[0],
+                                                          ctx.shift + np.pi / 2), None
+
+
+class ThroughNumpy(nn.Module):
+    "Rounded by numpy, straight through, and a sine by numpy."
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(1, 6), nn.Linear(6, 1)
+
+    def forward(self, x):
+        h = self.first(x)
+        rounded = torch.from_numpy(np.round(h.detach().numpy()))
+        return self.last(Sine.apply(h + (rounded - h).detach(), 0.0))
+
+
+class Alone(nn.Module):
+    "Looks at a number, and at what is around it: no vmap, and no torch.func."
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x):
+        assert torch._C._functorch.maybe_current_level() is None
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(self.layer.weight)
+        y = self.layer(x)
+        return y if y.sum().item() > 0 else y.tanh()
+
+
 class Checkpointed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -146,6 +185,7 @@ def impatient(prediction, y):
 
 ONLY_A_LOOP = {"straight through": (StraightThrough, F.mse_loss),
                "checkpoint": (Checkpointed, F.mse_loss), "packed": (Recurrent, F.mse_loss),
+               "numpy": (ThroughNumpy, F.mse_loss), "no torch.func": (Alone, F.mse_loss),
                "item": (lambda: ml.models.mlp(1, 5, 1, activation=nn.Tanh), impatient)}
 
 

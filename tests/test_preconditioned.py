@@ -1,5 +1,7 @@
 """Meta-SGD and Meta-Curvature: closed forms on the quadratic bed, gradcheck, limits, and bad input.
 """
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -280,3 +282,35 @@ def test_a_subclass_must_say_what_it_learns_and_how_it_acts(small_net, sines):
         def factors(self, parameter): return [torch.ones_like(parameter)]
     with pytest.raises(TypeError, match="does not say how it acts"):
         ml.MetaLoss(small_net, F.mse_loss, inner=Idle(small_net))(sines)
+
+
+# To another model
+
+
+@pytest.mark.parametrize("make", [ml.Diagonal, ml.Kronecker])
+def test_what_was_learned_goes_to_a_model_of_the_same_shapes(make, small_net, sines):
+    J = ml.MetaLoss(small_net, F.mse_loss, inner=make(small_net, 0.1))
+    with torch.no_grad():
+        for p in J.inner.parameters(): p.mul_(1.5)
+    twin = J.on(copy.deepcopy(small_net), F.mse_loss)              # no warning: they are errors
+    for mine, old in zip(twin.inner.parameters(), J.inner.parameters(), strict=True):
+        assert torch.equal(mine, old) and mine is not old
+    close(twin(sines), J(sines), 0)
+    wider = ml.models.mlp(1, 5, 2, activation=nn.Tanh).double()
+    with pytest.warns(UserWarning, match=rf"{make.__name__} starts anew at '2.weight', '2.bias'"):
+        other = J.on(wider, F.mse_loss).inner
+    factors = other.by_name()
+    assert torch.equal(factors["0.bias"][0], torch.full((5,), 1.5))
+    assert torch.equal(factors["2.bias"][0], torch.ones(2).double())
+    fresh = ml.MetaLoss(small_net, F.mse_loss, inner=make(small_net, 0.1))
+    fresh.on(wider, F.mse_loss)                                         # nothing is lost
+
+
+def test_a_learned_rate_goes_along_as_a_parameter_of_its_own(small_net):
+    rate = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    other = ml.models.mlp(1, 5, 1).double()
+    inner = ml.SGD(0.1)
+    del inner.lr
+    inner.lr = rate
+    twin = ml.MetaLoss(small_net, F.mse_loss, inner=inner).on(other, F.mse_loss).inner
+    assert twin.lr is not rate and isinstance(twin.lr, nn.Parameter) and twin.lr == 0.3

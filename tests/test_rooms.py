@@ -22,7 +22,7 @@ ROWS = (
     "terms.term terms.query terms.distance terms.contrast terms.sharpness terms",
     "pooling.mean pooling.tail pooling",
     "gradient.exact gradient.first_order gradient",
-    "adapted learner meta_loss methods as_written",
+    "adapted learner program meta_loss methods as_written",
     "training.identity training.checkpoints training.evaluation training.processes training.memory",
     "training.watching training.loop training",
     "plots",

@@ -371,3 +371,43 @@ def test_one_query_at_a_time_reaches_the_evaluation():
         J.curve(tasks.held_out(5), (1,), transductive=False).mean().item()
     )
     assert both[0] != both[1]
+
+
+def test_tasks_at_hand_and_several_metrics_at_once():
+    J, tasks = maml(), ml.tasks.Sinusoids()
+    mine = [tasks.held_out(5, seed=1), ml.tasks.Sinusoids(shots=3, queries=4).batch(2)]
+    found = evaluate(J, mine, steps=(0, 2), metric={"mse": F.mse_loss, "mae": F.l1_loss},
+                     batch_size=2)
+    for name, metric in (("mse", F.mse_loss), ("mae", F.l1_loss)):
+        one = found[name]
+        expected = torch.cat([J.curve(task, (0, 2), metric) for task in mine]).double()
+        torch.testing.assert_close(one.per_task, expected, rtol=1e-5, atol=1e-6)
+        assert one.n_tasks == 7 and one.rows()[1][name] == one.mean[1]
+        assert "7 tasks at hand" in str(one) and "7 tasks at hand" in one._repr_markdown_()
+    assert list(evaluate(J, mine[0], metric=[F.mse_loss, F.l1_loss])) == ["mse_loss", "l1_loss"]
+    alone = evaluate(J, mine, steps=(0, 2))
+    torch.testing.assert_close(alone.per_task, found["mse"].per_task, rtol=1e-5, atol=1e-6)
+    assert alone.minus(evaluate(J, mine, steps=(0, 2))).mean == [0.0, 0.0]
+    other = [mine[0].map(lambda t: t + 1), mine[1]]
+    for tasks, options, message in (
+        (mine, {"n_tasks": 5}, "n_tasks=5 is how many tasks to draw from a family"),
+        (mine[0].select(0), {}, r"1 tasks are given.*J\.curve\(task, steps\)"),
+        (mine, {"metric": [F.mse_loss, F.mse_loss]}, "two of the metrics have one name"),
+        (mine, {"metric": {}}, "there is no metric in it"),
+        ([mine[0].support], {}, "a task is Task")):
+        with pytest.raises(ValueError, match=message): evaluate(J, tasks, **options)
+    with pytest.raises(ValueError, match="their tasks are '7 tasks at hand"):
+        alone.minus(evaluate(J, other, steps=(0, 2)))
+
+
+def test_a_model_is_asked_once_for_all_metrics():
+    "With dropout, two metrics of one answer agree; and a task loss stands beside them."
+    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    J, task = ml.MAML(model, F.mse_loss), ml.tasks.Sinusoids().batch(4)
+
+    class Norm(ml.TaskLoss):
+        def forward(self, predict, split, phi): return phi["0.bias"].square().sum()
+    found = evaluate(J, task, steps=(0,), train=True, metric={
+        "one": F.mse_loss, "two": lambda p, y: 2 * F.mse_loss(p, y), "norm": Norm()})
+    torch.testing.assert_close(found["two"].per_task, 2 * found["one"].per_task)
+    assert found["norm"].mean == pytest.approx([model[0].bias.square().sum().item()], rel=1e-5)

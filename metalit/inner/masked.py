@@ -66,10 +66,12 @@ def used(model: nn.Module, x: Tree) -> list[str]:
 def once(model: nn.Module, x: Tree) -> Any:
     "The model's output for inputs of one task; the random numbers that it takes are put back."
     positions, keywords = given(x)
-    before = random_state()
+    plain = torch._C._DisableFuncTorch  # the state is a tensor, which vmap and grad would wrap
+    with plain(): before = random_state()
     try:
         with torch.no_grad(): return model(*positions, **keywords)
-    finally: restore_random_state(before)
+    finally:
+        with plain(): restore_random_state(before)
 
 # %% ../../nbs/3_choices/33_masked.ipynb #33c0de02
 HEAD = "{head}"  # in a pattern: the last layer that the model uses
@@ -146,7 +148,7 @@ class Masked(SGD):
 
     def for_model(self, model: nn.Module) -> Masked:
         "The same patterns, for another model."
-        lr = self.schedules.get("lr", self.lr)
+        lr = copy.deepcopy(self.schedules.get("lr", self.lr))
         return type(self)(model, lr=lr, steps=self.steps, only=self.only, without=self.without,
                           **copy.deepcopy(self.options))
 
@@ -191,5 +193,5 @@ class Context(SGD):
 
     def for_model(self, model: nn.Module) -> Context:
         "The same loop, for another model with a context."
-        lr = self.schedules.get("lr", self.lr)
+        lr = copy.deepcopy(self.schedules.get("lr", self.lr))
         return type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))

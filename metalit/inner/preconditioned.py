@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from ..schedule import Number
 from ..tasks.task import Tree
 
 # %% auto #0
-__all__ = ['check_shapes', 'Preconditioned', 'Diagonal', 'Kronecker']
+__all__ = ['check_shapes', 'Preconditioned', 'take_factors', 'Diagonal', 'Kronecker']
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #25c0de01
 def check_shapes(inner: SGD, gradient: Params, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -64,18 +65,46 @@ class Preconditioned(SGD):
     def direction(self, gradient: Params) -> Params:
         "P(∇ℓ), one parameter at a time."
         check_shapes(self, gradient, self.shapes)
-        learned = cast(Iterable[Iterable[Tensor]], self.learned)  # a list of lists, as modules
-        return {name: self.act(gradient[name], list(factors))
-                for name, factors in zip(self.shapes, learned, strict=True) if name in gradient}
+        return {name: self.act(gradient[name], factors)
+                for name, factors in self.by_name().items() if name in gradient}
 
     def meet(self, model: nn.Module, x: Tree) -> None:
         "The parameters that have factors have to be the model's."
         check_made_for(self, model, self.shapes)
 
     def for_model(self, model: nn.Module) -> Preconditioned:
-        "The same kind of inner loop for another model, with factors at their start."
-        lr = self.schedules.get("lr", self.lr)
-        return type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))
+        "The same kind of inner loop for another model; factors are kept where shapes agree."
+        lr = copy.deepcopy(self.schedules.get("lr", self.lr))
+        twin = type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))
+        take_factors(twin, self)
+        return twin
+
+    def by_name(self) -> dict[str, list[Tensor]]:
+        "The factors of each parameter."
+        learned = cast(Iterable[Iterable[Tensor]], self.learned)  # a list of lists, as modules
+        return {name: list(factors) for name, factors in zip(self.shapes, learned, strict=True)}
+
+
+# %% ../../nbs/2_trial/25_preconditioned.ipynb #25c0de04
+@torch.no_grad()
+def take_factors(to: Preconditioned, old: Preconditioned) -> None:
+    "Copy what was learned for parameters of the same name and shape; a warning names the others."
+    there, lost = old.by_name(), []
+    for name, factors in to.by_name().items():
+        if to.shapes[name] == old.shapes.get(name):
+            for mine, learned in zip(factors, there[name], strict=True): mine.copy_(learned)
+        elif _has_learned(old): lost.append(name)
+    if lost:
+        warnings.warn(f"{type(to).__name__} starts anew at {', '.join(map(repr, lost))}: what it "
+                      "has learned was for parameters of other names or shapes", stacklevel=5)
+
+
+def _has_learned(inner: Preconditioned) -> bool:
+    "Whether a factor is no longer what it is at the start."
+    for name, factors in inner.by_name().items():
+        starts = inner.factors(torch.zeros(inner.shapes[name]).to(factors[0]))
+        if not all(map(torch.equal, factors, starts)): return True
+    return False
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #3d690d43
 class Diagonal(Preconditioned):

@@ -16,10 +16,10 @@ from .sgd import SGD
 from .walk import Predict, check_made_for
 from ..models import Params
 from ..schedule import Number
-from ..tasks.task import Split, Tree, mapped
+from ..tasks.task import Split, Tree, mapped, transformed
 
 # %% auto #0
-__all__ = ['class_means', 'head_shape', 'check_last', 'Prototypes']
+__all__ = ['class_means', 'head_shape', 'check_last', 'head_of_means', 'Prototypes']
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #77ba1196
 def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
@@ -52,9 +52,20 @@ def check_last(model: nn.Module, head: str, x: Tree) -> None:
     finally: hook.remove()
     if not seen: raise ValueError(f"the head {head!r} is not used by the model")
     if not isinstance(output, Tensor) or output.shape != seen[-1].shape or \
-            not torch.equal(output, seen[-1]):
+            not (transformed() or torch.equal(output, seen[-1])):
         raise ValueError(f"the model does something to the output of its head {head!r}, such as a "
                          "softmax; class means need logits as the head gives them: leave that out")
+
+# %% ../../nbs/5_images/53_prototypes.ipynb #53c0de02
+def head_of_means(predict: Predict, theta: Params, support: Split, head: str,
+                  shape: tuple[int, ...]) -> Params:
+    "Weight and bias of a head of this shape (ways, features), from the support set's class means."
+    weight, bias = (f"{head}.{part}".lstrip(".") for part in ("weight", "bias"))
+    (ways, width), like = shape, next(iter(theta.values()))
+    # With the identity for a head the model's output is what the head sees.
+    bare = {weight: torch.eye(width).to(like), bias: torch.zeros(width).to(like)}
+    means = class_means(predict(theta | bare, support.x), support.y, ways)
+    return {weight: 2 * means, bias: -(means ** 2).sum(1)}
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #9d5fb92d
 class Prototypes(SGD):
@@ -78,8 +89,7 @@ class Prototypes(SGD):
         super().__init__(lr, steps, **options)
         self.options, self.has_met = options | {"head": head}, False
         self.head = ["", *(name for name, _ in owning(model))][-1] if head is None else head
-        self.shape: tuple[int, ...] = ()
-        if head is not None: self.shape = head_shape(model, head)
+        self.shape, self.ways = head_shape(model, head) if head is not None else (), 0
 
     def meet(self, model: nn.Module, x: Tree) -> None:
         "Find the head, once, if it has no name; what it says has to be what the model says."
@@ -93,15 +103,18 @@ class Prototypes(SGD):
 
     def first(self, predict: Predict, theta: Params, support: Split) -> Params:
         "θ, with a head that is made of the support set's class means."
-        weight, bias = (f"{self.head}.{part}".lstrip(".") for part in ("weight", "bias"))
+        weight = f"{self.head}.weight".lstrip(".")
         ways, width = theta[weight].shape if weight in theta else self.shape
-        like = next(iter(theta.values()))
-        # With the identity for a head the model's output is what the head sees.
-        bare = {weight: torch.eye(width).to(like), bias: torch.zeros(width).to(like)}
-        means = class_means(predict(theta | bare, support.x), support.y, ways)
-        return theta | {weight: 2 * means, bias: -(means ** 2).sum(1)}
+        return theta | head_of_means(predict, theta, support, self.head, (self.ways or ways, width))
+
+    def for_task(self, support: Split, start: nn.Module | None = None) -> Prototypes:
+        "With a head for as many classes as the task at hand has, or as the head of `start` has."
+        head = None if start is None else start.get_submodule(self.head).get_parameter("weight")
+        twin = copy.copy(self)
+        twin.ways = int(support.y.max()) + 1 if head is None else len(head)
+        return twin
 
     def for_model(self, model: nn.Module) -> Prototypes:
         "The same loop, for another model."
-        lr = self.schedules.get("lr", self.lr)
+        lr = copy.deepcopy(self.schedules.get("lr", self.lr))
         return type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))

@@ -28,7 +28,7 @@ Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters
 
 # %% auto #0
 __all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'whole', 'check_steps', 'check_batch_size', 'check_made_for',
-           'check_subclass', 'InnerLoop', 'Step', 'as_it_is', 'Walk', 'constant', 'held_constant']
+           'check_subclass', 'Fitting', 'InnerLoop', 'Step', 'as_it_is', 'Walk', 'constant', 'held_constant']
 
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def whole(value: Any) -> int:
@@ -70,8 +70,22 @@ def check_subclass(kind: type) -> None:
                         "and a meta-loss does not call it: say what one step does, in a method "
                         "step(self, loss, phi, state, k), and where a task starts, in init")
 
+# %% ../../nbs/3_choices/31_walk.ipynb #31c0de01
+class Fitting(Scheduled):
+    "An inner loop as it fits a model and a task: three methods, which few inner loops override."
+    def meet(self, model: nn.Module, x: Tree) -> None:
+        "A look at the model and the inputs x (B, S, …) before a batch; raise if they do not fit."
+
+    def for_model(self, model: nn.Module) -> Any:
+        "The same for another model. Override it where parameters depend on the model's shapes."
+        return copy.deepcopy(self, {id(model): model})
+
+    def for_task(self, support: Split, start: nn.Module | None = None) -> Any:
+        "The same for one task at hand, (S, …), to begin anew or where `start` stands."
+        return self
+
 # %% ../../nbs/3_choices/31_walk.ipynb #24417970
-class InnerLoop(Scheduled):
+class InnerLoop(Fitting):
     """How a task learns: where it starts, and what one step does. A subclass defines `step`.
 
     `steps` is K. With `batch_size` each step sees so many of the support examples, the next ones in
@@ -91,9 +105,6 @@ class InnerLoop(Scheduled):
         self.loss = None if loss is None else check_loss(loss)
         self.steps, self.batch_size = check_steps(steps), check_batch_size(batch_size)
 
-    def meet(self, model: nn.Module, x: Tree) -> None:
-        "A look at the model and the inputs x (B, S, …) before a batch; raise if they do not fit."
-
     def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:
         "φ₀ and what is remembered before the first step: by default θ, and nothing."
         return theta, ()
@@ -108,10 +119,6 @@ class InnerLoop(Scheduled):
         if self.batch_size is None or self.batch_size >= length(support): return support
         count, device, first = length(support), leaves(support)[0].device, k * self.batch_size
         return support.select(torch.arange(first, first + self.batch_size, device=device) % count)
-
-    def for_model(self, model: nn.Module) -> InnerLoop:
-        "The same for another model. Override it where parameters depend on the model's shapes."
-        return copy.deepcopy(self)
 
     def adapt(self, loss: LossOn, theta: Params, support: Split, steps: int | None = None, *,
               detach: bool = False) -> list[Params]:

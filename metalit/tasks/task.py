@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 # %% auto #0
-__all__ = ['Tree', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'check_task', 'check_split']
+__all__ = ['Tree', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'transformed', 'check_task', 'check_split']
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #fecb6185
 Tree = Any  # a tensor, or a dictionary, list, tuple or `Container` of trees
@@ -137,13 +137,26 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     moved = tensor.to(*args, **kwargs)
     return moved if tensor.is_floating_point() else moved.to(tensor.dtype)
 
+# %% ../../nbs/1_idea/02_tasks.ipynb #02c0de01
+def transformed() -> bool:
+    """Whether values cannot be looked at here: a program is being traced, or transformed.
+
+    Traced: by `torch.compile`, `torch.export` or `make_fx`. Transformed: by `torch.func.vmap`,
+    `grad`, `jvp` and the like. PyTorch has no public word for most of it.
+    """
+    if torch.compiler.is_compiling(): return True
+    if torch._C._functorch.maybe_current_level() is not None: return True
+    traces: Any = torch._C._TorchDispatchModeKey.PROXY
+    return (torch._C._get_dispatch_mode(traces) is not None
+            or torch._ops._get_dispatch_mode_pre_dispatch(traces) is not None)
+
 # %% ../../nbs/1_idea/02_tasks.ipynb #800ca9f1
 def check_task(task: Any) -> Task:
     """The batch as a `Task`, after a look at its shapes and values; `((x, y), (x, y))` is welcome.
 
     Raises `ValueError`, naming the tensor, where x and y do not belong together, a set is empty,
-    the task axis is missing, or a value is not finite. Inside `torch.compile` only shapes are
-    looked at.
+    the task axis is missing, or a value is not finite. Where values cannot be seen, while a
+    program is traced or under a transformation such as `vmap`, only shapes are looked at.
 
     Example: `check_task(((x, x), (x, x))).batch_size`, with `x = torch.zeros(4, 5, 1)`.
     """
@@ -209,7 +222,7 @@ def _wrong(tensor: Any, first: Any) -> str | None:
         return (
             f"{{here}} has shape {shape}: no {missing} in it. Give every task at least one example"
         )
-    return None if torch.compiler.is_compiling() else _not_finite(tensor)
+    return None if transformed() else _not_finite(tensor)
 
 
 def _not_finite(tensor: Tensor) -> str | None:

@@ -83,7 +83,7 @@ class Term(Scheduled):
 
     def for_model(self, model: nn.Module) -> Term:
         "The same term for another model. Override it where it keeps something of the model's."
-        return copy.deepcopy(self)
+        return copy.deepcopy(self, {id(model): model})
 
     def __add__(self, other: Term | Sum) -> Sum: return Sum((1.0, self)) + other
     def __mul__(self, weight: Number) -> Sum: return Sum((weight, self))

@@ -6,22 +6,26 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapted import evaluation_mode
-from ..learner import Learner
+from ..learner import Learner, curve
 from ..losses import Loss
 from ..tasks.family import Family
+from ..tasks.task import Task, check_task, leaves
 from .checkpoints import Progress, Row
 
 # %% auto #0
-__all__ = ['Evaluation', 'evaluate', 'name_of', 'accuracy', 'own_random_numbers', 'Validation', 'measure', 'best_so_far']
+__all__ = ['Metrics', 'Given', 'Evaluation', 'evaluate', 'named_metrics', 'name_of', 'accuracy', 'own_random_numbers',
+           'Validation', 'measure', 'best_so_far']
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #67d49d8a
 @dataclass(frozen=True, eq=False)
@@ -29,14 +33,14 @@ class Evaluation:
     """Query losses, or another metric, on unseen tasks, after so many inner steps.
 
     `per_task` (n_tasks, len(steps)) holds each of them, `mean` and `ci95` what they come to: the
-    mean and half the width of its 95 % interval over tasks, for each of the `steps`. `evaluate`
-    makes it; printed, it is a table.
+    mean and half the width of its 95 % interval over tasks, for each of the `steps`. `seed` is that
+    of the tasks, None for tasks at hand. `evaluate` makes it; printed, it is a table.
 
     Example: `ml.evaluate(J, tasks).rows()[0]["loss"]`.
     """
     steps: list[int]
     per_task: Tensor = field(repr=False)
-    seed: int
+    seed: int | None
     metric: str = "loss"
     tasks: str = ""
 
@@ -79,46 +83,98 @@ def _as_text(found: Evaluation) -> str:
     lines = [f"{'inner steps':>11}  {'query ' + found.metric:>14}   ± 95 %"]
     lines += [f"{row['inner_steps']:>11}  {row[found.metric]:>14.4f}   {row['ci95']:.4f}"
               for row in found.rows()]
-    return "\n".join([*lines, f"{found.n_tasks} unseen tasks, seed {found.seed}"])
+    return "\n".join([*lines, _under(found)])
 
 
 def _as_markdown(found: Evaluation) -> str:
     rows = [f"| {row['inner_steps']} | {row[found.metric]:.4f} ± {row['ci95']:.4f} |"
             for row in found.rows()]
     head = [f"| inner steps | query {found.metric} ± 95 % |", "|---:|---:|"]
-    return "\n".join([*head, *rows, "", f"{found.n_tasks} unseen tasks, seed {found.seed}"])
+    return "\n".join([*head, *rows, "", _under(found)])
+
+
+def _under(found: Evaluation) -> str:
+    if found.seed is None: return f"{found.n_tasks} tasks at hand"
+    return f"{found.n_tasks} unseen tasks, seed {found.seed}"
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #3e0d85af
-def evaluate(J: Learner, tasks: Family, *, n_tasks: int = 600,
-             steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0, metric: Loss | None = None,
-             batch_size: int = 100, transductive: bool = True, train: bool = False) -> Evaluation:
+Metrics = dict[str, Loss] | list[Loss]
+Given = Family | Task | list[Task]
+
+
+def evaluate(J: Learner, tasks: Given, *, n_tasks: int | None = None,
+             steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0,
+             metric: Loss | Metrics | None = None, batch_size: int = 100,
+             transductive: bool = True, train: bool = False) -> Any:
     """How well J's model adapts to tasks it never saw.
 
-    The query loss, or another metric, after `steps` inner steps.
+    The query loss, or another metric, after `steps` inner steps: an `Evaluation`. Several metrics,
+    by name or in a list, of the same answers: a dictionary, with an `Evaluation` for each name.
 
-    Mean over `n_tasks` tasks ± 1.96 standard errors; 600 tasks as in the code of Finn et al.
-    (2017). For sinusoids the query set is a grid of 100 points. `batch_size` tasks adapt at a time.
-    `transductive`: a model with batch normalisation sees all queries of a task together; without,
-    each by itself with the support set. The model is in evaluation mode, without dropout, unless
-    `train` says to look at it as in training; afterwards it is in the mode that it was in.
+    Mean over `n_tasks` tasks of a family, by default 600 as in the code of Finn et al. (2017),
+    ± 1.96 standard errors. Or `tasks` are tasks at hand, a `Task` or a list of them, which are all
+    looked at. For sinusoids the query set is a grid of 100 points. `batch_size` tasks adapt at a
+    time. `transductive`: a model with batch normalisation sees all queries of a task together;
+    without, each by itself with the support set. The model is in evaluation mode, without dropout,
+    unless `train` says to look at it as in training; afterwards it is as it was.
 
     Raises `ValueError` for fewer than two tasks, or a number of steps that is none.
 
     Example: `print(evaluate(J, ml.tasks.Sinusoids(shots=5)))`.
     """
-    if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks")
-    parameter = next(J.parameters())
-    task = tasks.held_out(n_tasks, seed)
-    parts = (task.select(slice(i, i + batch_size)) for i in range(0, n_tasks, batch_size))
-    with contextlib.nullcontext() if train else evaluation_mode(J):
-        losses = torch.cat([J.curve(part.to(device=parameter.device, dtype=parameter.dtype), steps,
-                                    metric, transductive=transductive) for part in parts]).double()
-    return Evaluation(list(steps), losses, seed, name_of(metric), tasks.identity())
+    batches, about = (_at_hand(tasks, n_tasks) if isinstance(tasks, Task | list | tuple) else
+                      (_drawn(tasks, n_tasks, seed), (seed, tasks.identity())))
+    metrics, like = named_metrics(metric), next(J.parameters())
+    parts = (batch.select(slice(i, i + batch_size)).to(device=like.device, dtype=like.dtype)
+             for batch in batches for i in range(0, batch.batch_size, batch_size))
+    with evaluation_mode(J, unless=train):
+        values = torch.cat([curve(J, J.checked(part), steps,
+                                  [one or J.loss for one in metrics.values()], transductive)
+                            for part in parts]).double()
+    found = {name: Evaluation(list(steps), values[..., i], about[0], name, about[1])
+             for i, name in enumerate(metrics)}
+    return found if isinstance(metric, dict | list) else next(iter(found.values()))
+
+# %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0e3
+def named_metrics(metric: Loss | Metrics | None) -> dict[str, Loss | None]:
+    "The metrics by name; `ValueError` for none, or two of one name."
+    if isinstance(metric, dict): named: dict[str, Loss | None] = {**metric}
+    else:
+        several = metric if isinstance(metric, list) else [metric]
+        named = {name_of(one): one for one in several}
+        if len(named) != len(several):
+            raise ValueError("two of the metrics have one name: say which is which, with "
+                             "metric={'mine': f, 'other': g}")
+    if not named: raise ValueError(f"metric={metric!r}: there is no metric in it")
+    return named
 
 
 def name_of(metric: Loss | None) -> str:
     "What a metric is called in a table."
     return "loss" if metric is None else getattr(metric, "__name__", type(metric).__name__)
+
+
+def _drawn(family: Family, n_tasks: int | None, seed: int) -> list[Task]:
+    n_tasks = 600 if n_tasks is None else n_tasks
+    if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks")
+    return [family.held_out(n_tasks, seed)]
+
+
+def _at_hand(tasks: Task | list[Task], n_tasks: int | None) -> tuple[list[Task], tuple[None, str]]:
+    "Tasks that somebody has, batch by batch, and what tells them from others."
+    batches = [check_task(task) for task in ([tasks] if isinstance(tasks, Task) else tasks)]
+    count = sum(batch.batch_size for batch in batches)
+    if n_tasks is not None:
+        raise ValueError(f"{n_tasks=} is how many tasks to draw from a family; of tasks at hand "
+                         "all are looked at. For fewer, give fewer: task.select(slice(n))")
+    if count < 2:
+        raise ValueError(f"{count} tasks are given: an interval needs at least 2. "
+                         "J.curve(task, steps) measures a single one")
+    digest = hashlib.sha256()
+    for tensor in (leaf for batch in batches for leaf in leaves(batch)):
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return batches, (None, f"{count} tasks at hand, {digest.hexdigest()[:12]}")
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #90a1bdd6
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
@@ -145,7 +201,8 @@ class Validation:
     `tasks`: their held-out tasks are used, the same `n_tasks` each time. `metric`: as in
     `evaluate`, by default J's loss, where less is better; with `maximize` (by default for
     `accuracy`) more is. `steps`: inner steps, by default J's own. `patience`: stop when so many
-    looks in a row were no better than the best; None never stops.
+    looks in a row were no better than the best; None never stops. A look is in evaluation mode,
+    unless `train`.
 
     Example: `meta_train(J, train, steps=5000, validation=Validation(tasks, every=250))`.
     """
@@ -157,6 +214,7 @@ class Validation:
     patience: int | None = None
     maximize: bool | None = None
     batch_size: int = 100
+    train: bool = False
 
     def __post_init__(self) -> None:
         least = {"every": 1, "patience": 1, "batch_size": 1, "n_tasks": 2, "steps": 0}
@@ -190,7 +248,8 @@ def measure(validation: Validation, J: Learner) -> Row:
     steps = J.inner.steps if validation.steps is None else validation.steps
     with own_random_numbers(0, next(J.parameters()).device):
         found = evaluate(J, validation.tasks, n_tasks=validation.n_tasks, steps=(steps,),
-                         metric=validation.metric, batch_size=validation.batch_size)
+                         metric=validation.metric, batch_size=validation.batch_size,
+                         train=validation.train)
     return {"validation": found.mean[0], "ci95": found.ci95[0]}
 
 
