@@ -278,6 +278,11 @@ def slope_is_right(model: nn.Module, loss: Callable[[Any, Any], Tensor], task: m
     return abs((ends[0] - ends[1]) / (2 * h) - slope) < 1e-5 * (1 + abs(slope))
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def outcome(case: Callable[[], Any], first_order: bool) -> dict[str, str]:
     """What became of one setting: right, wrong, refused, by a loop only; and why."""
     model, loss, task = case()
@@ -285,10 +290,10 @@ def outcome(case: Callable[[], Any], first_order: bool) -> dict[str, str]:
     with sdpa_kernel(SDPBackend.MATH):
         try: expected = by_loop(model, loss, task, first_order)
         # what PyTorch itself cannot differentiate: the list says so, in its words
-        except (RuntimeError, NotImplementedError) as error: no_loop = str(error).splitlines()[0]
+        except (RuntimeError, NotImplementedError) as error: no_loop = first_line(error)
     try: found = by_metalit(model, loss, task, first_order)
     except Exception as error:  # it may fail in any way, and the list says in which
-        why = str(error).splitlines()[0].partition(" PyTorch says")[0]
+        why = first_line(error).partition(" PyTorch says")[0]
         if expected is None:
             often = "" if first_order else " twice"
             return {"outcome": f"not differentiable{often} by PyTorch", "why": no_loop}

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['MEANING', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'network_and_data',
            'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place',
-           'plain_errors', 'in_words', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run',
+           'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run',
            'Settings', 'show', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'run_name',
            'validation_of', 'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'curve_of', 'compare',
            'report']
@@ -161,7 +161,7 @@ def plain_errors() -> Iterator[None]:
         try: yield
         except BrokenPipeError: raise
         except (ValueError, OSError, DivergedError, LostProcessError) as error:
-            raise click.ClickException(in_words(error)) from error
+            raise click.ClickException(sentence_of(error)) from error
         except (RuntimeError, MemoryError) as error:
             text = "out of memory" if isinstance(error, MemoryError) else str(error)
             meant_by = [sentence for words, sentence in MEANING.items() if words in text]
@@ -169,7 +169,7 @@ def plain_errors() -> Iterator[None]:
             raise click.ClickException(meant_by[0]) from error
 
 # %% ../nbs/7_workshop/74_command.ipynb #74b00008
-def in_words(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
     "What an error says, without its number where the system speaks."
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:

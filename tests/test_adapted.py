@@ -184,16 +184,17 @@ def test_a_rate_that_is_a_whole_number_can_be_replaced():
     close(J.adapted(x, y, lr=0.1)(x), ml.MAML(J.model, F.mse_loss, lr=0.1).adapted(x, y)(x), 0)
 
 
+class Series(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 1)
+        self.double()
+
+    def forward(self, x): return self.head(self.net(x)[0][:, -1])
+
+
 def test_a_recurrent_net_is_adapted_with_the_weights_that_it_uses():
-    class Series(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.net, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 1)
-            self.double()
-
-        def forward(self, x): return self.head(self.net(x)[0][:, -1])
-
     model, x, y = Series(), random(5, 6, 3), random(5, 1)
     plain = copy.deepcopy(model)
     optimizer = torch.optim.SGD(plain.parameters(), lr=LR)
@@ -219,16 +220,6 @@ class Tied(nn.Module):
         self.double()
 
     def forward(self, x): return self.c(torch.tanh(self.b(torch.tanh(self.a(x + self.shift)))))
-
-
-class Series(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 1)
-        self.double()
-
-    def forward(self, x): return self.head(self.net(x)[0][:, -1])
 
 
 def series():

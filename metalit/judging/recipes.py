@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from .. import as_written as article
 from .. import methods
+from ..data.images import LARGEST
 from ..data.omniglot import PROTOCOLS
 from ..inner.adam import Adam
 from ..inner.walk import whole
@@ -190,7 +191,7 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "protocol": tuple(PROTOCOLS), "channels": (1, 3)}
 LEAST = {"seed": 0, "ways": 2, "shots": 1, "queries": 1, "steps": 0, "batch_size": 1,
          "inner_steps": 0, "filters": 1, "size": 1}
-MOST = {"seed": 2**63 - 1, "size": 4096}
+MOST = {"seed": 2**63 - 1, "size": LARGEST}
 
 
 def check_setting(name: str, value: Any) -> None:
