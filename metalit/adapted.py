@@ -9,11 +9,14 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .inner.sgd import check_lr
+from .inner.momentum import check_understood
+from .inner.rates import Rate, Rates, rates
+from .inner.sgd import SGD
 from .inner.walk import InnerLoop, Walk
 from .models import Params, places
 from .tasks.task import Split
@@ -68,7 +71,7 @@ def evaluation_mode(module: nn.Module, unless: bool = False) -> Iterator[None]:
         for layer, training in before: layer.training = training
 
 
-def end_of(walk: Walk, split: Split, steps: int | None = None, lr: float | None = None,
+def end_of(walk: Walk, split: Split, steps: int | None = None, lr: Rate | None = None,
            start: nn.Module | None = None) -> Params:
     "φ_K of one task, as numbers: from θ, or on from where the model `start` stands."
     inner = (walk.inner if lr is None else _with_rate(walk.inner, lr)).for_task(split, start)
@@ -81,11 +84,17 @@ def end_of(walk: Walk, split: Split, steps: int | None = None, lr: float | None 
         return replace(walk, inner=_going_on(inner))(split, _tensors_of(start, first), steps)[-1]
 
 # %% ../nbs/7_workshop/62a_adapted.ipynb #62a0000d
-def _with_rate(inner: InnerLoop, lr: float) -> InnerLoop:
-    if not isinstance(getattr(inner, "lr", None), float | int):
-        raise TypeError(f"{type(inner).__name__} has no step size lr that is a plain number")
+def _with_rate(inner: InnerLoop, lr: Any) -> InnerLoop:
+    rate, kind = rates(lr), type(inner).__name__
+    if not isinstance(getattr(inner, "lr", None), float | int | Tensor | Rates):
+        raise TypeError(f"{kind} has no step size lr that could be another")
+    if isinstance(rate, Rates) and not isinstance(inner, SGD):
+        raise TypeError(f"{kind} has one step size lr for all: give a number")
+    if callable(rate) and not isinstance(rate, Rates):
+        raise ValueError("lr is a schedule, which belongs to a training: give a number")
     twin = copy.copy(inner)
-    twin.__dict__["lr"] = check_lr(lr)
+    twin.__dict__["lr"] = rate
+    if isinstance(twin, SGD): check_understood(twin, {"rates": lr} if callable(rate) else {})
     return twin
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .batching.slope import grad
 from .batching.modes import vmapped
+from .inner.rates import check_lr
 from .inner.sgd import SGD
 from .inner.walk import LossOn
 from .learner import ModelCall, check_model, theta_of
@@ -39,6 +40,7 @@ def _per_task(model: nn.Module, task_loss: Loss, task: Task,
 # %% ../nbs/2_trial/20_as_written.ipynb #94692624
 def _fine_tuned(L: LossOn, theta: Params, D_train: Split, lr: float) -> Params:
     "θ′ = θ − α∇_θ L_train(θ, D_train)."
+    if not (isinstance(lr, Tensor) or torch.compiler.is_compiling()): check_lr(lr)
     gradient = grad(L)(theta, D_train)
     return {name: theta[name] - lr * gradient[name] for name in theta}
 
@@ -137,7 +139,7 @@ class AsWritten(MetaLoss):
     """
     def __init__(self, model: nn.Module, loss: Loss, formula: Callable[..., Tensor],
                  lr: float = 0.01, **options: Any):
-        super().__init__(model, loss, inner=SGD(lr, 1))
+        super().__init__(model, loss, inner=SGD(check_lr(lr), 1))
         self.formula, self.options = formula, options
         self.across_tasks = formula is contrastive
 

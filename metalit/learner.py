@@ -5,8 +5,10 @@
 # %% ../nbs/7_workshop/62_learner.ipynb #30f4c920
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +20,9 @@ from .batching.chunks import in_chunks
 from .batching.modes import MODES, Each, check_mode
 from .batching.plain import PlainOperations
 from .batching.refused import check_vmap, explained, once_tried
+from .inner.adam import Adam
 from .inner.masked import once
+from .inner.rates import Rate
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
 from .losses import Loss, TaskLoss, check_judge, loss_on, measured
@@ -28,7 +32,7 @@ from .tasks.task import transformed
 
 # %% auto #0
 __all__ = ['NORMS', 'READS', 'LOOKED', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'first_input', 'check_axes',
-           'ModelCall', 'check_inner', 'Parts', 'Learner', 'curve', 'check_counts']
+           'ModelCall', 'check_inner', 'line_for', 'line_like', 'Parts', 'Learner', 'curve', 'check_counts']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -168,13 +172,36 @@ def check_inner(inner: Any) -> InnerLoop:
     kind = inner if isinstance(inner, type) else type(inner)
     if issubclass(kind, InnerLoop):
         raise TypeError(f"inner is the class {kind.__name__} itself; one of its kind is needed: "
-                        f"inner={kind.__name__}(…)")
-    write = "write inner=ml.SGD(lr=0.01, steps=1), or see ml.inner for others"
+                        f"write inner={line_for(kind)}")
+    write = f"write inner={line_like(inner)}, or see ml.inner for others"
     if issubclass(kind, torch.optim.Optimizer):
         raise TypeError(f"inner is torch.optim's {kind.__name__}, which writes numbers into the "
                         f"model; an inner loop gives new tensors, through which gradients flow: "
                         f"{write}")
     raise TypeError(f"inner is {inner!r}, which is no inner loop: {write}")
+
+
+def line_for(kind: type[InnerLoop], **said: Any) -> str:
+    "The line that makes an inner loop of a kind, with its first arguments, by default as they are."
+    first = {parameter.name: parameter.default
+             for parameter in inspect.signature(kind).parameters.values()
+             if parameter.kind is parameter.POSITIONAL_OR_KEYWORD}
+    arguments = [name if value is inspect.Parameter.empty else f"{name}={value!r}"
+                 for name, value in (first | said).items()]
+    home = "ml." if kind.__module__.startswith("metalit.") else ""
+    return f"{home}{kind.__name__}({', '.join(arguments)})"
+
+
+def line_like(inner: Any) -> str:
+    "The line that makes an inner loop like an optimizer of torch.optim, or like what has its name."
+    kind = inner if isinstance(inner, type) else type(inner)
+    name = inner if isinstance(inner, str) else kind.__name__
+    settings = inner.defaults if isinstance(inner, torch.optim.Optimizer) else {}
+    def those(*known: str) -> dict[str, Any]:
+        return {key: settings[key] for key in known if settings.get(key)}
+
+    if name.lower().startswith("adam"): return line_for(Adam, **those("lr"))
+    return line_for(SGD, **those("lr", "momentum", "weight_decay", "nesterov"))
 
 # %% ../nbs/7_workshop/62_learner.ipynb #585deb64
 class Parts(nn.Module):
@@ -191,6 +218,7 @@ class Parts(nn.Module):
         self.inner: InnerLoop = SGD() if inner is None else check_inner(inner)
         self.batching, self.frozen = check_mode(batching), frozen_of(model) or ()
         if self.batching == "vmap": check_vmap(model)
+        self.inner.join(model)
 
     def theta(self) -> Params:
         "θ, by name: the parameters that ask for a gradient."
@@ -250,7 +278,7 @@ class Learner(Parts):
             return self.each(lambda theta, split: walk(theta)(split, steps=steps)[-1],
                              self.theta(), support)
 
-    def adapted(self, x: Tree, y: Tree, *, steps: int | None = None, lr: float | None = None,
+    def adapted(self, x: Tree, y: Tree, *, steps: int | None = None, lr: Rate | None = None,
                 start: nn.Module | None = None, train: bool = False) -> nn.Module:
         """The model after it has learned *one* task, x (S, …) and y, as a plain module.
 
@@ -302,7 +330,7 @@ def curve(learner: Learner, task: Task, steps: Sequence[int], metrics: Sequence[
 
 def check_counts(steps: Any) -> list[int]:
     "Numbers of inner steps, if they are such; `ValueError` for one number, none, or a negative."
-    if isinstance(steps, int) or not list(steps):
+    if isinstance(steps, Integral) or not list(steps):
         raise ValueError(f"steps={steps!r}: after how many inner steps to look is said by numbers "
                          "such as (0, 1, 5)")
     return [check_steps(count) for count in steps]

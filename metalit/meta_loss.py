@@ -175,6 +175,7 @@ def on(J: MetaLoss, model: nn.Module, loss: Loss) -> MetaLoss:
     del twin.loss  # it may be a module, whose place a function cannot take
     twin.loss = check_judge(loss, model)
     twin.inner, twin.terms = twin.inner.for_model(model), twin.terms.for_model(model)
+    twin.inner.join(model)
     return twin
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['Schedule', 'Number', 'Linear', 'Cosine', 'Times', 'times', 'Scheduled', 'scheduled', 'lifted', 'numbers_of',
@@ -84,12 +84,12 @@ class Scheduled(nn.Module):
         super().__init__()
         self.schedules: dict[str, Schedule] = {}
 
-    def numbers(self, **numbers: Number) -> None:
+    def numbers(self, **numbers: Number | Tensor) -> None:
         "Make these numbers attributes, as they are at the first step."
         for name, number in numbers.items():
             self.schedules.pop(name, None)
             if callable(number): self.schedules[name] = number
-            setattr(self, name, number(0, 1) if callable(number) else number)
+            setattr(self, name, float(number(0, 1)) if callable(number) else number)
 
     def at(self, step: int, steps: int) -> None:
         "Set the numbers to those of meta-step `step` of `steps`."

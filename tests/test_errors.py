@@ -209,7 +209,7 @@ def test_numbers_of_numpy_are_numbers():
 
 
 @pytest.mark.parametrize(("inner", "message"), [
-    (ml.SGD, r"the class SGD itself; one of its kind is needed: inner=SGD\(…\)"),
+    (ml.SGD, r"the class SGD itself; one of its kind is needed: write inner=ml.SGD\(lr=0.01"),
     (torch.optim.SGD, r"torch.optim's SGD, which writes.*write inner=ml.SGD\(lr=0.01, steps=1\)"),
     (torch.optim.Adam([torch.zeros(1)]), "torch.optim's Adam"), ("sgd", "inner is 'sgd'"),
     (0.01, "inner is 0.01, which is no inner loop")])

@@ -327,7 +327,7 @@ def test_a_model_without_a_context(small_net):
 def test_bad_numbers(kind):
     for options in ({"lr": 0.0}, {"lr": float("nan")}, {"steps": -1}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=next(iter(options))): kind(in_context(), **options)
-    with pytest.raises(TypeError, match="momentum"): kind(in_context(), momentum=0.9)
+    with pytest.raises(TypeError, match="moment"): kind(in_context(), moment=0.9)
 
 
 def test_what_is_said_about_it(small_net):

@@ -257,7 +257,7 @@ def test_options_reach_the_inner_loop_and_its_copy(small_net):
     inner = ml.Diagonal(small_net, 0.1, 3, batch_size=2)
     twin = inner.for_model(ml.models.mlp(1, 4, 1))
     assert inner.batch_size == twin.batch_size == 2 and twin.steps == 3 and twin.lr == 0.1
-    with pytest.raises(TypeError, match="momentum"): ml.Diagonal(small_net, momentum=0.9)
+    with pytest.raises(TypeError, match="moment"): ml.Diagonal(small_net, moment=0.9)
 
 
 def test_a_schedule_of_the_rate_reaches_the_copy(small_net):

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['InnerLoop', 'Walk', 'SGD', 'Adam', 'SAM', 'Context', 'Masked', 'Kronecker', 'Diagonal', 'Preconditioned',
-           'Prototypes']
+           'Prototypes', 'Push', 'Rates']
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #9b84d29c
 from .adam import Adam
 from .masked import Context, Masked
+from .momentum import Push
 from .preconditioned import Diagonal, Kronecker, Preconditioned
 from .prototypes import Prototypes
+from .rates import Rates
 from .sam import SAM
 from .sgd import SGD
 from .walk import InnerLoop, Walk
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #e143e233
 _all_ = [InnerLoop, Walk, SGD, Adam, SAM, Context, Masked, Kronecker, Diagonal,
-         Preconditioned, Prototypes]
+         Preconditioned, Prototypes, Push, Rates]

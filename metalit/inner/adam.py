@@ -10,16 +10,25 @@ from typing import Any
 
 import torch
 
+from .rates import Rate, rate_of
 from .sgd import SGD
-from .walk import InnerLoss, Predict, State
+from .walk import InnerLoss, Predict, State, real
 from ..models import Params
-from ..schedule import Number
 from ..tasks.task import Split
 
 # %% auto #0
-__all__ = ['Adam']
+__all__ = ['check_squares', 'Adam']
 
 # %% ../../nbs/3_choices/32_adam.ipynb #aab07333
+def check_squares(phi: Params, eps: float) -> None:
+    "Raise `ValueError` where ε², or the squares of gradients, are zero in the model's precision."
+    for name, value in phi.items():
+        if value.dtype != torch.float16 and eps**2 >= torch.finfo(value.dtype).tiny: continue
+        raise ValueError(f"{name!r} is of {value.dtype}, in which ε² = {eps**2:g} or the squares "
+                         "of small gradients are zero, and Adam would divide by them: keep the "
+                         "parameters in float32, and compute in half precision by torch.autocast")
+
+# %% ../../nbs/3_choices/32_adam.ipynb #32ad0013
 class Adam(SGD):
     """Adam without momentum (β₁ = 0).
 
@@ -29,33 +38,39 @@ class Adam(SGD):
     is the step size, by default their 1e-3 for Omniglot; β₂ and ε are Adam's own. State policy:
     *fresh*. Every task starts with an empty memory, with Adam's bias correction. (Reptile's code
     carries the memory from task to task; here tasks adapt side by side, and one task never changes
-    another's answer.)
+    another's answer.) `options` are those of `SGD`, but for momentum: β₁ is 0.
 
-    Raises `ValueError` as `SGD` does, and for β₂ outside [0, 1) or ε ≤ 0.
+    Raises `ValueError` as `SGD` does, for β₂ outside [0, 1) or ε ≤ 0, and, when it adapts, for
+    float16 or an ε whose square is zero; `TypeError` for momentum.
 
     Example: `Adam(lr=1e-3, steps=5, batch_size=10)`.
     """
-    def __init__(self, lr: Number = 1e-3, steps: int = 5, *, beta2: float = 0.999,
+    understands = ("weight_decay", "clip", "rates")
+
+    def __init__(self, lr: Rate = 1e-3, steps: int = 5, *, beta2: float = 0.999,
                  eps: float = 1e-8, **options: Any):
         super().__init__(lr, steps, **options)
-        if not 0 <= beta2 < 1:
+        if not 0 <= real(beta2) < 1:
             raise ValueError(f"beta2={beta2}: a number from 0 up to, not including, 1 is needed")
-        if not (math.isfinite(eps) and eps > 0):
+        if not (math.isfinite(real(eps)) and eps > 0):
             raise ValueError(f"eps={eps}: a finite number above 0 is needed")
-        self.beta2, self.eps = beta2, eps
+        self.beta2, self.eps = real(beta2), real(eps)
 
     def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:
         "θ, and no squares yet."
-        phi = self.first(predict, theta, support)
+        phi = super().init(predict, theta, support)[0]
+        check_squares(phi, self.eps)
         return phi, {name: torch.zeros_like(value) for name, value in phi.items()}
 
     def step(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
         "φ − lr·∇ℓ/√v, with v the running mean of squares, corrected for its start at zero."
         slopes = self.slope(loss, phi)
+        if self.push is not None: slopes = self.push.pulled(slopes, phi)
         squares = state | {name: self.beta2 * state[name] + (1 - self.beta2) * g * g
                            for name, g in slopes.items()}
         whole = 1 - self.beta2 ** (k + 1)
         # ε stands under the root: √0 has no slope, and a weight without gradient would give NaN.
-        after = {name: phi[name] - self.lr * (g / (squares[name] / whole + self.eps**2).sqrt())
+        steps = {name: g / (squares[name] / whole + self.eps**2).sqrt()
                  for name, g in slopes.items()}
+        after = {name: phi[name] - rate_of(self.lr, name, d) * d for name, d in steps.items()}
         return phi | after, squares

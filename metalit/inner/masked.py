@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..batching.chunks import random_state, restore_random_state
 from ..batching.slope import grad
+from .rates import Rate, matches
 from .sgd import SGD
 from .walk import InnerLoss, Predict, check_made_for
 from ..models import Params, given, places
-from ..schedule import Number
 from ..tasks.task import Split, Tree, mapped
 
 # %% auto #0
@@ -27,14 +27,15 @@ __all__ = ['HEAD', 'matching', 'owning', 'used', 'once', 'head_of', 'chosen', 'M
 def matching(model: nn.Module, pattern: str | None) -> set[str]:
     """The parameters that a pattern such as `"head.*"` matches by name, as file names are matched.
 
-    Several patterns have commas between them; None stands for none. Raises `ValueError` for one
+    `"head"`, a module, is all that is in it. Several patterns have commas between them; None stands
+    for none. Raises `ValueError` for one
     that matches nothing.
 
     Example: `matching(model, "2.*")`.
     """
     names, found = [name for name, _ in model.named_parameters()], set()
     for part in (part.strip() for part in (pattern or "").split(",") if part.strip()):
-        of_part = {name for name in names if fnmatchcase(name, part)}
+        of_part = {name for name in names if matches(name, part)}
         if not of_part:
             raise ValueError(f"pattern {part!r} matches no parameter of {type(model).__name__}; "
                              f"its parameters are {', '.join(names)}")
@@ -124,7 +125,7 @@ class Masked(SGD):
 
     Example: `Masked(model, lr=0.4, only="2.*")`.
     """
-    def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 1, *,
+    def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 1, *,
                  only: str | None = None, without: str | None = None, **options: Any):
         super().__init__(lr, steps, **options)
         self.only, self.without, self.options = only, without, options
@@ -171,7 +172,7 @@ class Context(SGD):
     """
     zero: Tensor
 
-    def __init__(self, model: nn.Module, lr: Number = 1.0, steps: int = 1, **options: Any):
+    def __init__(self, model: nn.Module, lr: Rate = 1.0, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options
         found = [(name, buffer) for name, buffer in model.named_buffers()

@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .rates import Rate
 from .sgd import SGD
 from .walk import check_made_for
 from ..models import Params
-from ..schedule import Number
 from ..tasks.task import Tree
 
 # %% auto #0
@@ -43,7 +43,7 @@ class Preconditioned(SGD):
 
     Example: `Diagonal(model, lr=0.01)`, which has one factor for every weight.
     """
-    def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 1, **options: Any):
+    def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
         self.options = options
         theta = {name: p for name, p in model.named_parameters() if p.requires_grad}

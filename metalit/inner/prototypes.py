@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .masked import once, owning, used
+from .rates import Rate
 from .sgd import SGD
 from .walk import Predict, check_made_for
 from ..models import Params
-from ..schedule import Number
 from ..tasks.task import Split, Tree, mapped, transformed
 
 # %% auto #0
@@ -84,7 +84,7 @@ class Prototypes(SGD):
 
     Example: `MetaLoss(model, F.cross_entropy, inner=Prototypes(model, steps=0))`.
     """
-    def __init__(self, model: nn.Module, lr: Number = 0.01, steps: int = 0, *,
+    def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 0, *,
                  head: str | None = None, **options: Any):
         super().__init__(lr, steps, **options)
         self.options, self.has_met = options | {"head": head}, False

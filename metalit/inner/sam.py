@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from ..batching.slope import grad
+from .rates import Rate
 from .sgd import SGD
-from .walk import InnerLoss
+from .walk import InnerLoss, real
 from ..models import Params
-from ..schedule import Number
 
 # %% auto #0
 __all__ = ['check_rho', 'uphill', 'SAM']
@@ -22,9 +22,9 @@ __all__ = ['check_rho', 'uphill', 'SAM']
 # %% ../../nbs/2_trial/24_sam.ipynb #fca4f89c
 def check_rho(rho: float) -> float:
     "The distance, if it is one; `ValueError` if not."
-    if not (math.isfinite(rho) and rho >= 0):
+    if not (math.isfinite(real(rho)) and rho >= 0):
         raise ValueError(f"rho={rho}: a finite distance, 0 or more, is needed")
-    return rho
+    return real(rho)
 
 # %% ../../nbs/2_trial/24_sam.ipynb #8418d058
 def uphill(point: Params, gradient: Params, rho: float) -> Params:
@@ -45,7 +45,7 @@ class SAM(SGD):
 
     Example: `SAM(lr=0.01, steps=1, rho=0.005)`.
     """
-    def __init__(self, lr: Number = 0.01, steps: int = 1, *, rho: float = 0.05, **options: Any):
+    def __init__(self, lr: Rate = 0.01, steps: int = 1, *, rho: float = 0.05, **options: Any):
         super().__init__(lr, steps, **options)
         self.rho = check_rho(rho)
 

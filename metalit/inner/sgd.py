@@ -5,59 +5,54 @@
 # %% ../../nbs/1_idea/07_inner_loop.ipynb #da1ed1b4
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 from ..batching.slope import grad
-from .walk import InnerLoop, InnerLoss, Predict, State
+from .momentum import at_rest, has_momentum
+from .rates import Descent, rate_of, settle
+from .walk import InnerLoss, Predict, State
 from ..models import Params
-from ..schedule import Number
 from ..tasks.task import Split
 
 # %% auto #0
-__all__ = ['Direction', 'check_lr', 'SGD']
+__all__ = ['Direction', 'SGD']
 
 # %% ../../nbs/1_idea/07_inner_loop.ipynb #e1703217
 Direction = Callable[[Params], Params]
 
-
-def check_lr(lr: Number) -> Number:
-    "The inner step size, if it is one, or a schedule of it; `ValueError` if not."
-    if not callable(lr) and not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr={lr}: the inner step size must be a finite number above 0")
-    return lr
-
 # %% ../../nbs/1_idea/07_inner_loop.ipynb #cecfff34
-class SGD(InnerLoop):
+class SGD(Descent):
     """Gradient descent from θ, `steps` times: φ₀ = θ, φₖ₊₁ = φₖ − lr·∇ℓ(φₖ).
 
     The inner step of Finn et al. (2017), section 2.2, where the formula has no number.
-    `lr` is the inner step size α, by default the paper's 0.01 for sinusoids, or a schedule of it;
-    `steps` is K; `options` are `batch_size` and `loss`, as for every `InnerLoop`. A subclass that
-    overrides `direction` steps elsewhere, one that overrides `slope` measures another gradient, one
-    that overrides `first` starts elsewhere.
+    `lr` is the inner step size α, by default the paper's 0.01 for sinusoids, or a schedule of it, a
+    `nn.Parameter`, or a dictionary `{"head": 0.1, "*": 0.01}` from names and patterns to rates (see
+    `Rates`); `learn_lr` makes parameters of them; `steps` is K. `momentum`, `nesterov`,
+    `weight_decay` are those of `torch.optim.SGD`, and `clip` bounds the norm of each task's
+    gradient (see `Push`); none by default. `options` are those of `InnerLoop`. A subclass overrides
+    `direction` to step elsewhere, `slope` to measure another gradient, `first` to start elsewhere.
 
-    Raises `ValueError` as `InnerLoop` does, and where lr is not a finite number above 0.
+    Raises `ValueError` as `InnerLoop`, `Rates` and `Push` do.
 
     Example: `SGD(lr=0.01, steps=5)`.
     """
-    lr: float
-
-    def __init__(self, lr: Number = 0.01, steps: int = 1, **options: Any):
-        super().__init__(steps, **options)
-        self.numbers(lr=check_lr(lr))
+    understands = Descent.understands
 
     def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:
-        "φ₀ as `first` says; where `start` is overridden, the direction that it makes is the state."
+        "φ₀ as `first` says, and what is remembered: what an overridden `start` makes, a velocity."
         remembers = type(self).start is not SGD.start
-        return self.first(predict, theta, support), self.start() if remembers else ()
+        phi, memory = self.first(predict, theta, support), self.start() if remembers else ()
+        settle(self.lr, phi)
+        return phi, (memory, at_rest(phi)) if has_momentum(self.push) else memory
 
     def step(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
         "φ − lr·direction, by the hooks below."
-        direction = state if callable(state) else self.direction
-        towards = direction(self.slope(loss, phi))
-        return phi | {name: phi[name] - self.lr * d for name, d in towards.items()}, state
+        memory, velocity = state if has_momentum(self.push) else (state, {})
+        gradient = self.slope(loss, phi)
+        if self.push is not None: gradient, velocity = self.push.moved(gradient, phi, velocity)
+        towards = memory(gradient) if callable(memory) else self.direction(gradient)
+        after = {name: phi[name] - rate_of(self.lr, name, d) * d for name, d in towards.items()}
+        return phi | after, (memory, velocity) if has_momentum(self.push) else memory
 
     def first(self, predict: Predict, theta: Params, support: Split) -> Params:
         "φ₀ of a task: θ. `predict(phi, x)` is the model's output at φ."
@@ -72,9 +67,5 @@ class SGD(InnerLoop):
         return self.direction
 
     def direction(self, gradient: Params) -> Params:
-        "Where to step, given the gradient: P·(m ⊙ ∇ℓ). Here the gradient itself."
+        "Where to step, given the gradient (or what momentum makes of it): P·(m ⊙ ∇ℓ)."
         return gradient
-
-    def extra_repr(self) -> str:
-        seen = f", batch_size={self.batch_size}" if self.batch_size else ""
-        return f"lr={self.schedules.get('lr', self.lr)}, steps={self.steps}" + seen

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -27,14 +29,20 @@ LossOn = Callable[[Params, Split], Tensor]  # the task loss at some parameters, 
 Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters, for inputs x
 
 # %% auto #0
-__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'whole', 'check_steps', 'check_batch_size', 'check_made_for',
-           'check_subclass', 'Fitting', 'InnerLoop', 'Step', 'as_it_is', 'Walk', 'constant', 'held_constant']
+__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'whole', 'real', 'check_steps', 'check_batch_size',
+           'check_made_for', 'check_subclass', 'Fitting', 'InnerLoop', 'Step', 'as_it_is', 'Walk', 'constant',
+           'held_constant']
 
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def whole(value: Any) -> int:
     "A whole number as Python's own, numpy's among them; −1 for what is none."
     counts = hasattr(value, "__index__") and not isinstance(value, bool)
     return operator.index(value) if counts else -1
+
+
+def real(value: Any) -> float:
+    "A number as Python's own, numpy's among them; NaN for what is none."
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 def check_steps(steps: int) -> int:
@@ -104,6 +112,9 @@ class InnerLoop(Fitting):
         super().__init__()
         self.loss = None if loss is None else check_loss(loss)
         self.steps, self.batch_size = check_steps(steps), check_batch_size(batch_size)
+
+    def join(self, model: nn.Module) -> None:
+        "A look at the model, when a meta-loss is built of both; raise if they do not fit."
 
     def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:
         "φ₀ and what is remembered before the first step: by default θ, and nothing."

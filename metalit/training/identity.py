@@ -9,9 +9,10 @@ import re
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..meta_loss import MetaLoss
-from ..schedule import Number
+from ..schedule import Number, Scheduled
 
 # %% auto #0
 __all__ = ['in_words', 'described', 'method_of', 'settings_of']
@@ -33,8 +34,16 @@ def described(thing: Any) -> str:
                if type(value) in (int, float) and name != "last_epoch" and not name.startswith("_")}
     for name, schedule in getattr(thing, "schedules", {}).items():
         numbers[name] = in_words(schedule)
+    if isinstance(thing, Scheduled): numbers |= _of_parts(thing)
     parts = (f"{name}={words}" for name, words in sorted(numbers.items()))
     return f"{type(thing).__name__}({', '.join(parts)})"
+
+
+def _of_parts(thing: Scheduled) -> dict[str, str]:
+    "What is said of its own parts that have numbers; of a rate that is learned, that it is."
+    parts = {name: in_words(part) for name, part in thing.named_children()
+             if isinstance(part, Scheduled)}
+    return parts | ({"lr": "learned"} if isinstance(getattr(thing, "lr", None), Tensor) else {})
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #8ea3bedd
 def method_of(J: MetaLoss) -> str:
