@@ -2,7 +2,8 @@
 
 Command lines with something wrong in them, and files that are not what their name says, are given
 to the command, in this process. Each must end with a result or be refused in words: no traceback,
-no silence, no hang. Counts are written to results/faults.json.
+no silence, no hang. Then folders of runs: kills, damage, other runs, two at once (see
+`benchmarks.folders`). Counts are written to results/faults.json.
 """
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from PIL import Image
 import metalit as ml
 from metalit.cli import main as metalit
 
-from . import measure
+from . import folders, measure
 
 # What no option is meant for, most of it
 STRANGE = (
@@ -303,14 +304,18 @@ def run(lines: int = 2000, seed: int = 0) -> dict[str, Any]:
         folder.mkdir()
         example(folder)
         hostile = files(folder)
-    record = {"what": "strange command lines, and files that are not what they seem, given to the "
-              "command: none ended in a traceback, in silence or in a hang",
+    of_runs = folders.counted()
+    record = {"what": "strange command lines, files that are not what they seem, and folders of "
+              "runs that are killed, damaged or confused: none ended in a traceback, in silence, "
+              "in a hang or in a mixture of two runs",
               "command": f"python -m benchmarks.faults --lines {lines}",
               "machine": measure.machine(),
               "versions": measure.versions("metalit", "torch", "click", "pillow"),
-              "arguments": {"tried": lines, **by_end}, "files refused": hostile}
+              "arguments": {"tried": lines, **by_end}, "files refused": hostile,
+              "folders of runs": of_runs}
     print(f"{lines} command lines: {by_end['refused']} refused in words, {by_end['done']} done; "
           f"files refused: {hostile}")
+    for name, count in of_runs.items(): print(f"{count:6} {name}")
     measure.write_json("faults", record)
     return record
 

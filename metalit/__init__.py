@@ -10,7 +10,7 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
            'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate',
            'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError',
-           'LostProcessError', 'judge', 'compare', 'load', 'Run']
+           'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -68,6 +68,7 @@ from .terms.term import Path, Sum, Term
 from .training.checkpoints import CheckpointError, DivergedError
 from .training.checkpoints import load_checkpoint, save_checkpoint
 from .training.evaluation import Evaluation, Validation, accuracy, evaluate
+from .training.identity import named
 from .training.loop import meta_train
 from .training.processes import LostProcessError
 from .training.watching import Watcher
@@ -81,4 +82,4 @@ _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images
          FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
          CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,
          accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
-         LostProcessError, judge, compare, load, Run]
+         LostProcessError, judge, compare, load, Run, named]

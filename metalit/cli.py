@@ -9,6 +9,7 @@ import contextlib
 import io
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -194,6 +195,7 @@ def saved_when_stopped() -> Iterator[None]:
     "Inside, Ctrl-C ends with a line that says how to go on: all that runs here is saved."
     try: yield
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)         # who presses twice reads this, too
         raise click.ClickException("stopped, and saved; the same command goes on "
                                    "from there") from None
 

@@ -173,8 +173,10 @@ def test_runs_agree_with_training_by_hand(tmp_path):
 
 class Interrupting(ml.tasks.Sinusoids):
     "Presses Ctrl-C before the n-th batch."
-    left = 10  # the first looks whether the tasks have classes
+    left = 12  # the first looks whether the tasks have classes; each run tries its first batch
     at_once = 1
+
+    def identity(self): return repr(self)
 
     def batch(self, batch_size, seed=0, step=0):
         type(self).left -= 1
@@ -212,13 +214,50 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     ({"methods": ["maml", "protonet"]}, "protonet needs classes, and sinusoids"),
     ({"methods": ["maml", "cavia"]}, "cavia needs a model with a context: give a function"),
     ({"lr": -1.0}, "lr=-1.0: the inner step size"),
-    ({"steps": 7}, "holds a comparison with steps=6, not 7"),
-    ({"lr": 0.1}, "holds a comparison with lr=0.01, not 0.1")])
+    ({"steps": 7}, r"is of another run:\n  steps was 6, now 7\nUse the old values, or another"),
+    ({"lr": 0.1}, r"is of another run:\n  lr was 0.01, now 0.1\n")])
 def test_what_is_refused_is_refused_before_training(changes, message, tmp_path):
     small(tmp_path, methods=["maml"], seeds=[0])
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=message): small(tmp_path, **({"seeds": [5]} | changes))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("other", [
+    {"tasks": ml.tasks.Sinusoids(3, phase=(0.0, 3.0))}, {"loss": F.l1_loss},
+    {"model": lambda seed: ml.models.mlp(1, 8, 1, seed=seed, activation=torch.nn.Tanh)},
+    {"model": lambda seed: ml.models.mlp(1, 8, 1, seed=seed + 1)}],
+    ids=["tasks", "loss", "model", "weights"])
+def test_what_differs_in_one_number_never_shares_a_result(tmp_path, other):
+    given = {"tasks": ml.tasks.Sinusoids(3), "model": net, "loss": F.mse_loss}
+    options = {"methods": ["maml"], "steps": 2, "seeds": [0], "batch_size": 3, "inner_steps": (1,),
+               "folder": tmp_path, "progress": False}
+    compare(**given, **options)
+    with pytest.raises(ValueError, match=r"is of another run"): compare(**given | other, **options)
+    (tmp_path / "settings.json").unlink()                    # each result says it, too
+    with pytest.raises(ValueError, match=r"result.json is of another run"):
+        compare(**given | other, **options)
+
+
+def test_results_of_an_older_version_and_broken_ones_are_refused_by_name(tmp_path):
+    (tmp_path / "settings.json").write_text('{"tasks": "Sinusoids", "steps": 6}')
+    with pytest.raises(ValueError, match=r"by an older metalit.*: choose another folder"):
+        small(tmp_path)
+    (tmp_path / "settings.json").unlink()
+    small(tmp_path, methods=["maml"], seeds=[0])
+    result = tmp_path / "maml-seed0" / "result.json"
+    for content, message in (("{", "result.json cannot be read"), ("[]", "names with their"),
+                             ("{}", "is not the result of maml with seed 0")):
+        result.write_text(content)
+        with pytest.raises(ValueError, match=message): small(tmp_path, methods=["maml"], seeds=[0])
+
+
+def test_a_result_that_cannot_be_written_is_printed(tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        if path.name == "result.json": raise OSError(28, "No space left on device")
+    monkeypatch.setattr(comparison, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"): small(tmp_path, methods=["maml"], seeds=[0])
+    assert "maml " in capsys.readouterr().out
 
 
 def test_the_environment_names_what_was_used():
@@ -259,9 +298,8 @@ def test_the_command_writes_table_record_and_picture(run):
 
 
 def test_the_command_stopped_and_resumed_gives_the_same_table(run, tmp_path, monkeypatch):
-    Interrupting.left = 10
+    Interrupting.left = 12
     monkeypatch.setattr("metalit.cli.Sinusoids", Interrupting)
-    monkeypatch.setattr(Interrupting, "__repr__", ml.tasks.Sinusoids.__repr__)
     assert "stopped, and saved" in metalit(*COMMAND, "--out", tmp_path, code=1)
     assert not (tmp_path / "comparison.json").exists()
     metalit(*COMMAND, "--out", tmp_path)
@@ -292,7 +330,7 @@ def test_losses_that_are_not_finite_become_null(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["--methods", "maml,mammal"], 1, "Error: no method 'mammal' (did you mean maml?)"),
+    (["--methods", "maml,mammal"], 1, "Error: no method 'mammal' (did you mean maml?); there are"),
     (["--methods", "maml,protomaml"], 1, "Error: protomaml needs classes, and sinusoids"),
     (["--methods", ","], 2, "at least one name is needed"),
     (["--seeds", "a"], 2, "is not a list of whole numbers"),

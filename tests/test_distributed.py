@@ -23,7 +23,7 @@ from metalit import as_written
 from metalit.as_written import AsWritten
 from metalit.methods import ProtoNet
 from metalit.training import Validation, meta_train, processes
-from metalit.training.checkpoints import load_checkpoint
+from metalit.training.checkpoints import load_checkpoint, locked
 from metalit.training.processes import (
     LostProcessError,
     Team,
@@ -55,6 +55,8 @@ class Images(ml.tasks.Episodes):
         self.event = event
 
     def having(self, **changes): return self
+
+    def identity(self): return "whatever happens"
 
     def stream(self, batch_size, steps, seed=0, start=0):
         kind, _, rank = self.event.partition("-")
@@ -115,7 +117,7 @@ def test_two_processes_end_where_one_ends(tmp_path, method):
         9 if method == "protonet" else STEPS
     )
     assert_close(two["J"], J.state_dict())
-    assert two["settings"] == one["settings"]
+    assert two["settings"] == one["settings"] | {"processes": 2}
     for a, b in zip(*(table(tmp_path / name / "log.csv") for name in ("one", "two")), strict=True):
         assert (a["step"], float(a["meta_loss"])) == (
             b["step"], pytest.approx(float(b["meta_loss"]), rel=1e-5)
@@ -135,7 +137,7 @@ def test_a_process_that_dies_ends_the_run_with_a_message_and_it_goes_on_with_one
                r"the same command goes on from there, with any number of processes")
     assert re.search(message, done.stderr)
     assert stored(tmp_path / "run")["progress"]["step"] == saved
-    run(tmp_path / "run")
+    with pytest.warns(UserWarning, match="processes was 2, now 1"): run(tmp_path / "run")
     assert stored(tmp_path / "run")["progress"]["step"] == STEPS
     assert_close(stored(tmp_path / "run")["J"], run(tmp_path / "one").state_dict())
 
@@ -151,6 +153,46 @@ def test_sigterm_stops_all_after_the_same_step_and_saves(tmp_path):
     stopped = {int(step)
                for step in re.findall(r"KeyboardInterrupt: stopped after step (\d+)", errors)}
     assert stopped == {stored(tmp_path / "run")["progress"]["step"]}
+
+
+def alive(number: int) -> bool:
+    "Whether a process runs; one that nobody has waited for does not."
+    try: return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError: return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
+def test_a_launcher_that_is_killed_leaves_no_process_that_trains_on(tmp_path):
+    process = subprocess.Popen([*LAUNCH, str(tmp_path / "run"), "maml", "none", "100000"],
+                               stderr=subprocess.DEVNULL, env=ONE_THREAD)
+    while not (tmp_path / "run" / "log.csv").exists(): time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [int(number) for number in children]
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    for _ in range(300):
+        if not any(map(alive, ranks)): break
+        time.sleep(0.1)
+    assert not any(map(alive, ranks))
+    with locked(tmp_path / "run"): assert stored(tmp_path / "run")["progress"]["step"] > 0
+
+
+def test_a_process_that_cannot_end_is_ended():
+    program = """
+import os, signal, time
+from metalit.training.processes import launched
+if os.fork():                                                # this is the launcher, until it goes
+    time.sleep(0.5)
+    os._exit(0)
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+with launched(every=0.05, patience=0.2): time.sleep(60)
+"""
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          check=False, timeout=50)
+    assert done.stdout == "told\n"
+    assert time.monotonic() - begin < 45
 
 
 def test_a_loss_that_is_infinite_on_one_process_alone_ends_all(tmp_path):

@@ -4,6 +4,7 @@ import torch
 
 from metalit.tasks import Episodes, Family, Quadratics, Random, Sinusoids, Task, check_task
 from metalit.tasks.episodes import distinct
+from metalit.training.identity import identity, label
 
 SIZES = (6, 7, 8, 9, 10, 11)                                  # unequal classes
 LABELS = torch.arange(len(SIZES)).repeat_interleave(torch.tensor(SIZES))
@@ -241,7 +242,7 @@ def test_to_makes_the_same_episodes(episodes):
     moved = episodes.to("cpu")
     assert isinstance(moved, Episodes)
     assert same(moved.batch(4), episodes.batch(4))
-    assert moved.identity() == episodes.identity()
+    assert identity(moved) == identity(episodes)
 
 
 def test_to_moves_images_and_labels(episodes, monkeypatch):
@@ -268,8 +269,8 @@ def test_identity_tells_settings_images_and_labels():
               first.having(rotations=TURNS, rotations_as_classes=True),
               first.having(images=altered),
               first.having(labels=exchanged), first.having(images=(255 * images).byte())]
-    assert len({family.identity() for family in [first, *others]}) == 9
-    assert Episodes(images.clone(), labels.to(torch.int32), 3, 1, 2).identity() == first.identity()
+    assert len({label(family) for family in [first, *others]}) == 9
+    assert label(Episodes(images.clone(), labels.to(torch.int32), 3, 1, 2)) == label(first)
 
 
 def test_families_from_formulas_stay_where_they_are_and_say_who_they_are():
@@ -278,10 +279,10 @@ def test_families_from_formulas_stay_where_they_are_and_say_who_they_are():
 
     waves = Sinusoids(shots=5)
     assert waves.to("cpu") is waves
-    assert waves.identity() == repr(waves)
-    assert Own().identity() == "Own"
-    assert Quadratics().identity() == Quadratics().identity()
-    assert waves.identity() != Sinusoids(shots=6).identity()
+    assert label(waves).startswith(f"{waves!r} ")
+    assert label(Own()).startswith("Own ")
+    assert identity(Quadratics()) == identity(Quadratics())
+    assert identity(waves) != identity(Sinusoids(shots=6))
 
 
 def test_repr_says_classes_and_settings(episodes):

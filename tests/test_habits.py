@@ -17,7 +17,7 @@ import metalit as ml
 from metalit import as_written
 from metalit.gradient import FirstOrder
 from metalit.inner.momentum import clipped
-from metalit.training.identity import described
+from metalit.training.identity import identity
 
 compiles = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 
@@ -437,8 +437,10 @@ def test_rates_with_a_schedule():
         plain = ml.MetaLoss(J.model, F.cross_entropy, inner=ml.SGD({"0": now, "*": 0.1}))
         close(J(task), plain(task), 1e-15)
     rates = "Rates('0': Linear(0.4, 0.2, until=1.0), '*': 0.1)"
-    assert described(J.inner) == f"SGD(lr={rates}, steps=1)"
-    assert "'0': Linear(0.4, 0.2" in repr(J)
+    assert rates in repr(J)
+    other = ml.SGD(lr | {"0": ml.schedule.Linear(0.4, 0.1)})
+    other.join(J.model)
+    assert identity(J.inner) != identity(other)
     twin = J.on(network(), F.cross_entropy)
     twin.at(0, 10)
     assert (twin.inner.lr.of("0.bias"), J.inner.lr.of("0.bias")) == (0.4, 0.2)
@@ -489,7 +491,7 @@ def test_a_learned_rate_is_a_parameter_of_j(tmp_path):
     for twin in (other, copy.deepcopy(J), J.on(network(), F.cross_entropy)):
         assert twin.inner.lr.item() == learned and twin.inner.lr is not J.inner.lr
         assert isinstance(twin.inner.lr, nn.Parameter)
-    assert described(J.inner) == "SGD(lr=learned, steps=2)" and "lr=learned" in repr(J.inner)
+    assert "lr=learned" in repr(J.inner)
 
 
 @pytest.mark.parametrize("kind", ["Masked", "Context", "Prototypes", "Diagonal"])
@@ -547,7 +549,7 @@ def test_only_some_rates_may_be_learned():
     J = ml.MetaLoss(network(), F.cross_entropy, inner=ml.SGD({"2": rate, "*": 0.1}, 2))
     assert list(J.inner.parameters()) == [rate] and J.inner.lr.rate0 is rate
     J(tasks()).backward()
-    assert rate.grad.abs() > 1e-6 and described(J.inner).count("learned") == 1
+    assert rate.grad.abs() > 1e-6 and repr(J.inner).count("learned") == 1
     assert ml.SGD(torch.tensor(0.5)).lr == 0.5
 
 
@@ -607,7 +609,7 @@ def test_numbers_of_numpy_are_numbers(kind):
     inner = MAKERS[kind](np.float32(0.5), np.int64(3), batch_size=np.int32(2))
     twin = MAKERS[kind](0.5, 3, batch_size=2)
     assert (inner.lr, inner.steps, inner.batch_size) == (0.5, 3, 2)
-    assert described(inner) == described(twin) and repr(inner) == repr(twin)
+    assert identity(inner) == identity(twin) and repr(inner) == repr(twin)
     numbers = {name: type(value) for part in inner.modules() for name, value in vars(part).items()
                if isinstance(value, (float, int, np.number))}
     assert set(numbers.values()) <= {float, int, bool}, numbers

@@ -159,11 +159,13 @@ def test_killed_over_twenty_times_in_one_run_every_file_is_that_of_an_uninterrup
 
 
 def test_what_a_killed_run_left_half_written_is_swept_up_and_nothing_else(tmp_path):
-    left = [f"{name}.123-abcd{checkpoints.PART}" for name in (*checkpoints.FILES, ".writable")]
+    quick(maml(), steps=1, checkpoint=tmp_path)
+    ours = {path.name for path in tmp_path.iterdir()}
+    left = [f"{name}.123-0123abcd{checkpoints.PART}" for name in (*checkpoints.FILES, ".writable")]
     for name in (*left, "mine.txt", f"mine{checkpoints.PART}"): (tmp_path / name).write_bytes(b"x")
     with locked(tmp_path): pass
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "mine.txt",
-                                                          f"mine{checkpoints.PART}"}
+    assert {path.name for path in tmp_path.iterdir()} == ours | {"mine.txt",
+                                                                 f"mine{checkpoints.PART}"}
 
 
 def server_model() -> ml.MetaLoss:
@@ -174,6 +176,14 @@ def server_model() -> ml.MetaLoss:
 sines = ml.tasks.Sinusoids()
 class Killed(BaseException):
     "Stands for a kill at an exact place; no part of the library catches it."
+
+
+class Kills(ml.Watcher):
+    def __init__(self, after: int): self.left = after
+
+    def step(self, loss: float) -> None:
+        self.left -= 1
+        if self.left == 0: raise Killed
 
 
 @pytest.mark.parametrize("file", ["log.csv", "validation.csv", "checkpoint.pt", "best.pt"])
@@ -342,15 +352,10 @@ def later(step: int, steps: int) -> float: return 1 + step / steps
 
 
 def test_a_run_whose_numbers_change_is_killed_and_goes_on_bit_for_bit(tmp_path):
-    class KilledAtSeven(ml.tasks.Sinusoids):
-        def stream(self, *arguments):
-            for step, batch in enumerate(super().stream(*arguments)):
-                if step == 7: raise Killed
-                yield batch
     run = partial(quick, steps=12, log_every=3, save_every=4)
     run(J := scheduled(), checkpoint=tmp_path / "whole")
     with pytest.raises(Killed):
-        run(scheduled(), checkpoint=tmp_path / "killed", tasks=KilledAtSeven())
+        run(scheduled(), checkpoint=tmp_path / "killed", watch=Kills(after=7))
     at_four = contents(tmp_path / "killed" / "checkpoint.pt")
     assert at_four["progress"]["step"] == 4
     lr = 0.1 + (0.01 - 0.1) * 3 / 11                         # of the fourth step
@@ -376,27 +381,26 @@ def test_what_is_evaluated_from_a_checkpoint_has_the_numbers_of_its_step(tmp_pat
 
 
 def test_a_schedule_that_is_a_function_is_the_same_run_in_another_process(tmp_path):
-    "Its address in memory is not what the run is."
-    def fading(step, steps): return 1 / (1 + step)
-    quick(maml(lr=fading), steps=2, checkpoint=tmp_path)
+    "Its address in memory is not what the run is; how many steps there are is."
     def fading(step, steps): return 1 / (1 + step)
     quick(maml(lr=fading), steps=3, checkpoint=tmp_path)
-    with pytest.raises(CheckpointError, match=r"lr=<function .*fading>.* now .*Linear\(0.1, 0.0"):
-        quick(maml(lr=ml.schedule.Linear(0.1, 0.0)), steps=4, checkpoint=tmp_path)
+    def fading(step, steps): return 1 / (1 + step)
+    quick(maml(lr=fading), steps=3, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=r"lr was .*fading\(\), now Linear\(start=0.1, end"):
+        quick(maml(lr=ml.schedule.Linear(0.1, 0.0)), steps=3, checkpoint=tmp_path)
+    with pytest.raises(CheckpointError, match=r"  steps.inner.lr was 3, for a schedule, now 4,"):
+        quick(maml(lr=fading), steps=4, checkpoint=tmp_path)
+    with pytest.warns(UserWarning, match=r"steps.inner.lr was 3"):
+        quick(maml(lr=fading), steps=4, checkpoint=tmp_path, allow={"steps"})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_tensorboard_files_hold_the_log_also_of_a_resumed_run(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     watch = Validation(sines, every=4, n_tasks=3)
-    class KilledAtSix(ml.tasks.Sinusoids):
-        def stream(self, *arguments):
-            for step, batch in enumerate(super().stream(*arguments)):
-                if step == 6: raise Killed
-                yield batch
     logged = partial(quick, steps=12, checkpoint=tmp_path, log_every=1, save_every=4,
                      tensorboard=True, validation=watch)
-    with pytest.raises(Killed): logged(maml(), tasks=KilledAtSix())
+    with pytest.raises(Killed): logged(maml(), watch=Kills(after=6))
     log = logged(maml())  # steps 4 and 5 again: they came after the checkpoint
     events = reader.EventAccumulator(str(tmp_path)).Reload()
     found = events.Scalars("meta_loss")
@@ -430,18 +434,19 @@ step_lr = partial(torch.optim.lr_scheduler.StepLR, step_size=10)
 
 @pytest.mark.parametrize(
     ("J", "options", "message"),
-    [(ml.FOMAML(ml.models.mlp(1, 8, 1), F.mse_loss), {}, r"meta_loss='MAML.*now meta_loss='FOMAML"),
-     (maml(lr=0.5), {}, r"inner='SGD\(lr=0.01, steps=1\)', now inner='SGD\(lr=0.5, steps=1\)'"),
-     (maml(steps=3), {}, r"now inner='SGD\(lr=0.01, steps=3\)'"),
-     (maml(), {"tasks": ml.tasks.Sinusoids(shots=7)},
-      r"tasks='Sinusoids\(shots=5.*now tasks='Sinusoids\(shots=7"),
-     (maml(width=9), {}, r"of another model: at 'model.0.weight' it holds \(8, 1\)"),
-     (maml(), {"optimizer": sgd}, "optimizer='Adam', now optimizer='SGD'"),
-     (maml(), {"optimizer": partial(torch.optim.Adam, lr=0.5)}, r"lr=\[0.001\], now lr=\[0.5\]"),
+    [(ml.FOMAML(ml.models.mlp(1, 8, 1), F.mse_loss), {},
+      r"J\.class was metalit\.methods\.MAML, now .*FOMAML\n  J\.gradient was Exact"),
+     (maml(lr=0.5), {}, r"  J\.inner\.lr was 0\.01, now 0\.5"),
+     (maml(steps=3), {}, r"  J\.inner\.steps was 1, now 3"),
+     (maml(), {"tasks": ml.tasks.Sinusoids(shots=7)}, r"  tasks\.shots was 5, now 7"),
+     (maml(width=9), {}, r"  J\.model\.0\.weight was float32 \(8, 1\), now float32 \(9, 1\)"),
+     (maml(), {"optimizer": sgd}, r"  optimizer was Adam\(lr=0\.001.*, now SGD\(lr=0\.1"),
+     (maml(), {"optimizer": partial(torch.optim.Adam, lr=0.5)},
+      r"  optimizer\.lr was 0\.001, now 0\.5"),
      (maml(), {"scheduler": step_lr},
-      r"scheduler='none', now scheduler='StepLR\(gamma=0.1, step_size=10\)'"),
+      r"  scheduler was None, now StepLR\(step_size=10, gamma=0\.1\)"),
      (maml(), {"validation": Validation(sines, n_tasks=3)},
-      r"validation='loss on 2 tasks .* now validation='loss on 3")],
+      r"  validation\.n_tasks was 2, now 3\n")],
     ids=["method", "inner lr", "inner steps", "tasks", "model", "optimizer", "outer lr",
          "scheduler", "validation"]
 )
@@ -451,6 +456,7 @@ def test_a_checkpoint_of_another_run_names_the_difference_and_changes_nothing(
     quick(maml(), steps=2, checkpoint=tmp_path, validation=Validation(sines, n_tasks=2))
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     before = {name: value.clone() for name, value in J.state_dict().items()}
+    options = {"validation": Validation(sines, n_tasks=2)} | options
     with pytest.raises(CheckpointError, match=message):
         quick(J, steps=4, checkpoint=tmp_path, **options)
     assert same(before, J.state_dict())
@@ -465,20 +471,22 @@ def test_images_that_differ_in_one_pixel_are_other_tasks(tmp_path):
     quick(J, tasks=two(images), steps=2, checkpoint=tmp_path)
     quick(J, tasks=two(images), steps=3, checkpoint=tmp_path)
     images[7, 0, 1, 2] = 1
-    with pytest.raises(CheckpointError, match="was made with tasks='Episodes"):
+    with pytest.raises(CheckpointError, match=r"  tasks\.images was uint8 \(20"):
         quick(J, tasks=two(images), steps=4, checkpoint=tmp_path)
 
 
-def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
+def test_a_checkpoint_of_an_older_version_goes_on_if_it_is_told_to(tmp_path):
     "It had no validation rows, no best, and said less of what the run is made of."
     quick(maml(), steps=3, checkpoint=tmp_path)
     old = contents(tmp_path / "checkpoint.pt")
     for name in ("validation", "best"): del old["progress"][name]
-    old["settings"] = {name: old["settings"][name]
-                       for name in ("seed", "batch_size", "log_every", "optimizer")}
+    for name in ("version", "run", "base"): del old[name]
+    old["settings"] = {name: old["settings"][name] for name in ("seed", "batch_size", "log_every")}
     torch.save(old, tmp_path / "checkpoint.pt")              # and no seal
-    quick(J := maml(seed=1), steps=6, checkpoint=tmp_path,
-          validation=Validation(sines, every=2, n_tasks=2))
+    go_on = partial(quick, steps=6, checkpoint=tmp_path,
+                    validation=Validation(sines, every=2, n_tasks=2))
+    with pytest.raises(CheckpointError, match=r"written by an older metalit"): go_on(maml())
+    go_on(J := maml(seed=1), allow={"identity"})
     quick(K := maml(), steps=6)
     assert same(J.state_dict(), K.state_dict())
     assert contents(tmp_path / "best.pt")["progress"]["step"] in (4, 6)
@@ -518,13 +526,13 @@ def test_one_altered_bit_anywhere_is_noticed(tmp_path):
 
 
 def test_saving_counts_on_its_order(tmp_path, monkeypatch):
-    "checkpoint.pt is written last, and removed first: what it speaks of is there."
+    "checkpoint.pt is written last, and by a new run first: what it speaks of is there."
     order = []
     real, unlink = checkpoints.write_whole, Path.unlink
     monkeypatch.setattr(checkpoints, "write_whole",
                         lambda path, bits: (order.append(path.name), real(path, bits)))
     monkeypatch.setattr(Path, "unlink",
-                        lambda path, **o: (order.append("- " + path.name), unlink(path, **o)))
+                        lambda path, **o: (order.append(f"- {path.name}"), unlink(path, **o)))
     J = maml()
     run = Checkpoints(tmp_path, J, torch.optim.Adam(J.parameters()), {})
     run.save(Progress(validation=[{"step": 1, "validation": 2.0}]))
@@ -532,7 +540,7 @@ def test_saving_counts_on_its_order(tmp_path, monkeypatch):
     assert sorted(order) == ["checkpoint.pt", "log.csv", "validation.csv"]
     order.clear()
     run.begin(Progress())
-    assert order[0] == "- checkpoint.pt"
+    assert order == ["checkpoint.pt", "- best.pt", "log.csv", "- validation.csv"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

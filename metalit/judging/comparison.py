@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import inspect
 import io
 import json
@@ -13,7 +14,6 @@ import math
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,24 +24,30 @@ import torch
 from torch import nn
 
 from .. import plots
-from ..training.checkpoints import DivergedError, load_checkpoint, write_whole
+from metalit.training.checkpoints import (
+    DivergedError,
+    check_same_run,
+    load_checkpoint,
+    write_whole,
+)
 from .recipes import RECIPES, Recipe, named, recipe_for, schedule
 from ..losses import Loss
 from ..meta_loss import MetaLoss
 from ..methods import Reptile
 from ..tasks.family import Family
 from ..tasks.task import Task
-from ..training.evaluation import evaluate, name_of
+from ..training.evaluation import evaluate
+from ..training.identity import identity, library_version, versions
 from ..training.loop import meta_train
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['METHODS', 'REPTILE', 'RESULT', 'ASTRAY', 'compared', 'made', 'Result', 'compare', 'step_times', 'read_json',
-           'same_settings', 'number', 'or_nan', 'Line', 'summarise', 'diverged', 'table', 'blows_up', 'cell', 'within',
-           'student', 'Difference', 'against', 'interval', 'picture', 'library_version', 'environment', 'record',
-           'read_record', 'save', 'save_csv']
+__all__ = ['METHODS', 'REPTILE', 'OTHER_FOLDER', 'RESULT', 'ASTRAY', 'compared', 'made', 'Result', 'compare', 'step_times',
+           'forget_compiled', 'read_json', 'same_settings', 'number', 'or_nan', 'Line', 'summarise', 'diverged',
+           'table', 'blows_up', 'cell', 'within', 'student', 'Difference', 'against', 'interval', 'picture',
+           'environment', 'record', 'read_record', 'save', 'save_csv']
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #aebf7eac
 # The article's three formulas, the methods it starts from, and others for what it wants to reach.
@@ -106,20 +112,22 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     `model(seed)` makes the model to start from; for CAVIA, `model(seed, context=…)` one with so
     many numbers of context. `lr` is the inner step size; Reptile and CAVIA keep that of their
     recipes. Every run has a folder of its own in `folder`, so the whole can be stopped at any
-    moment and goes on. A run that diverges is reported as diverged and the others go on.
+    moment and goes on; a result that is found there counts if it is of the same run. A run that
+    diverges is reported as diverged and the others go on.
 
     Raises `ValueError`, before anything is trained, for a method that has no recipe (see
-    `metalit.judging.recipes.RECIPES`) or does not go with the tasks, a bad step size, and a folder
-    that holds a comparison with other settings.
+    `metalit.judging.recipes.RECIPES`) or does not go with the tasks, a bad step size, a loss that
+    does not say what it is (see `metalit.training.identity`), and a folder that holds a comparison
+    of other things: tasks, model, loss or numbers.
 
     Example: `compare(ml.tasks.Sinusoids(), lambda seed: ml.models.mlp(1, 40, 40, 1, seed=seed),
     F.mse_loss, methods=["maml", "conml"], steps=500)`.
     """
     methods, seeds = list(dict.fromkeys(methods)), list(dict.fromkeys(seeds))
     classes = not tasks.batch(1).support.y.is_floating_point()
-    settings = {"tasks": tasks.identity(), "model": repr(model(0)), "loss": name_of(loss),
-                "steps": steps, "lr": lr, "batch_size": batch_size,
-                "inner_steps": list(inner_steps)}
+    settings = {"tasks": identity(tasks), "model": identity(model(0), weights=True),
+                "loss": identity(loss, "loss"), "steps": steps, "lr": lr, "batch_size": batch_size,
+                "inner_steps": list(inner_steps), "versions": versions()}
     make = {name: partial(made, name, model, loss=loss, lr=lr, classes=classes) for name in methods}
     for name in methods: make[name](0)
     same_settings(Path(folder), settings)
@@ -130,11 +138,12 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
         place = Path(folder) / f"{name}-seed{seed}"
         runs.append(_one(name, seed, make[name](seed), compared(name, classes), tasks, steps,
                          batch_size, place, inner_steps, compile, progress))
+        if compile: forget_compiled()
     if any(run.ms is None for run in runs):
         if progress: print("timing one meta-step of each method, in turns", flush=True)
         ms = step_times({name: make[name](0) for name in methods}, tasks.batch(batch_size), compile)
         runs = [run._replace(ms=ms[run.method]) for run in runs]
-        for run in runs: _keep(run, Path(folder) / f"{run.method}-seed{run.seed}")
+        for run in runs: _timed(run, Path(folder) / f"{run.method}-seed{run.seed}")
     return sorted(runs, key=lambda run: methods.index(run.method))
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #4cf5895b
@@ -158,6 +167,12 @@ def step_times(methods: dict[str, MetaLoss], task: Task, compile: bool = False,
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(of_one) for name, of_one in times.items()}
 
+
+def forget_compiled() -> None:
+    "Give back the memory of compiled graphs whose meta-losses are gone: PyTorch keeps them else."
+    torch.compiler.reset()
+    gc.collect()
+
 # %% ../../nbs/4_judgement/41_comparison.ipynb #41b00001
 def read_json(path: Path, kind: str) -> dict[str, Any]:
     """What a file holds that says it is of this kind: a run, a result or a comparison.
@@ -177,14 +192,15 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     return found
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #86f818d5
+OTHER_FOLDER = "choose another folder"
+
+
 def same_settings(folder: Path, settings: dict[str, Any]) -> None:
-    "Write settings.json; `ValueError` where the folder holds a comparison with other settings."
+    "Write settings.json; `ValueError` where the folder holds a comparison of other things."
     file = folder / "settings.json"
     if file.exists():
-        for name, old in read_json(file, "comparison").items():
-            if settings.get(name) != old:
-                raise ValueError(f"{folder} holds a comparison with {name}={old}, not "
-                                 f"{settings.get(name)}: choose another folder")
+        check_same_run(read_json(file, "comparison"), settings, folder, older=OTHER_FOLDER,
+                       over=False)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps({"metalit": "comparison"} | settings, indent=1).encode())
 
@@ -195,12 +211,17 @@ RESULT = "result.json"
 def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps: int,
          batch_size: int, folder: Path, inner_steps: Sequence[int], compile: bool,
          progress: bool) -> Result:
+    optimizer = partial(recipe.optimizer, lr=recipe.meta_lr)
+    scheduler = schedule(recipe.schedule or "constant", steps)
+    run_of = {"J": identity(J, "J", weights=True), "tasks": identity(tasks), "seed": seed,
+              "optimizer": identity(optimizer), "scheduler": identity(scheduler),
+              "steps": steps, "batch_size": batch_size,
+              "inner_steps": list(inner_steps), "versions": versions()}
     done = folder / RESULT
-    if done.exists(): return _kept(done, name, seed)
+    if done.exists(): return _kept(done, name, seed, run_of)
     try:
         meta_train(J, tasks, steps=steps, batch_size=batch_size, seed=seed, checkpoint=folder,
-                   compile=compile, optimizer=partial(recipe.optimizer, lr=recipe.meta_lr),
-                   scheduler=schedule(recipe.schedule or "constant", steps), progress=progress)
+                   compile=compile, progress=progress, optimizer=optimizer, scheduler=scheduler)
         seconds = (load_checkpoint(folder / "checkpoint.pt", J)["progress"]["seconds"] if steps
                    else 0.0)
         rows = [{key: number(entry) for key, entry in row.items()}
@@ -208,26 +229,38 @@ def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps
         run = Result(name, seed, f"{steps} steps", seconds, rows)
     except DivergedError as error:
         run = Result(name, seed, f"diverged: {error}", 0.0, [])
-    _keep(run, folder)
+    _keep(run, folder, run_of)
     return run
 
-
-def _keep(run: Result, folder: Path) -> None:
-    content = {"metalit": "result"} | run._asdict()
-    write_whole(folder / RESULT, json.dumps(content, allow_nan=False).encode())
-
-
-def _kept(path: Path, name: str, seed: int) -> Result:
+# %% ../../nbs/4_judgement/41_comparison.ipynb #41a00001
+def _keep(run: Result, folder: Path, run_of: dict[str, Any]) -> None:
+    content = {"metalit": "result"} | run._asdict() | {"run_of": run_of}
     try:
-        run = Result(**read_json(path, "result"))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / RESULT, json.dumps(content, allow_nan=False).encode())
+    except OSError:
+        print(table(summarise([run])), flush=True)           # it was measured: do not lose it
+        raise
+
+
+def _timed(run: Result, folder: Path) -> None:
+    _keep(run, folder, read_json(folder / RESULT, "result")["run_of"])
+
+
+def _kept(path: Path, name: str, seed: int, run_of: dict[str, Any]) -> Result:
+    found = read_json(path, "result")
+    try:
+        saved = found.pop("run_of", {})
+        run = Result(**found)
         numbers = [row[key] for row in run.rows for key in ("inner_steps", "loss", "ci95")]
         of_it = (run.method, run.seed) == (name, seed) and isinstance(run.status, str)
-        fits = of_it and all(isinstance(n, float | int | None) for n in
-                             (run.seconds, run.ms, *numbers))
+        fits = of_it and isinstance(saved, dict) and all(
+            isinstance(n, float | int | None) for n in (run.seconds, run.ms, *numbers))
     except (TypeError, KeyError): fits = False
     if not fits:
         raise ValueError(f"{path} is not the result of {name} with seed {seed}: remove it, and it "
                          "is measured again")
+    check_same_run(saved, run_of, path, older=OTHER_FOLDER, over=False)
     return run
 
 
@@ -412,14 +445,6 @@ def picture(lines: Sequence[Line], ax: Axes | None = None,
     return ax
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #90b7fe56
-def library_version() -> str:
-    """The version of the package that this file is in, which is loaded whenever this runs.
-
-    What is installed beside a checkout may still tell of an older one.
-    """
-    return sys.modules[__name__.split(".")[0]].__version__
-
-
 def environment() -> dict[str, Any]:
     "What must stand beside a figure: versions, processor, cores and threads."
     cpuinfo = Path("/proc/cpuinfo")

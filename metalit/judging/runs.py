@@ -16,17 +16,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .comparison import RESULT, library_version, read_json
+from .comparison import RESULT, read_json
 from .recipes import Experiment, build, complete, options_of
 from ..meta_loss import MetaLoss
 from ..tasks.family import Family
 from metalit.training.checkpoints import (
     CheckpointError,
+    apart,
+    listed,
     load_checkpoint,
+    parameters_file,
     read_checkpoint,
     write_whole,
 )
-from ..training.identity import described, method_of
+from ..training.identity import MAY_DIFFER, identity, library_version, named_by
 
 # %% auto #0
 __all__ = ['SETTINGS', 'FILES', 'write_settings', 'read_settings', 'what_else', 'loaded', 'state_of', 'chosen', 'check_made_of',
@@ -122,19 +125,18 @@ def chosen(folder: Path) -> str:
     Raises as `load`, for a file that is damaged.
     """
     if not (folder / FILES["best"]).exists(): return "last"
-    best, last = (state_of(folder, which) for which in ("best", "last"))
-    before = best["progress"]["step"] <= last["progress"]["step"]
-    return "best" if before and best["settings"] == last["settings"] else "last"
+    for which in FILES: state_of(folder, which)
+    return "best" if parameters_file(folder).name == FILES["best"] else "last"
 
 
 def check_made_of(saved: dict[str, Any], J: MetaLoss, tasks: Family | None, path: Path) -> None:
     "Raise `CheckpointError` naming what a run was made of, and J or the tasks are not."
-    here = {"meta_loss": method_of(J), "inner": described(J.inner)}
-    if tasks is not None: here["tasks"] = tasks.identity()
-    for name, value in here.items():
-        if saved.get(name, value) != value:
-            raise CheckpointError(f"{path} is of a run with {name}={saved[name]!r}, and this is "
-                                  f"{name}={value!r}")
+    if "versions" not in saved: return                       # an older metalit: it does not say
+    here = {"J": identity(J, "J")} | ({} if tasks is None else {"tasks": identity(tasks)})
+    there = {name: saved[name] for name in here} | {"versions": saved["versions"]}
+    found = [one for one in apart(there, here | {"versions": saved["versions"]})
+             if not named_by(one.place, MAY_DIFFER)]
+    if found: raise CheckpointError(f"{path} is of another run:\n{listed(found)}")
 
 # %% ../../nbs/7_workshop/73a_runs.ipynb #73a00009
 class Run(NamedTuple):
@@ -143,7 +145,7 @@ class Run(NamedTuple):
     `tasks` are those to judge with; None for a run of a program, which knows its tasks. `settings`
     are those of run.json, or, of a program's run, what its checkpoint says that it is made of.
 
-    Example: `Run(J, ml.tasks.Sinusoids(), {}, step=2000).J`.
+    Example: `ml.Run(J, None, {}, 0).step`, which is `0`; `ml.load` makes one from a folder.
     """
     J: MetaLoss
     tasks: Family | None

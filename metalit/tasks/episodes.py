@@ -5,7 +5,6 @@
 # %% ../../nbs/5_images/50_episodes.ipynb #1bcde225
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import torch
@@ -84,14 +83,6 @@ class LabelledImages(Family):
     def kinds(self) -> int:
         "How many classes there are to choose from: those given, or each of them in each turn."
         return len(self.classes) * (len(self.rotations) if self.rotations_as_classes else 1)
-
-    def identity(self) -> str:
-        "Settings and a checksum of images and labels."
-        data = 0
-        for tensor in (self.images, self.labels):
-            data = zlib.crc32(tensor.cpu().contiguous().view(torch.uint8).numpy().data, data)
-        turns = f"rotations {self.rotations}, {self.rotations_as_classes}"
-        return f"{self!r}, {turns}, images {data:08x}"
 
     def drawn_classes(self, n_tasks: int, random: Random) -> tuple[Tensor, Tensor]:
         "The classes of each episode, (B, ways), and which turn each has."

@@ -48,10 +48,6 @@ class Source:
         "The same family, making its tasks on a device; where they come from a formula, on the CPU."
         return self
 
-    def identity(self) -> str:
-        "What tells this family from others, so that a run is not continued with other tasks."
-        return type(self).__name__ if type(self).__repr__ is object.__repr__ else repr(self)
-
     def draws(self, what: str = "") -> bool:
         "Whether the most special class that says how tasks are made says `draw`, or else `sample`."
         for kind in type(self).__mro__[:type(self).__mro__.index(Source)]:

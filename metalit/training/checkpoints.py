@@ -10,9 +10,11 @@ import csv
 import hashlib
 import io
 import os
+import re
 import secrets
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,22 @@ from torch import Tensor, nn
 
 from ..batching.chunks import random_state, restore_random_state
 from ..schedule import numbers_of, set_numbers
+from metalit.training.identity import (
+    MAY_DIFFER,
+    NOTHING,
+    Difference,
+    differences,
+    digest,
+    library_version,
+    named_by,
+    tensor_words,
+)
 
 # %% auto #0
-__all__ = ['PART', 'SEAL', 'Row', 'FILES', 'DivergedError', 'CheckpointError', 'write_whole', 'save_checkpoint', 'sealed',
-           'load_checkpoint', 'read_checkpoint', 'check_whole', 'check_same_parameters', 'Progress', 'Checkpoints',
-           'check_same_settings', 'write_table', 'locked']
+__all__ = ['PART', 'SEAL', 'Row', 'FILES', 'NAMES', 'OLDER', 'SWEPT', 'DivergedError', 'CheckpointError', 'write_whole',
+           'save_checkpoint', 'check_finite', 'sealed', 'load_checkpoint', 'set_parameters', 'read_checkpoint',
+           'check_whole', 'check_same_parameters', 'Progress', 'Folder', 'Checkpoints', 'take_over', 'without',
+           'check_same_run', 'apart', 'listed', 'check_free', 'parameters_file', 'write_table', 'Lock', 'locked']
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #47e2a1be
 class DivergedError(ArithmeticError):
@@ -64,24 +77,35 @@ def write_whole(path: Path, content: bytes) -> None:
 SEAL = b"metalit sha256 "
 
 
-def save_checkpoint(path: str | Path, J: nn.Module, **extra: Any) -> None:
+def save_checkpoint(path: str | Path, J: nn.Module, *, trainable_only: bool = False,
+                    **extra: Any) -> None:
     """Save the parameters of J, whole or not at all.
 
-    Beside them, anything else that `torch.save` knows as plain data.
+    Beside them, anything else that `torch.save` knows as plain data. With `trainable_only` frozen
+    parameters are left out, and a checksum of each stands for it: then the file is as small as what
+    was learned, and is loaded onto the same frozen base.
 
     Raises `DivergedError` where a parameter is not finite, `OSError` where the file cannot be
     written.
 
     Example: `save_checkpoint("model.pt", J)`.
     """
-    for name, parameter in J.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise DivergedError(f"parameter {name!r} is no longer finite; an older "
-                                f"{Path(path).name} is kept")
+    check_finite(J, f"; an older {Path(path).name} is kept")
+    base = {name: tensor_words(p) for name, p in J.named_parameters(remove_duplicate=False)
+            if trainable_only and not p.requires_grad}
+    kept = {name: value for name, value in J.state_dict().items() if name not in base}
     buffer = io.BytesIO()
-    state = {"metalit": 1, "J": J.state_dict(), "numbers": numbers_of(J)}
+    state = {"metalit": 2, "version": library_version(), "J": kept, "base": base,
+             "numbers": numbers_of(J)}
     torch.save(state | extra, buffer)
     write_whole(Path(path), sealed(buffer.getvalue()))
+
+
+def check_finite(J: nn.Module, more: str = "") -> None:
+    "Raise `DivergedError`, naming it, where a parameter is not finite."
+    for name, parameter in J.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise DivergedError(f"parameter {name!r} is no longer finite{more}")
 
 
 def sealed(archive: bytes) -> bytes:
@@ -96,16 +120,22 @@ def load_checkpoint(path: str | Path, J: nn.Module) -> dict[str, Any]:
     Runs no code from the file.
 
     Raises `FileNotFoundError` where there is none, and `CheckpointError` where it is cut short, no
-    checkpoint of metalit, or of another model: the first parameter that differs is named, and J
-    stays as it was.
+    checkpoint of metalit, of another model or another type of numbers, or where it leaves out a
+    frozen base, and J stands on another one: the first parameter that differs is named, and J stays
+    as it was.
 
     Example: `load_checkpoint("model.pt", J)`, with `save_checkpoint("model.pt", J)`.
     """
     state = read_checkpoint(path)
-    check_same_parameters(state["J"], J, path)
-    J.load_state_dict(state["J"])
-    set_numbers(J, state.get("numbers", {}))
+    check_same_parameters(state, J, path)
+    set_parameters(state, J)
     return state
+
+
+def set_parameters(state: dict[str, Any], J: nn.Module) -> None:
+    "Give J the parameters, and the numbers with a schedule, that a checkpoint of it holds."
+    J.load_state_dict(state["J"], strict=not state.get("base"))
+    set_numbers(J, state.get("numbers", {}))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -142,15 +172,30 @@ def check_whole(path: Path) -> None:
                               "altered, or is something else")
 
 
-def check_same_parameters(saved: dict[str, Tensor], J: nn.Module, path: str | Path) -> None:
+def check_same_parameters(state: dict[str, Any], J: nn.Module, path: str | Path) -> None:
     "Raise `CheckpointError` naming the first parameter in which a checkpoint and J differ."
-    here = J.state_dict()
+    here, saved, base = J.state_dict(), state["J"], state.get("base", {})
+    for name, words in base.items():
+        found = tensor_words(here[name]) if name in here else "nothing"
+        if found != words:
+            raise CheckpointError(f"{path} leaves out the frozen base that it was trained on, and "
+                                  f"this meta-loss stands on another one: at {name!r} that was "
+                                  f"{words}, and here is {found}. Load the same base first")
     for name in [*here, *(name for name in saved if name not in here)]:
-        found = tuple(saved[name].shape) if name in saved else "nothing"
-        needed = tuple(here[name].shape) if name in here else "nothing"
-        if found != needed:
-            raise CheckpointError(f"{path} is of another model: at {name!r} it holds {found}, "
+        if name in base: continue
+        (shape, kind), (needed, here_is) = (_kind_at(name, of) for of in (saved, here))
+        if shape != needed:
+            raise CheckpointError(f"{path} is of another model: at {name!r} it holds {shape}, "
                                   f"and this meta-loss has {needed}")
+        if kind != here_is:
+            raise CheckpointError(f"{path} holds {kind} at {name!r}, and this meta-loss has "
+                                  f"{here_is}: load it into J.to(torch.{kind}) first, and turn "
+                                  "that into what you need")
+
+
+def _kind_at(name: str, tensors: dict[str, Tensor]) -> tuple[Any, str]:
+    if name not in tensors: return "nothing", ""
+    return tuple(tensors[name].shape), str(tensors[name].dtype).removeprefix("torch.")
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #19afcdd3
 Row = dict[str, float]
@@ -177,65 +222,186 @@ class Progress:
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #3cf48497
 FILES = ("checkpoint.pt", "best.pt", "validation.csv", "log.csv")
+NAMES = (*FILES, "run.json", "result.json")  # what we write into a folder
 
 
-class Checkpoints:
-    """The folder of one run: its checkpoint, and what was made from it.
+class Folder:
+    "The folder of a run, and what the run is that may go on in it: see `Checkpoints`."
+    run = ""
 
-    `checkpoint.pt`, and `log.csv` and `validation.csv` made from it; `best.pt` beside them.
-
-    Several processes may read it; the one that holds its lock (see `locked`) writes.
-
-    Raises `OSError` at once where the folder cannot be written, not after an hour.
-    """
     def __init__(self, folder: str | Path, J: nn.Module, optimizer: torch.optim.Optimizer,
-                 settings: dict[str, Any], scheduler: Any = None):
+                 settings: dict[str, Any], scheduler: Any = None, *, lock: Lock | None = None,
+                 allow: Collection[str] = (), trainable_only: bool = False):
         self.folder, self.J, self.optimizer, self.settings = Path(folder), J, optimizer, settings
-        self.scheduler, self.path = scheduler, Path(folder) / FILES[0]
+        self.scheduler, self.path, self.lock = scheduler, Path(folder) / FILES[0], lock
+        self.allow, self.trainable_only = frozenset(allow), trainable_only
 
-    def save(self, progress: Progress) -> None:
-        "Write what a continued run needs, `checkpoint.pt` last: what it speaks of is there."
-        write_table(self.folder / "log.csv", progress.log, ["step", "meta_loss", "seconds"])
-        if progress.validation: write_table(self.folder / "validation.csv", progress.validation)
-        save_checkpoint(self.path, self.J, optimizer=self.optimizer.state_dict(),
-                        scheduler=self.scheduler.state_dict() if self.scheduler else {},
-                        random=random_state(), settings=self.settings, progress=vars(progress))
-
-    def begin(self, progress: Progress) -> None:
-        "A new run: what an older one left goes, `checkpoint.pt` first, and the start is saved."
-        for name in FILES: (self.folder / name).unlink(missing_ok=True)
-        self.save(progress)
-
-    def save_best(self, progress: Progress) -> None:
-        "Keep the parameters that did best on validation tasks."
-        save_checkpoint(self.folder / "best.pt", self.J, settings=self.settings,
-                        progress=vars(progress))
-
-    def load(self) -> Progress:
-        "Set J, optimizer and random state to where the run stopped; a new one starts at step 0."
-        if not self.path.exists(): return Progress()
+    def read(self, resume: bool = True) -> dict[str, Any] | None:
+        "What the checkpoint holds, if this run may go on from it; None where a new one may begin."
+        if not self.path.exists() or not resume:
+            check_free(self.folder)
+            return None
         state = read_checkpoint(self.path)
         if not {"settings", "optimizer", "random", "progress"} <= state.keys():
             raise CheckpointError(f"{self.path} holds parameters, but no run that could go on: "
                                   "load it with load_checkpoint, and train into another folder")
-        check_same_settings(state["settings"], self.settings, self.path)
-        check_same_parameters(state["J"], self.J, self.path)
-        self.J.load_state_dict(state["J"])
+        check_same_run(state["settings"], self.settings, self.path, self.allow)
+        check_same_parameters(state, self.J, self.path)
+        return state
+
+    def check_lock(self) -> None:
+        "Raise `CheckpointError` where the folder is no longer this run's."
+        if self.lock: self.lock.check()
+
+    def _write(self, path: Path, progress: Progress, **more: Any) -> None:
+        save_checkpoint(path, self.J, trainable_only=self.trainable_only, run=self.run,
+                        settings=self.settings, progress=vars(progress), **more)
+
+    def _write_tables(self, progress: Progress) -> None:
+        write_table(self.folder / "log.csv", progress.log, ["step", "meta_loss", "seconds"])
+        if progress.validation: write_table(self.folder / "validation.csv", progress.validation)
+        else: (self.folder / "validation.csv").unlink(missing_ok=True)
+
+# %% ../../nbs/7_workshop/67_checkpoints.ipynb #67a00004
+class Checkpoints(Folder):
+    """The folder of one run: its checkpoint, and what was made from it.
+
+    `checkpoint.pt`, and `log.csv` and `validation.csv` made from it; `best.pt` beside them.
+    `allow` names settings that may differ from those of the run that is found. With
+    `trainable_only` frozen parameters are left out.
+
+    Several processes may read it; the one that holds its `lock` (see `locked`) writes.
+
+    Raises `CheckpointError` where the lock is lost, `OSError` where a file cannot be written.
+    """
+    def restore(self, state: dict[str, Any]) -> Progress:
+        "Set J, optimizer, scheduler and random state to where the run stopped."
+        set_parameters(state, self.J)
+        before, progress = [dict(group) for group in self.optimizer.param_groups], state["progress"]
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler: self.scheduler.load_state_dict(state["scheduler"])
-        set_numbers(self.J, state.get("numbers", {}))
+        if self.scheduler:
+            self.scheduler.load_state_dict(without(state["scheduler"], self.allow))
+        take_over(self.optimizer, before, self.allow)
         restore_random_state(state["random"])
-        return Progress(**state["progress"])
+        self.run = state.get("run", "")
+        if differences(state["settings"].get("validation"), self.settings.get("validation")):
+            self.run = digest([self.run, self.settings])     # an older best was best by other looks
+            progress = progress | {"validation": [], "best": None}
+        return Progress(**progress)
+
+    def save(self, progress: Progress) -> None:
+        "Write what a continued run needs, `checkpoint.pt` last: what it speaks of is there."
+        self.check_lock()
+        self._write_tables(progress)
+        self._write_all(progress)
+
+    def begin(self, progress: Progress) -> None:
+        "A new run: its start is saved first, and then what an older one left goes."
+        self.run = digest([self.settings, {name: tensor_words(value)
+                                           for name, value in self.J.state_dict().items()}])
+        self.check_lock()
+        self._write_all(progress)
+        (self.folder / "best.pt").unlink(missing_ok=True)
+        self._write_tables(progress)
+
+    def save_best(self, progress: Progress) -> None:
+        "Keep the parameters that did best on validation tasks."
+        self.check_lock()
+        self._write(self.folder / "best.pt", progress)
+
+    def _write_all(self, progress: Progress) -> None:
+        self._write(self.path, progress, optimizer=self.optimizer.state_dict(),
+                    scheduler=self.scheduler.state_dict() if self.scheduler else {},
+                    random=random_state())
+
+# %% ../../nbs/7_workshop/67_checkpoints.ipynb #67a00005
+def take_over(optimizer: torch.optim.Optimizer, new: list[dict[str, Any]],
+              allow: Collection[str]) -> None:
+    "Settings of the optimizer that may differ become the new ones: loading brought the old ones."
+    for i, (group, settings) in enumerate(zip(optimizer.param_groups, new, strict=True)):
+        places = ("optimizer", f"optimizer.groups.{i}")
+        names = [name for name in settings if name != "params"
+                 and any(named_by(f"{place}.{name}", MAY_DIFFER.union(allow)) for place in places)]
+        if "lr" in names and "initial_lr" in settings:       # a scheduler has come some way since
+            share = settings["initial_lr"] / group["initial_lr"]
+            settings = settings | {"lr": group["lr"] * share}
+            names.append("initial_lr")
+        group.update({name: settings[name] for name in names})
+
+def without(scheduler: dict[str, Any], allow: Collection[str]) -> dict[str, Any]:
+    "What a checkpoint says of a scheduler, without the settings that may differ."
+    return {name: value for name, value in scheduler.items()
+            if not named_by(f"scheduler.{name}", allow)
+            and not (name == "base_lrs" and named_by("optimizer.lr", allow))}
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #8d1b24d0
-def check_same_settings(saved: dict[str, Any], here: dict[str, Any], path: Path) -> None:
-    "Raise `CheckpointError` naming the first setting in which a run differs from the saved one."
-    for name, value in here.items():
-        found = saved.get(name, value)  # a checkpoint of an older version may not say
-        if found != value:
-            raise CheckpointError(f"{path} was made with {name}={found!r}, now {name}={value!r}: "
-                                  "use the old value, another folder, or resume=False to start "
-                                  "over")
+OLDER = ("load_checkpoint reads its parameters; allow={'identity'} goes on, if you know that it is "
+         "the same run")
+
+
+def check_same_run(saved: dict[str, Any], here: dict[str, Any], where: str | Path,
+                   allow: Collection[str] = (), older: str = OLDER, over: bool = True) -> None:
+    """Raise `CheckpointError` naming the settings in which a run differs from the saved one.
+
+    Those that may differ, or are allowed to, are warned of. `older` and `over` say how to go on.
+    """
+    if "identity" in allow: return
+    if "versions" not in saved:
+        raise CheckpointError(f"{where} was written by an older metalit, which did not write down "
+                              f"all that a run is made of: {older}")
+    found = apart(saved, here)
+    wrong = [one for one in found if not named_by(one.place, MAY_DIFFER.union(allow))]
+    names = ", ".join(repr(one.place) for one in wrong[:6])
+    ways = f", allow={{{names}}} to go on with the new ones, or resume=False to start over" * over
+    if wrong:
+        raise CheckpointError(f"{where} is of another run:\n{listed(wrong)}\nUse the old values, "
+                              f"{'' if over else 'or '}another folder{ways}")
+    if found:
+        warnings.warn(f"{where} goes on with other values, no longer bit for bit:\n"
+                      f"{listed(found)}", stacklevel=2)
+
+
+def apart(saved: dict[str, Any], here: dict[str, Any]) -> list[Difference]:
+    "Where two runs differ; what another version did not write down is taken on trust."
+    found = differences(saved, here)
+    if saved["versions"]["metalit"] == library_version(): return found
+    return [one for one in found if NOTHING not in (one.was, one.now)]
+
+
+def listed(found: list[Difference], most: int = 6) -> str:
+    "Differences, a line each."
+    more = [f"  and {len(found) - most} more"] if len(found) > most else []
+    return "\n".join([*(f"  {one}" for one in found[:most]), *more])
+
+# %% ../../nbs/7_workshop/67_checkpoints.ipynb #67a00003
+def check_free(folder: Path) -> None:
+    "Raise `CheckpointError` where a folder holds files that a new run must not touch."
+    if (folder / FILES[0]).exists():
+        try: read_checkpoint(folder / FILES[0])
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. It is not deleted: move it away yourself, or choose "
+                                  "another folder") from error
+        return
+    there = [name for name in NAMES if (folder / name).exists()]
+    if there:
+        raise CheckpointError(f"{folder} holds {there[0]}, but no checkpoint of a run that it "
+                              "could belong to: move it away, or choose another folder")
+
+
+def parameters_file(folder: str | Path, which: str = "best") -> Path:
+    """The file with the best parameters of a run, if it has looked for them; else the last ones.
+
+    With `which="last"` the last ones. A `best.pt` of another run, or from before a change of its
+    validation, does not count. Raises as `read_checkpoint` does.
+
+    Example: `parameters_file("runs/maml", which="last")`.
+    """
+    last, best = Path(folder) / FILES[0], Path(folder) / FILES[1]
+    if which == "last" or not best.exists(): return last
+    one, other = read_checkpoint(last), read_checkpoint(best)
+    same = one.get("run") == other.get("run") and "run" in one
+    of_old = "run" not in one and one.get("settings") == other.get("settings")
+    return best if same or of_old else last
 
 
 def write_table(path: Path, rows: list[Row], columns: list[str] | None = None) -> None:
@@ -247,26 +413,65 @@ def write_table(path: Path, rows: list[Row], columns: list[str] | None = None) -
     write_whole(path, table.getvalue().encode())
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #316f6e97
+SWEPT = re.compile(rf"({'|'.join(map(re.escape, (*FILES, '.writable')))})"
+                   rf"\.\d+-[0-9a-f]{{8}}{re.escape(PART)}")
+
+
+class Lock:
+    "The lock of a folder, which this process holds."
+    def __init__(self, folder: Path):
+        self.folder, self.mark, self.used = folder, _mark(folder), False
+
+    def check(self) -> None:
+        "Before a write: `CheckpointError` where the folder was removed, or made anew, meanwhile."
+        self.used = True
+        if _mark(self.folder) != self.mark:
+            raise CheckpointError(f"{self.folder} was removed while this run was writing to it; "
+                                  "nothing more is written there, and the run ends")
+
+
+def _mark(folder: Path) -> tuple[int, int] | None:
+    try: found = os.stat(folder / ".lock")
+    except OSError: return None
+    return found.st_dev, found.st_ino
+
+# %% ../../nbs/7_workshop/67_checkpoints.ipynb #67a00006
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path) -> Iterator[Lock]:
     """Inside, the folder belongs to this run, and it exists.
 
-    The operating system frees it when the process ends, however it ends.
+    The operating system frees it when the process ends, however it ends. A run that fails before it
+    has saved anything leaves the folder as it was.
 
     Raises `OSError` where it cannot be written, and `CheckpointError` where another run writes to
     it.
     """
     folder = Path(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    new = not (folder / ".lock").exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try: lock.acquire(timeout=0)
+    held = FileLock(folder / ".lock")
+    try: held.acquire(timeout=0)
     except Timeout:
         raise CheckpointError(f"another run is writing to {folder}: wait for it, or choose another "
                               "folder") from None
+    lock = Lock(folder)
     try:
-        for name in (*FILES, ".writable"):  # no one else writes them now: a killed run left them
-            for part in folder.glob(f"{name}.*{PART}"): part.unlink(missing_ok=True)
+        if (folder / FILES[0]).exists():                     # it is ours: a killed run left these
+            for part in folder.iterdir():
+                if SWEPT.fullmatch(part.name): part.unlink(missing_ok=True)
         write_whole(folder / ".writable", b"")
         (folder / ".writable").unlink()
-        yield
-    finally: lock.release()
+        yield lock
+    except BaseException:
+        if new and not lock.used: _unmake(lock, made)
+        raise
+    finally: held.release()
+
+
+def _unmake(lock: Lock, made: list[Path]) -> None:
+    "Take the lock and the folders away that were made for a run which did not begin."
+    if _mark(lock.folder) != lock.mark: return
+    with contextlib.suppress(OSError):
+        (lock.folder / ".lock").unlink()
+        for place in made: place.rmdir()                     # only while it is empty

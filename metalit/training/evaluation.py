@@ -22,6 +22,7 @@ from ..losses import Loss
 from ..tasks.family import Family
 from ..tasks.task import Task, check_task, leaves
 from .checkpoints import Progress, Row
+from .identity import label
 
 # %% auto #0
 __all__ = ['Metrics', 'Given', 'Evaluation', 'evaluate', 'named_metrics', 'name_of', 'accuracy', 'own_random_numbers',
@@ -123,7 +124,7 @@ def evaluate(J: Learner, tasks: Given, *, n_tasks: int | None = None,
     Example: `print(evaluate(J, ml.tasks.Sinusoids(shots=5)))`.
     """
     batches, about = (_at_hand(tasks, n_tasks) if isinstance(tasks, Task | list | tuple) else
-                      (_drawn(tasks, n_tasks, seed), (seed, tasks.identity())))
+                      (_drawn(tasks, n_tasks, seed), (seed, label(tasks))))
     metrics, like = named_metrics(metric), next(J.parameters())
     parts = (batch.select(slice(i, i + batch_size)).to(device=like.device, dtype=like.dtype)
              for batch in batches for i in range(0, batch.batch_size, batch_size))
@@ -237,10 +238,6 @@ class Validation:
         if self.patience is None: return False
         best = state.best["step"] if state.best else 0
         return sum(row["step"] > best for row in state.validation) >= self.patience
-
-    def __str__(self) -> str:
-        return (f"{name_of(self.metric)} on {self.n_tasks} tasks of {self.tasks.identity()}, "
-                f"steps {self.steps}")
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #405c0266
 def measure(validation: Validation, J: Learner) -> Row:

@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from metalit.training.checkpoints import (
     CheckpointError,
     Checkpoints,
     DivergedError,
+    Lock,
     Progress,
     Row,
+    check_finite,
     locked,
 )
 from .evaluation import Validation, own_random_numbers
@@ -35,6 +37,7 @@ from metalit.training.processes import (
     LostProcessError,
     check_compiled,
     check_divisible,
+    launched,
     lost_process,
     parallel,
     seed_step,
@@ -45,8 +48,8 @@ from metalit.training.processes import (
 from .watching import Bar, Board, Looks, Watcher, watched
 
 # %% auto #0
-__all__ = ['Maker', 'pick_device', 'stop_requested', 'make_optimizer', 'meta_step', 'descend', 'Plan', 'Setup', 'OuterLoop',
-           'meta_train']
+__all__ = ['Maker', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'meta_step', 'tried', 'descend',
+           'Plan', 'Setup', 'found', 'OuterLoop', 'meta_train']
 
 # %% ../../nbs/7_workshop/64_training.ipynb #d0d2ad99
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -70,7 +73,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 # %% ../../nbs/7_workshop/64_training.ipynb #c50df5a9
 @contextlib.contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C, and the signal that ends a cluster's job, make the yielded function true.
+    """Inside, Ctrl-C, and the signals that end a job or a terminal, make the yielded function true.
 
     So a step can end. One that comes more than a second later interrupts; launchers may send one
     signal twice. Outside the main thread signals cannot be caught, and Ctrl-C interrupts at once.
@@ -85,8 +88,10 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = {number: signal.signal(number, on_signal)
-              for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)                 # Windows has none
+    if hangup and signal.getsignal(hangup) is not signal.SIG_IGN: numbers.append(hangup)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try: yield asked.is_set
     finally:
         for number, handler in before.items():
@@ -106,9 +111,23 @@ def make_optimizer(optimizer: torch.optim.Optimizer | Maker | None,
     raise TypeError(f"optimizer={optimizer!r}: give a torch optimizer, or a function from "
                     "parameters to one, such as partial(torch.optim.SGD, lr=0.1)")
 
+# %% ../../nbs/7_workshop/64_training.ipynb #64a00001
+@contextlib.contextmanager
+def given_back(optimizer: Any) -> Iterator[None]:
+    "Inside, an error leaves the settings of an optimizer as they were; a scheduler changes them."
+    groups = optimizer.param_groups if isinstance(optimizer, torch.optim.Optimizer) else []
+    before = [dict(group) for group in groups]
+    try: yield
+    except BaseException:
+        for group, old in zip(groups, before, strict=True):
+            group.clear()
+            group.update(old)
+        raise
+
 # %% ../../nbs/7_workshop/64_training.ipynb #bca15581
-def meta_step(run: Setup, together: torch.nn.Module, batch: Task, step: int) -> float:
-    "One step of the outer loop; returns the meta-loss before it."
+def meta_loss(run: Setup, together: torch.nn.Module, batch: Task,
+              step: int) -> tuple[torch.Tensor, float]:
+    "The meta-loss of a step's tasks, with its graph, and as the number that a team agrees on."
     dtype, of = next(run.J.parameters()).dtype, run.team
     run.J.at(step, run.plan.steps)
     task = share(batch, of).to(device=run.device, dtype=dtype)
@@ -121,10 +140,23 @@ def meta_step(run: Setup, together: torch.nn.Module, batch: Task, step: int) -> 
         raise DivergedError(f"the meta-loss is {value} at step {step}: a smaller inner or outer "
                             "step size may help. A checkpoint, if the run has one, is of an "
                             "earlier step")
+    return loss, value
+
+
+def meta_step(run: Setup, together: torch.nn.Module, batch: Task, step: int) -> float:
+    "One step of the outer loop; returns the meta-loss before it."
+    loss, value = meta_loss(run, together, batch, step)
     with lost_process(): loss.backward()
     run.optimizer.step()
     if run.schedule: run.schedule.step()
     return value
+
+def tried(run: Setup) -> None:
+    "The first meta-loss and its gradient, for the errors that they may raise; nothing changes."
+    batch = next(iter(run.tasks.stream(run.plan.batch_size, 1, run.plan.seed)))
+    with own_random_numbers(run.plan.seed, run.device):
+        try: meta_loss(run, run.J, batch, 0)[0].backward()
+        finally: run.optimizer.zero_grad()
 
 # %% ../../nbs/7_workshop/64_training.ipynb #aee06eab
 def descend(run: Setup, start: int) -> Iterator[tuple[float, float]]:
@@ -162,8 +194,8 @@ class Setup:
     resume = False
 
     def __init__(self, J: MetaLoss, tasks: Family, plan: Plan, device: torch.device,
-                 validation: Validation | None):
-        self.J, self.tasks, self.plan = J.to(device), tasks.to(device), plan
+                 validation: Validation | None, compiles: bool = False):
+        self.J, self.tasks, self.plan, self.compiles = J, tasks, plan, compiles
         self.device, self.validation, self.team = device, validation, team()
 
     def descends_with(self, optimizer: torch.optim.Optimizer | Maker | None,
@@ -172,14 +204,21 @@ class Setup:
         self.optimizer = make_optimizer(optimizer, self.J)
         self.schedule = scheduler(self.optimizer) if scheduler else None
 
-    def kept_in(self, folder: str | Path, resume: bool) -> None:
+    def kept_in(self, folder: str | Path, resume: bool, lock: Lock | None, **options: Any) -> None:
         "The folder that the run is written to, and may go on from."
-        more = {"validation": str(self.validation)} if self.validation else {}
-        settings = settings_of(self.J, self.optimizer, self.schedule, seed=self.plan.seed,
-                               batch_size=self.plan.batch_size, log_every=self.plan.log_every,
-                               tasks=self.tasks.identity(), **more)
-        self.files = Checkpoints(folder, self.J, self.optimizer, settings, self.schedule)
+        plan, compiled = self.plan, self.compiles or self.J.is_compiled
+        settings = settings_of(self.J, self.optimizer, self.schedule, plan.steps, seed=plan.seed,
+                               batch_size=plan.batch_size, log_every=plan.log_every,
+                               tasks=self.tasks, validation=self.validation, compiled=compiled,
+                               device=self.device.type, processes=self.team.size)
+        self.files = Checkpoints(folder, self.J, self.optimizer, settings, self.schedule,
+                                 lock=lock, **options)
         self.resume = resume
+
+    def placed(self) -> None:
+        "J and its tasks on the device; J compiled, where it is to be."
+        self.J, self.tasks = self.J.to(self.device), self.tasks.to(self.device)
+        if self.compiles: self.J.compile()
 
     @property
     def writes(self) -> Checkpoints | None:
@@ -193,34 +232,40 @@ class Setup:
         board = [Board(self.writes.folder, self.optimizer)] if tensorboard and self.writes else []
         return [*looks, *board, *([Bar()] if progress else []), *more]
 
+# %% ../../nbs/7_workshop/64_training.ipynb #64a00003
+def found(run: Setup) -> dict[str, Any] | None:
+    "What the folder holds, if the run may go on from it; None where a new one begins."
+    saved = run.files.read(run.resume) if run.files else None
+    step = saved["progress"]["step"] if saved else 0
+    where = run.files.path if run.files else "no folder"
+    if step > run.plan.steps:
+        raise CheckpointError(f"{where} is already at step {step}, beyond "
+                              f"steps={run.plan.steps}")
+    if summed(step)[0] != run.team.size * step:
+        raise CheckpointError(f"this process finds the run at step {step} of {where}, and "
+                              "others do not: all need the same folder")
+    return saved
+
 # %% ../../nbs/7_workshop/64_training.ipynb #facae663
 class OuterLoop(Setup):
     "A training run; `go` takes the steps. See `meta_train`."
-    def go(self, tensorboard: bool, progress: bool, watchers: list[Watcher]) -> list[Row]:
-        "Take the steps that are still to come; returns the log of all."
+    def go(self, saved: dict[str, Any] | None, tensorboard: bool, progress: bool,
+           watchers: list[Watcher]) -> list[Row]:
+        "Take the steps that are still to come, from what was `saved`; returns the log of all."
         with contextlib.ExitStack() as stack:
-            if self.writes: stack.enter_context(locked(self.writes.folder))
-            stack.enter_context(own_random_numbers(self.plan.seed, self.device))
             asked_to_stop = stack.enter_context(stop_requested())
-            state = self._begin()
+            if self.team.size > 1: stack.enter_context(launched())
+            self.placed()
+            if self.files and saved is None and self.plan.steps: tried(self)
+            stack.enter_context(own_random_numbers(self.plan.seed, self.device))
+            state = self.files.restore(saved) if self.files and saved else Progress()
             late = any(value > 0 for value in summed(self._over(state)))
             by = self.watchers(tensorboard, progress, watchers)
-            if self.writes and state.step == 0: self.writes.begin(state)
+            if self.writes and saved is None: self.writes.begin(state)
             stack.enter_context(watched(by, state, self.plan.steps, self.plan.batch_size))
             if not late: self._descend(state, by, asked_to_stop)
+            check_finite(self.J, f" after step {state.step}")
         return state.log
-
-    def _begin(self) -> Progress:
-        "Where the run stands: at its start, or where its folder says."
-        state = self.files.load() if self.files and self.resume else Progress()
-        where = self.files.path if self.files else "no folder"
-        if state.step > self.plan.steps:
-            raise CheckpointError(f"{where} is already at step {state.step}, beyond "
-                                  f"steps={self.plan.steps}")
-        if summed(state.step)[0] != self.team.size * state.step:
-            raise CheckpointError(f"this process finds the run at step {state.step} of {where}, "
-                                  "and others do not: all need the same folder")
-        return state
 
     def _over(self, state: Progress) -> bool:
         "Whether the budget or the patience is used up."
@@ -252,8 +297,8 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
                device: str | torch.device = "auto", checkpoint: str | Path | None = None,
                resume: bool = True, compile: bool = False, validation: Validation | None = None,
                max_minutes: float | None = None, tensorboard: bool = False, progress: bool = True,
-               save_every: int = 1000, log_every: int = 100,
-               watch: Watcher | None = None) -> list[Row]:
+               save_every: int = 1000, log_every: int = 100, watch: Watcher | None = None,
+               allow: Collection[str] = (), trainable_only: bool = False) -> list[Row]:
     """Descend J over `steps` batches of tasks; returns the log: step, mean meta-loss, seconds.
 
     `optimizer`: a torch optimizer over `J.parameters()`, or a function that makes one; default
@@ -266,24 +311,33 @@ def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
     `checkpoint`: the folder of the run. Every `save_every` steps, at the end, and on Ctrl-C, all
     that the run is goes into `checkpoint.pt`, whole or not at all, and the log into `log.csv`. With
     `resume` a run that is found there goes on, and gives bit for bit what an uninterrupted one
-    gives; without, it is removed. With `validation` the best parameters are in `best.pt`, with
+    gives; without, it is replaced. `allow` names settings that may differ from those of that run,
+    such as `{"optimizer.lr"}` (see `metalit.training.identity`). `trainable_only` leaves frozen
+    parameters out of the files. With `validation` the best parameters are in `best.pt`, with
     `tensorboard` the log goes into files for TensorBoard, too. In a team of processes (see
     `metalit.training.processes`) each works on its share of every batch; rank 0 keeps the files.
 
-    Raises `DivergedError`, naming the step, where the meta-loss is not finite, `CheckpointError`
-    where the folder holds another run or another process writes to it, `OSError` where it cannot
-    be written, `LostProcessError` where a process of the team ends, `ValueError` for counts below
-    one and unknown devices.
+    Raises `DivergedError`, naming the step, where the meta-loss or, at the end, a parameter is not
+    finite, `CheckpointError` where the folder holds another run or another process writes to it,
+    `OSError` where it cannot be written, `LostProcessError` where a process of the team ends,
+    `ValueError` for counts below one, unknown devices, and, with `checkpoint`, a lambda that does
+    not say what it is.
 
     Example: `log = meta_train(J, ml.tasks.Sinusoids(shots=5), steps=2000, checkpoint="runs/maml")`.
     """
     plan = Plan(steps, batch_size, seed, save_every, log_every, max_minutes)
     if tensorboard and checkpoint is None:
         raise ValueError("tensorboard=True needs the folder of a run: checkpoint=…")
-    check_divisible(J, batch_size, team().size)
-    check_compiled(J, compile or J.is_compiled, team().size)
-    run = OuterLoop(J, tasks, plan, pick_device(device), validation)
-    if compile: J.compile()
-    run.descends_with(optimizer, scheduler)
-    if checkpoint is not None: run.kept_in(checkpoint, resume)
-    return run.go(tensorboard, progress, [watch] if watch else [])
+    with contextlib.ExitStack() as stack:
+        lock = None
+        if checkpoint is not None and team().rank == 0:
+            lock = stack.enter_context(locked(checkpoint))
+        check_divisible(J, batch_size, team().size)
+        check_compiled(J, compile or J.is_compiled, team().size)
+        run = OuterLoop(J, tasks, plan, pick_device(device), validation, compile)
+        with given_back(optimizer):
+            run.descends_with(optimizer, scheduler)
+            if checkpoint is not None:
+                run.kept_in(checkpoint, resume, lock, allow=allow, trainable_only=trainable_only)
+            saved = found(run)
+        return run.go(saved, tensorboard, progress, [watch] if watch else [])

@@ -25,7 +25,7 @@ from ..tasks.random import seeded_generator
 from ..tasks.task import Task, Tree, mapped
 
 # %% auto #0
-__all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'share', 'all_tasks_for', 'gathered', 'of_first',
+__all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'launched', 'share', 'all_tasks_for', 'gathered', 'of_first',
            'measured_on', 'Whole', 'check_divisible', 'check_compiled', 'parallel', 'summed', 'is_broken_connection',
            'lost_process', 'seed_step']
 
@@ -84,6 +84,25 @@ def _own_gpu(number: int) -> torch.device:
                          f"of its own: use --nproc-per-node {there}, or the device 'cpu'")
     torch.cuda.set_device(device := torch.device("cuda", number))
     return device
+
+# %% ../../nbs/7_workshop/69_processes.ipynb #69a00002
+@contextlib.contextmanager
+def launched(every: float = 1.0, patience: float = 60.0) -> Iterator[None]:
+    """Inside, a process of a team does not outlive its launcher: SIGTERM, then the end.
+
+    It looks `every` so many seconds, and is ended after `patience`, if the signal did not end it.
+    """
+    parent, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(every):
+            if os.getppid() == parent: continue
+            os.kill(os.getpid(), signal.SIGTERM)
+            if not over.wait(patience): os._exit(1)
+            return
+    threading.Thread(target=watch, daemon=True).start()
+    try: yield
+    finally: over.set()
 
 # %% ../../nbs/7_workshop/69_processes.ipynb #b3350337
 def share(task: Task, of: Team) -> Task:

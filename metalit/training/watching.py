@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +62,27 @@ def end_of(watcher: Watcher) -> Callable[[Any, BaseException | None, Any], None]
 
 # %% ../../nbs/7_workshop/66_watching.ipynb #f57c85be
 class Bar(Watcher):
-    "A progress bar for terminal or notebook."
+    "A progress bar for terminal or notebook; where nobody reads on, as of a closed pipe, none."
     def begin(self, progress: Progress, steps: int, batch_size: int) -> None:
         "Show it."
         from tqdm.auto import tqdm
         self.progress, self.rows = progress, len(progress.log)
-        self.bar = tqdm(total=steps, initial=progress.step, desc="meta-training", unit="step",
-                        mininterval=0.5)
+        make = partial(tqdm, total=steps, initial=progress.step, desc="meta-training", unit="step",
+                       mininterval=0.5)
+        try: self.bar = make()
+        except BrokenPipeError: self.bar = make(disable=True)
 
     def step(self, loss: float) -> None:
         "One step on; with a new row of the log, its meta-loss."
-        self.bar.update()
-        if len(self.progress.log) == self.rows: return
-        self.rows = len(self.progress.log)
-        self.bar.set_postfix_str(f"meta-loss {self.progress.log[-1]['meta_loss']:.4g}")
+        with contextlib.suppress(BrokenPipeError):
+            self.bar.update()
+            if len(self.progress.log) == self.rows: return
+            self.rows = len(self.progress.log)
+            self.bar.set_postfix_str(f"meta-loss {self.progress.log[-1]['meta_loss']:.4g}")
 
     def end(self, error: BaseException | None) -> None:
         "Leave it as it is."
-        self.bar.close()
+        with contextlib.suppress(BrokenPipeError): self.bar.close()
 
 # %% ../../nbs/7_workshop/66_watching.ipynb #a1b9c359
 class Board(Watcher):
