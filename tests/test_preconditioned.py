@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from helpers import backward, close, flat, times
 from torch import nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import metalit as ml
 from metalit.inner.preconditioned import Preconditioned
@@ -314,3 +316,24 @@ def test_a_learned_rate_goes_along_as_a_parameter_of_its_own(small_net):
     inner.lr = rate
     twin = ml.MetaLoss(small_net, F.mse_loss, inner=inner).on(other, F.mse_loss).inner
     assert twin.lr is not rate and isinstance(twin.lr, nn.Parameter) and twin.lr == 0.3
+
+
+class Largest(TorchDispatchMode):
+    "Remembers how many numbers the largest tensor holds that an operation makes."
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves(made) if isinstance(one, torch.Tensor)]
+        self.numbers = max([self.numbers, *(tensor.numel() for tensor in tensors)])
+        return made
+
+
+def test_no_product_of_all_pairs_is_made():
+    "All factors in one einsum: without opt_einsum it starts with all pairs, 174 GB for Conv4."
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(), nn.LazyLinear(2))
+    model((x := torch.randn(1, 3, 4, 4, 4))[0])
+    task = ml.Task(*(ml.Split(x, torch.tensor([[0, 1, 0]])) for _ in range(2)))
+    J = ml.MetaCurvature(model, F.cross_entropy, steps=2)
+    with Largest() as largest: J(task).backward()
+    assert largest.numbers < model[0].weight.numel() ** 2 / 3

@@ -147,8 +147,11 @@ class Kronecker(Preconditioned):
         return [torch.eye(size, dtype=parameter.dtype, device=parameter.device) for size in sizes]
 
     def act(self, gradient: Tensor, factors: list[Tensor]) -> Tensor:
-        "Multiply along each axis."
+        "Multiply along each axis, one after the other: all at once, all pairs would be in memory."
         if gradient.ndim < 2: return factors[0] * gradient
         if gradient.ndim == 2: return factors[0] @ gradient @ factors[1].mT
-        turned = torch.einsum("ao,bi,ck,oik->abc", *factors, gradient.flatten(2))
+        turned = gradient.flatten(2)
+        axes = "ao,oik->aik", "bi,oik->obk", "ck,oik->oic"
+        for along, factor in zip(axes, factors, strict=True):
+            turned = torch.einsum(along, factor, turned)
         return turned.reshape(gradient.shape)
