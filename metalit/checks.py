@@ -30,7 +30,9 @@ def shows(kind: type[BaseException], action: Callable[[], Any], hide: str = "") 
     Example: `shows(ZeroDivisionError, lambda: 1 / 0)`.
     """
     try: action()
-    except kind as error: print(f"{type(error).__name__}: {str(error).replace(hide, '')}\n")
+    except kind as error:
+        words = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        print(f"{type(error).__name__}: {words.replace(hide, '')}\n")
     else: raise AssertionError(f"no {kind.__name__} was raised")
 
 # %% ../nbs/7_workshop/78_checks.ipynb #e9f3fb47

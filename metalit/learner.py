@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import partial, wraps
 from numbers import Integral
-from typing import Any
+from threading import RLock
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,20 +21,22 @@ from .adapted import end_of, evaluation_mode, holding
 from .batching.chunks import in_chunks
 from .batching.modes import MODES, Each, check_mode
 from .batching.plain import PlainOperations
-from .batching.refused import check_vmap, explained, once_tried
+from .batching.refused import (LOOP, check_hooks, check_vmap, explained, noted, once_tried,
+                                      told, unreported)
 from .inner.adam import Adam
 from .inner.masked import once
 from .inner.rates import Rate
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
 from .losses import Loss, TaskLoss, check_judge, loss_on, measured
-from .models import Params, called, given, places
+from .models import Params, called, check_shapes_known, given, places
 from .tasks.task import Split, Task, Tree, check_split, check_task, leaves, mapped
 from .tasks.task import transformed
 
 # %% auto #0
-__all__ = ['NORMS', 'READS', 'LOOKED', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'first_input', 'check_axes',
-           'ModelCall', 'check_inner', 'line_for', 'line_like', 'Parts', 'Learner', 'curve', 'check_counts']
+__all__ = ['NORMS', 'READS', 'LOOKED', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'first_input',
+           'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like', 'in_words', 'counted', 'check_same',
+           'Shown', 'in_mode', 'check_parts', 'Parts', 'alone_with', 'in_turn', 'Learner', 'curve', 'check_counts']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -47,9 +51,8 @@ def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
             if (p.requires_grad if isinstance(p, nn.Parameter) else name not in frozen)}
 
 
-def frozen_of(model: nn.Module) -> tuple[str, ...] | None:
-    "The names of the frozen parameters; None where other tensors stand in their places."
-    named = list(model.named_parameters())
+def frozen_of(named: Sequence[tuple[str, Tensor]]) -> tuple[str, ...] | None:
+    "The names of frozen ones of parameters; None where other tensors stand in their places."
     if not all(isinstance(p, nn.Parameter) for _, p in named): return None
     return tuple(name for name, p in named if not p.requires_grad)
 
@@ -139,7 +142,8 @@ class ModelCall:
     It is made once for a batch of tasks, outside of `vmap`, for it looks up where every tensor of
     the model stands. A dictionary x is given to the model as keywords, a tuple as positions.
 
-    Raises `ValueError` where the model cannot read x, or has no place for a parameter.
+    Raises `ValueError` where the model has no place for a parameter, or `vmap` cannot run it; an
+    error of the model's own comes through as it is, with a note.
 
     Example: `ModelCall(model)({"0.bias": torch.zeros(8)}, torch.ones(5, 1))`.
     """
@@ -157,13 +161,11 @@ class ModelCall:
         try:
             with PlainOperations():
                 return self.called(self.model, self.places, phi, *positions, **keywords)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError): raise
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError) or LOOP in str(error): raise
             if why := explained(error): raise why from error
-            shapes = mapped(lambda tensor: tuple(tensor.shape), x)
-            raise ValueError(f"the model cannot read x of shape {shapes}, the examples of one "
-                             f"task: {error}. Tensors of a task have the shape (tasks, examples, "
-                             "…); is the task axis missing?") from error
+            noted(error, told(self.model, x))
+            raise
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62c0de10
 def check_inner(inner: Any) -> InnerLoop:
@@ -203,20 +205,88 @@ def line_like(inner: Any) -> str:
     if name.lower().startswith("adam"): return line_for(Adam, **those("lr"))
     return line_for(SGD, **those("lr", "momentum", "weight_decay", "nesterov"))
 
+# %% ../nbs/7_workshop/62_learner.ipynb #dff8f7df
+def in_words(choice: Any) -> str:
+    """What was chosen, with its settings, in one line.
+
+    Example: `in_words(nn.HuberLoss(delta=0.5))`, which is `"HuberLoss(reduction='mean',
+    delta=0.5)"`.
+    """
+    if not isinstance(choice, nn.Module):
+        name = getattr(choice, "__name__", repr(choice))
+        return re.sub(r"<function (\S+) at 0x\w+>", r"\1", name)
+    constants = {name: getattr(choice, name) for name in getattr(choice, "__constants__", ())}
+    own = choice.extra_repr() or ", ".join(f"{name}={value!r}" for name, value in constants.items())
+    learned = sum(p.numel() for p in choice.parameters())
+    in_own_way = type(choice).__repr__ is not nn.Module.__repr__
+    words = repr(choice) if in_own_way else f"{type(choice).__name__}({own})"
+    return f"{words} with {learned} learned numbers" if learned else words
+
+
+def counted(model: nn.Module) -> str:
+    "A model in brief: its kind, and how many numbers it has."
+    def total(tensors: Any) -> int: return sum(p.numel() for p in tensors)
+    frozen = total(p for p in model.parameters() if not p.requires_grad)
+    named = f"{type(model).__name__} of {total(model.parameters())} numbers"
+    return named + (f", {frozen} of them frozen" if frozen else "")
+
+
+def check_same(model: nn.Module, other: nn.Module) -> None:
+    "Raise `ValueError` for a model with other parameters than the one in whose place it is put."
+    if {id(p) for p in model.parameters()} == {id(p) for p in other.parameters()}: return
+    raise ValueError("another model is put in the place of J.model, but an optimizer that was made "
+                     "from J.parameters() goes on with the first one's: make a new J for it, "
+                     "J.on(model, loss), and a new optimizer from the parameters of that")
+
+# %% ../nbs/7_workshop/62_learner.ipynb #b5480d06
+class Shown(nn.Module):
+    "What prints as its choices, one in a line, and keeps the model that it was made with."
+    model: nn.Module
+    inner: InnerLoop
+    CHOICES = ("loss", "inner", "terms", "pooling", "gradient", "batching", "chunk_size")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "model" and "model" in self.__dict__.get("_modules", ()):
+            check_same(self.model, value)
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        chosen = {name: getattr(self, name) for name in self.CHOICES if hasattr(self, name)}
+        if self.inner.loss is not None: chosen["inner.loss"] = self.inner.loss
+        lines = [f"model={counted(self.model)}"]
+        lines += [f"{name}={in_words(choice)}" for name, choice in chosen.items()]
+        if self.extra_repr(): lines.append(self.extra_repr())
+        return f"{type(self).__name__}(\n  " + ",\n  ".join(lines) + "\n)"
+
 # %% ../nbs/7_workshop/62_learner.ipynb #585deb64
-class Parts(nn.Module):
+def in_mode(batching: str, one: Callable[[Any, Any], Tree], shared: Any, own: Any) -> Tree:
+    "`one(shared, part)` for each task, in one of the ways; an error of PyTorch's in other words."
+    try: return MODES[batching](one, shared, own)
+    except RuntimeError as error:
+        if why := explained(error): raise why from error
+        unreported(error)
+        raise
+
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de77
+def check_parts(model: nn.Module, loss: Loss, chunk_size: int | None) -> None:
+    "Raise `TypeError` or `ValueError` for a model, a loss or a size that cannot be worked with."
+    check_learns(model)
+    check_shapes_known(model)
+    check_judge(loss, model)
+    if chunk_size is not None and whole(chunk_size) < 1:
+        raise ValueError(f"{chunk_size=}: how many tasks adapt at a time, 1 or more; None for all")
+
+# %% ../nbs/7_workshop/62_learner.ipynb #f9d9fe0f
+class Parts(Shown):
     "What it takes to learn a task, and how a batch of tasks is computed: see `Learner`."
     def __init__(self, model: nn.Module, loss: Loss, *, inner: InnerLoop | None = None,
                  chunk_size: int | None = None, batching: str = "vmap"):
         super().__init__()
-        check_learns(model)
-        check_judge(loss, model)
-        if chunk_size is not None and whole(chunk_size) < 1:
-            raise ValueError(f"{chunk_size=}: how many tasks adapt at a time, 1 or more; "
-                             "None for all")
+        check_parts(model, loss, chunk_size)
         self.model, self.loss, self.chunk_size = model, loss, chunk_size
         self.inner: InnerLoop = SGD() if inner is None else check_inner(inner)
-        self.batching, self.frozen = check_mode(batching), frozen_of(model) or ()
+        frozen = frozen_of(list(model.named_parameters()))
+        self.batching, self.frozen = check_mode(batching), frozen or ()
         if self.batching == "vmap": check_vmap(model)
         self.inner.join(model)
 
@@ -233,7 +303,9 @@ class Parts(nn.Module):
         if torch.compiler.is_compiling(): return
         check_model(self.model)
         check_axes(self.model, x)
-        frozen = frozen_of(self.model)
+        named = list(self.model.named_parameters())
+        check_hooks(named)
+        frozen = frozen_of(named)
         if frozen is not None: self.frozen = frozen
         self.inner.meet(self.model, x)
 
@@ -245,7 +317,7 @@ class Parts(nn.Module):
 
     def each(self, one: Callable[[Any, Any], Tree], shared: Any, own: Any) -> Tree:
         "`one(shared, part)` for each task, in the chosen way; `own` has the task axis first."
-        return MODES[self.batching](one, shared, own)
+        return in_mode(self.batching, one, shared, own)
 
     def walk(self) -> Callable[[Params], Walk]:
         "The inner loop of one task as a function of where it starts; made once for a batch."
@@ -255,6 +327,24 @@ class Parts(nn.Module):
         descends = on(self.loss if inside is None else inside)
         return lambda theta: Walk(self.inner, theta, predict, on(self.loss), descends=descends)
 
+# %% ../nbs/7_workshop/62_learner.ipynb #bc636de1
+Method = TypeVar("Method", bound=Callable[..., Any])
+LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+
+def alone_with(model: nn.Module) -> Any:
+    "The lock of a model, as a context: inside, no other thread computes with this model."
+    return LOCKS.setdefault(model, RLock())
+
+
+def in_turn(method: Method) -> Method:
+    "A method of a learner that threads call one after another, if they share the model."
+    @wraps(method)
+    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling(): return method(self, *args, **kwargs)
+        with alone_with(self.model): return method(self, *args, **kwargs)
+    return cast(Method, alone)
+
 # %% ../nbs/7_workshop/62_learner.ipynb #09bb4e1f
 class Learner(Parts):
     """A model, a task loss and an inner loop: all that it takes to learn a task.
@@ -262,13 +352,13 @@ class Learner(Parts):
     `model` is any `nn.Module`; its parameters that ask for a gradient are θ, all else is constant.
     `loss(prediction, y)` gives one number per task; or it is a `TaskLoss`. `inner` says how a task
     learns (default `SGD()`). `batching` says how a batch of tasks is computed: `"vmap"`, all at
-    once, or `"loop"`, one after another. `chunk_size` bounds memory: that many tasks at a time.
-    It learns and answers in evaluation mode, without dropout, unless told `train=True`.
+    once, or `"loop"`, one after another; `chunk_size`: so many tasks at a time, for memory. It
+    learns and answers in evaluation mode, without dropout, unless told `train=True`.
 
-    Raises `TypeError` or `ValueError`, naming the layer, for a model that is no module, or has
-    nothing to learn; when it is called, for one that would write running statistics.
+    Raises `TypeError` or `ValueError`, naming the layer, for a model that cannot be adapted.
     Example: `Learner(model, F.mse_loss, inner=ml.SGD(lr=0.1)).adapt(task.support)`.
     """
+    @in_turn
     def adapt(self, support: Split, steps: int | None = None, *, train: bool = False) -> Params:
         "φ_K of each task, from its support set, by name: tensors (B, …). `steps` replaces K."
         check_split(support := support if isinstance(support, Split) else Split(*support))
@@ -278,19 +368,19 @@ class Learner(Parts):
             return self.each(lambda theta, split: walk(theta)(split, steps=steps)[-1],
                              self.theta(), support)
 
+    @in_turn
     def adapted(self, x: Tree, y: Tree, *, steps: int | None = None, lr: Rate | None = None,
                 start: nn.Module | None = None, train: bool = False) -> nn.Module:
         """The model after it has learned *one* task, x (S, …) and y, as a plain module.
 
-        `steps` and `lr` replace those of the inner loop; `start`: go on from an adapted model. A
-        head that the inner loop makes is made for as many classes as y shows.
-        """
+        `steps` and `lr` replace the inner loop's; `start`: go on from an adapted model."""
         check_split(batch := mapped(lambda tensor: tensor[None], Split(x, y)), "task")
         with evaluation_mode(self, unless=train):
             self.ready(batch.x)
             phi = end_of(self.walk()(self.theta()), Split(x, y), steps, lr, start)
         return holding(self.model, phi)
 
+    @in_turn
     def predict(self, phi: Params, x: Tree, *, train: bool = False) -> Any:
         "The model's output for each task: `phi` of `adapt`, x (B, S, …), output (B, S, …)."
         with evaluation_mode(self, unless=train):
@@ -298,12 +388,12 @@ class Learner(Parts):
             predict = ModelCall(self.model)
             return self.each(lambda _, own: predict(*own), (), (phi, x))
 
+    @in_turn
     def curve(self, task: Task, steps: Sequence[int] = (0, 1), metric: Loss | None = None, *,
               transductive: bool = True) -> Tensor:
         """A metric, by default the loss, of each query set after inner steps: (B, len(steps)).
 
-        A model with batch normalisation sees all queries of a task together, and so learns from
-        them (`transductive`); without, it sees each query by itself, with the support examples.
+        `transductive`: batch normalisation sees all queries of a task; else each by itself.
         """
         return curve(self, self.checked(task), steps, [metric or self.loss], transductive)[..., 0]
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batching.refused import explained
+from .batching.refused import explained, noted
 from .models import Params
-from .tasks.task import Split, Tree
+from .tasks.task import Split, Tree, mapped
 
 # %% auto #0
 __all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'scalar', 'check_loss', 'check_judge',
-           'no_labels', 'out_of_range', 'check_target', 'measured', 'TaskLoss', 'loss_on']
+           'no_labels', 'out_of_range', 'check_target', 'in_shapes', 'measured', 'TaskLoss', 'loss_on']
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00009
 def scalar(value: Any) -> Tensor:
@@ -98,6 +98,12 @@ def check_target(loss: Loss, prediction: Any, y: Tree) -> None:
                                  f"labels of outputs of shape {tuple(prediction.shape)}. {why}")
 
 
+def in_shapes(tree: Tree) -> str:
+    "The shapes of a tree of tensors, and their kind where there is one tensor."
+    if isinstance(tree, Tensor): return f"{tuple(tree.shape)} {tree.dtype}"
+    return str(mapped(lambda leaf: tuple(getattr(leaf, "shape", ())), tree))
+
+
 def measured(loss: Loss, prediction: Any, y: Tree) -> Tensor:
     """The loss of one task, from what the model says and what is true.
 
@@ -106,12 +112,16 @@ def measured(loss: Loss, prediction: Any, y: Tree) -> Tensor:
     """
     check_target(loss, prediction, y)
     try: value = loss(prediction, y)
-    # cross-entropy raises the one, under vmap the other
-    except (IndexError, RuntimeError) as error:
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError): raise
         if why := explained(error): raise why from error
         labels = isinstance(y, Tensor) and y.dtype == torch.int64
         known = labels and isinstance(prediction, Tensor)
-        if not known or isinstance(error, torch.OutOfMemoryError): raise
+        # cross-entropy raises the one, under vmap the other
+        if not known or not isinstance(error, (IndexError, RuntimeError)):
+            noted(error, "metalit called the task loss for one task, on the model's output, "
+                  f"{in_shapes(prediction)}, and y, {in_shapes(y)}")
+            raise
         raise ValueError("the task loss cannot measure predictions of shape "
                          f"{tuple(prediction.shape)} against labels of shape {tuple(y.shape)} "
                          f"({str(error).splitlines()[0]}). {out_of_range(prediction)}") from error

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,19 +20,20 @@ from .batching.refused import check_twice
 from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
 from .inner.walk import InnerLoop, Walk
-from .learner import Learner, check_learns
+from .learner import Learner, alone_with, check_learns, in_turn, in_words
 from .losses import Loss, check_judge
-from .models import Params, called, places
+from .models import Params, called, check_shapes_known, places
 from .pooling.mean import Mean, pooled
-from .schedule import lifted, numbers_of, scheduled, set_numbers
+from .schedule import lifted, scheduled
 from .tasks.task import Task, Tree, mapped, transformed
 from .terms.distance import ParameterDistance
 from .terms.query import QueryLoss
-from .terms.term import Path, Sum, Term
+from .terms.term import Path, Sum, Term, as_sum
 
 # %% auto #0
-__all__ = ['Choices', 'MetaLoss', 'check_derivatives', 'Calls', 'function_of', 'check_plain', 'on', 'check_no_piece',
-           'in_recomputed_chunks', 'as_now', 'compiled', 'report']
+__all__ = ['Choices', 'MetaLoss', 'check_choice', 'check_theta', 'check_derivatives', 'Calls', 'function_of', 'check_plain', 'on',
+           'check_no_piece', 'in_recomputed_chunks', 'as_now', 'settings', 'set_back', 'compiled', 'written_in',
+           'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -41,15 +43,16 @@ class Choices(Learner):
                  gradient: nn.Module | None = None, chunk_size: int | None = None,
                  batching: str = "vmap"):
         super().__init__(model, loss, inner=inner, chunk_size=chunk_size, batching=batching)
-        self.terms: Sum = 1.0 * (QueryLoss() if terms is None else terms)
-        self.pooling = Mean() if pooling is None else pooling
-        self.gradient = Exact() if gradient is None else gradient
+        self.terms: Sum = as_sum(QueryLoss() if terms is None else terms)
+        self.pooling = Mean() if pooling is None else check_choice("pooling", pooling)
+        self.gradient = Exact() if gradient is None else check_choice("gradient", gradient)
         check_derivatives(self, model)
 
     def at(self, step: int, steps: int) -> None:
         "Set all weights and rates that have a schedule to those of meta-step `step` of `steps`."
         for part in scheduled(self): part.at(step, steps)
 
+    @in_turn
     def report(self, task: Task) -> dict[str, float]:
         "J, each of its terms, and the query loss before and after adaptation, as numbers."
         return report(self, self.checked(task))
@@ -61,15 +64,16 @@ class Choices(Learner):
         "J, from what each term measured on each task: each task's weighted sum, pooled, plus λΩ."
         return self.terms.pool(values, partial(pooled, self.pooling, task=task))
 
+    @in_turn
     def per_task(self, task: Task, theta: Params | None = None) -> list[Tensor]:
         "What each term measures on each task, (B, …), before pooling. `theta`: other parameters."
+        self.terms.meet(task)
         probe = mapped(lambda tensor: tensor[0], task.query.x)
-        if self.chunk_size is None or self.chunk_size >= task.batch_size:
-            return self._all_tasks(task, probe, theta)
-        if theta is not None:
-            raise ValueError("with chunk_size J adapts from its own parameters only: leave it out")
+        at_once = self.chunk_size is None or self.chunk_size >= task.batch_size
+        if theta is not None: check_theta(theta, self.theta(), at_once)
+        if at_once: return self._all_tasks(task, probe, theta)
         if not torch.compiler.is_compiling(): check_plain("with chunk_size J")
-        return in_recomputed_chunks(self, task, probe, self.chunk_size)
+        return in_recomputed_chunks(self, task, probe)
 
     def _all_tasks(self, task: Task, probe: Tree, theta: Params | None = None) -> list[Tensor]:
         one = partial(self._one_task, self.walk(), probe)
@@ -95,13 +99,12 @@ class MetaLoss(Choices):
     `chunk_size` bounds memory: that many tasks adapt at a time, and their graphs are built again in
     the backward pass, at the price of one more forward pass; J can then be differentiated once
     only. `batching="loop"` takes one task after another, without `vmap`.
-
     Raises `TypeError` or `ValueError` for a model that cannot be adapted: see `Learner`.
-
     Example: `J = MetaLoss(model, F.mse_loss, inner=SGD(lr=0.01)); J(task).backward()`.
     """
     _compiled: Callable[[Task], Tensor] | None = None
 
+    @in_turn
     def forward(self, task: Task) -> Tensor:
         "J for a batch of tasks, a scalar; `.backward()` on it is the meta-gradient."
         task = self.checked(task)
@@ -136,14 +139,35 @@ class MetaLoss(Choices):
         return {k: v for k, v in super().__getstate__().items() if k != "_compiled"}
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #0800647b
+def check_choice(name: str, choice: Any) -> Any:
+    "What was chosen, if it can be called; `TypeError` for a class or a name."
+    if isinstance(choice, type) or not callable(choice):
+        found = f"the class {choice.__name__}" if isinstance(choice, type) else repr(choice)
+        example = {"pooling": "ml.Mean()", "gradient": "ml.FirstOrder()"}[name]
+        raise TypeError(f"{name} is {found}; one of its kind is needed, such as {example}")
+    return choice
+
+
+def check_theta(theta: Params, own: Params, at_once: bool) -> None:
+    "Raise `ValueError` where other parameters cannot take the place of the model's own."
+    if not at_once:
+        raise ValueError("with chunk_size J adapts from its own parameters only: leave it out")
+    for name, value in own.items():
+        if name not in theta or theta[name].shape != value.shape:
+            found = f"shape {tuple(theta[name].shape)}" if name in theta else "nothing"
+            raise ValueError(f"theta has {found} for {name!r}, whose shape is "
+                             f"{tuple(value.shape)}: give all parameters of J.theta(), by name")
+
+
 def check_derivatives(J: Choices, model: nn.Module) -> None:
     "Raise an error for a model that cannot be adapted, or not be differentiated as J does it."
     check_learns(model)
+    check_shapes_known(model)
     first_order = isinstance(J.gradient, FirstOrder)
     once = all(isinstance(term, (QueryLoss, ParameterDistance)) for _, term in J.terms.parts())
     if J.batching == "vmap" and not (first_order and once): check_twice(model)
 
-
+# %% ../nbs/1_idea/13_meta_loss.ipynb #036d1b48
 class Calls(nn.Module):
     "A module whose call is another one's method, which so can run with other parameters."
     def __init__(self, owner: nn.Module, method: Callable[..., Any]):
@@ -192,8 +216,9 @@ def check_no_piece(part: nn.Module, model: nn.Module) -> None:
                              "method for_model(self, model) that makes it for the new one")
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #4db06752
-def in_recomputed_chunks(J: Choices, task: Task, probe: Tree, chunk_size: int) -> list[Tensor]:
+def in_recomputed_chunks(J: Choices, task: Task, probe: Tree) -> list[Tensor]:
     "`J.per_task`, chunk by chunk, keeping no graph."
+    chunk_size = J.chunk_size or task.batch_size
     calls = Calls(J, lambda batch: J._all_tasks(*batch))
     run = as_now(J, function_of(calls))
     parameters: Params = dict(calls.named_parameters())
@@ -203,18 +228,27 @@ def in_recomputed_chunks(J: Choices, task: Task, probe: Tree, chunk_size: int) -
 
 
 def as_now(J: Choices, run: Callable[..., Any]) -> Callable[..., Any]:
-    "The function, which from now on sees schedules and frozen names as they are at this moment."
-    now, frozen = numbers_of(J), J.frozen
+    "The function, which from now on sees rates, modes and frozen names as they are at this moment."
+    now = settings(J)
 
     def again(*args: Any) -> Any:
-        before, frozen_then = numbers_of(J), J.frozen
-        set_numbers(J, now)
-        J.frozen = frozen
-        try: return run(*args)
-        finally:
-            set_numbers(J, before)
-            J.frozen = frozen_then
+        with alone_with(J.model):
+            before = settings(J)
+            set_back(now)
+            try: return run(*args)
+            finally: set_back(before)
     return again
+
+
+def settings(J: Choices) -> list[tuple[nn.Module, dict[str, Any]]]:
+    "All that the parts of J hold beside tensors and parts: rates, weights, modes, frozen names."
+    return [(part, {name: value for name, value in vars(part).items() if not name.startswith("_")})
+            for part in J.modules()]
+
+
+def set_back(then: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    "Give each part what `settings` found in it."
+    for part, values in then: vars(part).update(values)
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #2a0c1485
 def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
@@ -228,7 +262,33 @@ def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
                          "graph: use batching='vmap', or do not compile J")
     from metalit.batching.compiled import one_graph  # loads the compiler, which few programs need
     calls, around = Calls(J, J._value), traceable(J.model, partial(lifted, J))
-    return one_graph(function_of(calls), calls.named_parameters, around, **options)
+    graphs: dict[int, Callable[[Task], Tensor]] = {}          # for each number of inner steps
+
+    def run(task: Task) -> Tensor:
+        J.terms.meet(task)
+        steps = J.inner.steps
+        if steps not in graphs:
+            graphs[steps] = one_graph(function_of(calls), calls.named_parameters, around, **options)
+        try: return graphs[steps](task)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            with torch.no_grad(): J._value(task)             # it may be wrong without a compiler
+            where = written_in(error, [*J.model.named_modules(), ("", J.loss)])
+            why = str(error).splitlines()[0]
+            raise RuntimeError(f"J cannot be one graph: {where}. Write that otherwise, or do not "
+                               f"compile J. The compiler says: {why}") from error
+    return run
+
+# %% ../nbs/1_idea/13_meta_loss.ipynb #d30bb406
+def written_in(error: Any, parts: list[tuple[str, Any]]) -> str:
+    "The line that a compiler cannot read, and the layer or loss in which it stands."
+    frames = list(reversed(getattr(error, "real_stack", ())))
+    for frame, (name, part) in itertools.product(frames, parts):
+        code = getattr(getattr(type(part), "forward", part), "__code__", None)
+        if code is None or code.co_filename != frame.filename: continue
+        if frame.lineno in {line for _, _, line in code.co_lines()}:
+            owner = f"layer {name!r} ({type(part).__name__})" if name else in_words(part)
+            return f"{owner} has the line {frame.line!r}"
+    return f"the line {frames[0].line!r} cannot be read" if frames else "an operation is not known"
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #33c9c0b6
 @torch.no_grad()

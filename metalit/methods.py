@@ -137,6 +137,8 @@ class SharpMAML(MetaLoss):
         self.rho_outer = check_rho(rho_outer)
         self.across_tasks = rho_outer > 0
 
+    def extra_repr(self) -> str: return f"rho_outer={self.rho_outer:g}"
+
     def _value(self, task: Task, theta: Params | None = None) -> Tensor:
         theta = self.theta() if theta is None else theta
         if self.rho_outer == 0: return super()._value(task, theta)

@@ -17,7 +17,7 @@ from torch.func import functional_call
 Params = dict[str, Tensor]  # parameters by name: θ, or what became of them, φ
 
 # %% auto #0
-__all__ = ['Params', 'places', 'called', 'given', 'mlp', 'Point', 'Contextual', 'Conv4']
+__all__ = ['Params', 'places', 'called', 'given', 'check_shapes_known', 'mlp', 'Point', 'Contextual', 'Conv4']
 
 # %% ../nbs/1_idea/06_models.ipynb #288279e0
 def places(module: nn.Module) -> dict[str, str]:
@@ -56,6 +56,19 @@ def given(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     "How a model is given its inputs: a dictionary as keywords, a tuple as positions."
     if isinstance(x, dict): return (), x
     return (x if isinstance(x, tuple) else (x,)), {}
+
+# %% ../nbs/1_idea/06_models.ipynb #058f35f0
+def check_shapes_known(model: nn.Module) -> None:
+    """Raise `ValueError` for a model with lazy layers, whose shapes its first call would tell.
+
+    Example: `check_shapes_known(mlp(1, 8, 1))`.
+    """
+    for name, part in model.named_modules():
+        tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        if any(map(nn.parameter.is_lazy, tensors)):
+            raise ValueError(f"layer {name!r} ({type(part).__name__}) has no shape yet: call the "
+                             "model once on the examples of one task, model(task.support.x[0]), "
+                             "and build what learns it then")
 
 # %% ../nbs/1_idea/06_models.ipynb #cb47a692
 def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, init: str = "uniform",

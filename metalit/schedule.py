@@ -83,13 +83,18 @@ class Scheduled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.schedules: dict[str, Schedule] = {}
+        self.named: dict[str, float] = {}                    # as they were at first
 
     def numbers(self, **numbers: Number | Tensor) -> None:
         "Make these numbers attributes, as they are at the first step."
         for name, number in numbers.items():
             self.schedules.pop(name, None)
             if callable(number): self.schedules[name] = number
-            setattr(self, name, float(number(0, 1)) if callable(number) else number)
+            self.named.pop(name, None)
+            if not isinstance(number, Tensor):
+                number = float(number(0, 1)) if callable(number) else number
+                self.named[name] = number
+            setattr(self, name, number)
 
     def at(self, step: int, steps: int) -> None:
         "Set the numbers to those of meta-step `step` of `steps`."
@@ -108,15 +113,19 @@ def scheduled(module: nn.Module) -> list[Scheduled]:
 
 @contextlib.contextmanager
 def lifted(module: nn.Module) -> Iterator[None]:
-    """Inside, numbers with a schedule are 0-d tensors, which a compiled graph takes as inputs.
+    """Inside, numbers that change are 0-d tensors, which a compiled graph takes as inputs.
+
+    These are the numbers with a schedule, and those that were set to another value since.
 
     They are float64 for a model with float64 parameters and else float32, which is what the plain
     numbers are rounded to where they meet the model's tensors.
     """
-    parts = scheduled(module)
-    double = parts and any(p.dtype == torch.float64 for p in module.parameters())
+    before = [(part, name, now) for part in module.modules() if isinstance(part, Scheduled)
+              for name, first in part.named.items()
+              if not isinstance(now := getattr(part, name), Tensor)
+              and (now != first or name in part.schedules)]
+    double = before and any(p.dtype == torch.float64 for p in module.parameters())
     dtype = torch.float64 if double else torch.float32
-    before = [(part, name, getattr(part, name)) for part in parts for name in part.schedules]
     try:
         for part, name, number in before: setattr(part, name, torch.tensor(number, dtype=dtype))
         yield

@@ -62,17 +62,15 @@ def test_missing_task_axis_of_samples_with_features():
     bad = ml.Task(ml.Split(torch.ones(5, 1), torch.ones(5, 1)),
                   ml.Split(torch.ones(5, 1), torch.ones(5, 1)))
     J = ml.MAML(ml.models.mlp(3, 4, 1), F.mse_loss)
-    with pytest.raises(ValueError,
-                       match=r"the model cannot read x of shape \(1,\).*is the task axis missing"):
+    with pytest.raises(RuntimeError, match=r"x of shape \(1,\): .*is the task axis missing"):
         J(bad)
 
 
 def test_wrong_input_size_names_the_shapes():
     J = ml.MAML(ml.models.mlp(3, 4, 1), F.mse_loss)
-    message = (
-        r"the model cannot read x of shape \(3, 1\), the examples of one task: .*\(6x1 and 3x4\)"
-    )
-    with pytest.raises(ValueError, match=message): J(task())
+    message = r"(?s)\(6x1 and 3x4\).*on the examples of one task, x of shape \(3, 1\): model"
+    with pytest.raises(RuntimeError, match=message) as found: J(task())
+    assert "axis" not in str(found.value.__notes__) if hasattr(found.value, "__notes__") else True
 
 
 def test_adapt_looks_at_the_support_set():

@@ -436,7 +436,7 @@ def test_rates_with_a_schedule():
         J.at(step, 10)
         plain = ml.MetaLoss(J.model, F.cross_entropy, inner=ml.SGD({"0": now, "*": 0.1}))
         close(J(task), plain(task), 1e-15)
-    rates = "Rates('0': Linear(0.4, 0.2, until=1.0), '*': 0.1)"
+    rates = "inner=SGD(lr={'0': Linear(0.4, 0.2, until=1.0), '*': 0.1}, steps=1)"
     assert rates in repr(J)
     other = ml.SGD(lr | {"0": ml.schedule.Linear(0.4, 0.1)})
     other.join(J.model)

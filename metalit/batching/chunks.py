@@ -5,7 +5,8 @@
 # %% ../../nbs/7_workshop/71_chunks.ipynb #55a555bd
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from .modes import Each
 from ..tasks.task import Tree, length, mapped
 
 # %% auto #0
-__all__ = ['OnTasks', 'random_state', 'restore_random_state', 'in_chunks', 'recomputed']
+__all__ = ['Precision', 'OnTasks', 'random_state', 'restore_random_state', 'in_chunks', 'precision_of', 'in_precision',
+           'recomputed']
 
 # %% ../../nbs/7_workshop/71_chunks.ipynb #cc2d77c8
 def random_state() -> dict[str, Any]:
@@ -43,6 +45,25 @@ def in_chunks(each: Each, one: Callable[[Any, Any], Tree], shared: Any, own: Any
     return mapped(lambda *of_parts: torch.cat(of_parts), *parts)
 
 # %% ../../nbs/7_workshop/71_chunks.ipynb #9aca47c0
+Precision = list[tuple[str, bool, torch.dtype]]
+
+
+def precision_of(tensors: Iterable[Tensor]) -> Precision:
+    "Whether `torch.autocast` is at work, for each kind of device, and in which dtype."
+    kinds = {tensor.device.type for tensor in tensors}
+    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in kinds if torch.amp.is_autocast_available(kind)]
+
+
+@contextlib.contextmanager
+def in_precision(precision: Precision) -> Iterator[None]:
+    "Inside, `torch.autocast` is as `precision_of` found it."
+    with contextlib.ExitStack() as stack:
+        for kind, enabled, dtype in precision:
+            stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+        yield
+
+# %% ../../nbs/7_workshop/71_chunks.ipynb #77937267
 OnTasks = Callable[[Params, Tree], list[Tensor]]
 
 
@@ -63,6 +84,7 @@ class _Recomputed(torch.autograd.Function):
     def forward(ctx: Any, run: OnTasks, names: tuple[str, ...], spec: Any,
                 *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.run, ctx.names, ctx.spec, ctx.random = run, names, spec, random_state()
+        ctx.precision = precision_of(tensors)
         ctx.save_for_backward(*tensors)  # a change before the backward pass is an error
         return tuple(_again(ctx, tensors))
 
@@ -73,7 +95,7 @@ class _Recomputed(torch.autograd.Function):
                                "create_graph=True build the meta-loss with chunk_size=None")
         tensors = [tensor.detach().requires_grad_(tensor.requires_grad)
                    for tensor in ctx.saved_tensors]
-        with torch.random.fork_rng(), torch.enable_grad():
+        with torch.random.fork_rng(), torch.enable_grad(), in_precision(ctx.precision):
             restore_random_state(ctx.random)
             values = _again(ctx, tensors)
             total = torch.stack([(value * weight).sum()

@@ -25,8 +25,16 @@ def _data(tensor: Tensor) -> Tensor:
     return tensor.detach() if in_transform() else tensor.data
 
 
+def _hooked(tensor: Tensor, hook: Callable[..., Any]) -> Any:
+    if not in_transform(): return tensor.register_hook(hook)
+    raise ValueError("a forward puts a hook on a tensor (register_hook), which does not act on the "
+                     "meta-gradient where all tasks are computed at once: leave it out, or build "
+                     "the meta-loss with batching='loop', which runs one task after another")
+
+
 GETTER: Any = torch.Tensor.data
-PLAIN: Table = NORMS | EMBEDDING | RECURRENT | ATTENTION | {GETTER.__get__: _data}
+PLAIN: Table = (NORMS | EMBEDDING | RECURRENT | ATTENTION
+                | {GETTER.__get__: _data, torch.Tensor.register_hook: _hooked})
 
 # %% ../../nbs/7_workshop/63d_plain.ipynb #3e6d9134
 class PlainOperations(TorchFunctionMode):

@@ -74,3 +74,6 @@ class Adam(SGD):
                  for name, g in slopes.items()}
         after = {name: phi[name] - rate_of(self.lr, name, d) * d for name, d in steps.items()}
         return phi | after, squares
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, beta2={self.beta2:g}, eps={self.eps:g}"

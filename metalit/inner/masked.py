@@ -5,7 +5,6 @@
 # %% ../../nbs/3_choices/33_masked.ipynb #9e78cbb5
 from __future__ import annotations
 
-import copy
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -149,9 +148,7 @@ class Masked(SGD):
 
     def for_model(self, model: nn.Module) -> Masked:
         "The same patterns, for another model."
-        lr = copy.deepcopy(self.schedules.get("lr", self.lr))
-        return type(self)(model, lr=lr, steps=self.steps, only=self.only, without=self.without,
-                          **copy.deepcopy(self.options))
+        return self.anew(model, only=self.only, without=self.without)
 
     def extra_repr(self) -> str:
         patterns = {"only": self.only, "without": self.without}
@@ -194,5 +191,4 @@ class Context(SGD):
 
     def for_model(self, model: nn.Module) -> Context:
         "The same loop, for another model with a context."
-        lr = copy.deepcopy(self.schedules.get("lr", self.lr))
-        return type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))
+        return self.anew(model)

@@ -5,7 +5,6 @@
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #79871e45
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable
 from typing import Any, cast
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from .rates import Rate
 from .sgd import SGD
 from .walk import check_made_for
-from ..models import Params
+from ..models import Params, check_shapes_known
 from ..tasks.task import Tree
 
 # %% auto #0
@@ -45,6 +44,7 @@ class Preconditioned(SGD):
     """
     def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
+        check_shapes_known(model)
         self.options = options
         theta = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.shapes = {name: tuple(p.shape) for name, p in theta.items()}
@@ -74,9 +74,7 @@ class Preconditioned(SGD):
 
     def for_model(self, model: nn.Module) -> Preconditioned:
         "The same kind of inner loop for another model; factors are kept where shapes agree."
-        lr = copy.deepcopy(self.schedules.get("lr", self.lr))
-        twin = type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))
-        take_factors(twin, self)
+        take_factors(twin := self.anew(model), self)
         return twin
 
     def by_name(self) -> dict[str, list[Tensor]]:

@@ -19,7 +19,7 @@ from ..models import Params
 from ..tasks.task import Split, Tree, mapped, transformed
 
 # %% auto #0
-__all__ = ['class_means', 'head_shape', 'check_last', 'head_of_means', 'Prototypes']
+__all__ = ['class_means', 'head_shape', 'check_labels', 'check_last', 'head_of_means', 'Prototypes']
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #77ba1196
 def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
@@ -41,6 +41,15 @@ def head_shape(model: nn.Module, name: str) -> tuple[int, ...]:
         found += " without bias" if layer.bias is None else " whose weight is computed from others"
     raise ValueError(f"head={name!r} is {found}: the head must be a nn.Linear with a bias, so that "
                      "it can be made of class means")
+
+
+def check_labels(inner: nn.Module, y: Tree) -> None:
+    "Raise `ValueError` where the targets of one task are no class labels, (S,)."
+    if isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point(): return
+    found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+    raise ValueError(f"{type(inner).__name__} makes the head of class means, and y of one task is "
+                     f"{found}: whole numbers of shape (examples,) are needed. For numbers to be "
+                     "predicted there is ml.MAML, or ml.ANIL, whose head learns")
 
 
 def check_last(model: nn.Module, head: str, x: Tree) -> None:
@@ -75,9 +84,7 @@ class Prototypes(SGD):
     are then −‖f − c‖² up to a number that all classes share. With `steps=0` this is the
     prototypical network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al. 2020).
     Gradients flow through the class means, too. `head` names the linear layer that gives the
-    logits, by default the last layer that the model uses; its own parameters are used for nothing
-    but their shape.
-
+    logits, by default the last that the model uses; of its own parameters only the shape counts.
     A class without a support example has no mean: its logits are NaN. Raises `ValueError` as `SGD`
     does, where the head is no linear layer with a bias, and, when it adapts, for a model without
     that head, or one that does something to the logits after it.
@@ -103,6 +110,7 @@ class Prototypes(SGD):
 
     def first(self, predict: Predict, theta: Params, support: Split) -> Params:
         "θ, with a head that is made of the support set's class means."
+        check_labels(self, support.y)
         weight = f"{self.head}.weight".lstrip(".")
         ways, width = theta[weight].shape if weight in theta else self.shape
         return theta | head_of_means(predict, theta, support, self.head, (self.ways or ways, width))
@@ -116,5 +124,6 @@ class Prototypes(SGD):
 
     def for_model(self, model: nn.Module) -> Prototypes:
         "The same loop, for another model."
-        lr = copy.deepcopy(self.schedules.get("lr", self.lr))
-        return type(self)(model, lr=lr, steps=self.steps, **copy.deepcopy(self.options))
+        return self.anew(model)
+
+    def extra_repr(self) -> str: return f"{super().extra_repr()}, head={self.options['head']!r}"

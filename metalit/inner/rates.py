@@ -5,6 +5,7 @@
 # %% ../../nbs/3_choices/31b_rates.ipynb #31b00004
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -155,8 +156,9 @@ def fit(lr: Any, model: nn.Module) -> None:
 
 
 def shown(lr: Any) -> str:
-    "The step size in a line about an inner loop; nothing for `Rates`, which have a line."
-    return "" if isinstance(lr, Rates) else f"lr={'learned' if isinstance(lr, Tensor) else lr}"
+    "The step size in a line about an inner loop."
+    words = f"{{{lr.extra_repr()}}}" if isinstance(lr, Rates) else lr
+    return f"lr={'learned' if isinstance(lr, Tensor) else words}"
 
 # %% ../../nbs/3_choices/31b_rates.ipynb #31b00d0f
 class Descent(InnerLoop):
@@ -168,6 +170,7 @@ class Descent(InnerLoop):
     Example: `isinstance(ml.SGD(lr=0.1), Descent)`.
     """
     lr: Any
+    options: dict[str, Any]  # of a subclass that is made for a model
     understands: Collection[str] = ("momentum", "nesterov", "weight_decay", "clip", "rates")
 
     def __init__(self, lr: Rate = 0.01, steps: int = 1, *, learn_lr: bool = False,
@@ -194,7 +197,15 @@ class Descent(InnerLoop):
         "Rates by name have to speak of the model's tensors; learned ones take its dtype."
         fit(self.lr, model)
 
+    def anew(self, model: nn.Module, **said: Any) -> Any:
+        "The same kind of inner loop with the same options, for another model."
+        lr = copy.deepcopy(self.schedules.get("lr", self.lr))
+        kind: Any = type(self)
+        return kind(model, lr=lr, steps=self.steps, **said, **copy.deepcopy(self.options))
+
     def extra_repr(self) -> str:
         seen = f", batch_size={self.batch_size}" if self.batch_size else ""
-        rate = shown(self.schedules.get("lr", self.lr))
-        return ", ".join(filter(None, (rate, f"steps={self.steps}"))) + seen
+        rest = f", {self.push.extra_repr()}" if self.push is not None else ""
+        return f"{shown(self.schedules.get('lr', self.lr))}, steps={self.steps}{seen}{rest}"
+
+    def __repr__(self) -> str: return f"{type(self).__name__}({self.extra_repr()})"

@@ -52,3 +52,5 @@ class SAM(SGD):
     def slope(self, loss: InnerLoss, phi: Params) -> Params:
         "∇ℓ at the worst point within ρ, to first order."
         return grad(loss)(uphill(phi, grad(loss)(phi), self.rho))
+
+    def extra_repr(self) -> str: return f"{super().extra_repr()}, rho={self.rho:g}"

@@ -52,7 +52,8 @@ def pooled(pooling: Callable[..., Tensor], values: Tensor, task: Task) -> Tensor
     """
     if type(pooling) is Mean: return pooling(values)
     rule = pooling.forward if isinstance(pooling, nn.Module) else pooling
-    asked = inspect.signature(rule).parameters
+    try: asked = set(inspect.signature(rule).parameters)
+    except ValueError: asked = set()                         # torch.mean, say, has none to look at
     known = {name: about(values, task) for name, about in KNOWN.items() if name in asked}
     number = pooling(values, **known)
     if number.ndim == 0: return number

@@ -14,9 +14,15 @@ from .random import Random, seeded_generator
 from .task import Task
 
 # %% auto #0
-__all__ = ['Source', 'Family']
+__all__ = ['check_count', 'Source', 'Family']
 
 # %% ../../nbs/1_idea/03_family.ipynb #3c0bb6b1
+def check_count(name: str, count: Any) -> None:
+    "Raise `ValueError` for a number of tasks that is no whole number, 1 or more."
+    if not hasattr(count, "__index__") or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{name}={count!r}: the number of tasks is a whole number, 1 or more")
+
+
 class Source:
     """How tasks are made, in one of two ways: the half of `Family` that a subclass writes.
 
@@ -69,11 +75,13 @@ class Family(Source):
     """
     def batch(self, batch_size: int, seed: int = 0, step: int = 0) -> Task:
         "The tasks of one training step: the same (seed, step) gives the same tasks."
+        check_count("batch_size", batch_size)
         if not self.draws(): return self.sample(batch_size, seeded_generator(seed, step))
         return self.draw(batch_size, Random.of_steps(seed, [step], batch_size, self.device))
 
     def batches(self, batch_size: int, seed: int, steps: Sequence[int]) -> list[Task]:
         "The tasks of some steps, drawn together: equal to `batch` of each, and quicker."
+        check_count("batch_size", batch_size)
         if not self.draws() or type(self).batch is not Family.batch:
             return [self.batch(batch_size, seed, step) for step in steps]
         random = Random.of_steps(seed, steps, batch_size, self.device)
@@ -89,6 +97,7 @@ class Family(Source):
 
     def held_out(self, n_tasks: int, seed: int = 0) -> Task:
         "Tasks that no training stream draws, whatever its seed: their numbers are set apart."
+        check_count("n_tasks", n_tasks)
         if not self.draws("_held_out"):
             return self.sample_held_out(n_tasks, seeded_generator(seed, -1))
         return self.draw_held_out(n_tasks, Random.of_steps(seed, [-1], n_tasks, self.device))

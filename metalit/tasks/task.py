@@ -205,11 +205,16 @@ def _place(split: Split, name: str, number: int) -> str:
     "Where the tensor of this number stands: `support.x`, `support.y['weight']`."
     return name + pytree.keystr(pytree.tree_flatten_with_path(split)[0][number][0])
 
-
+# %% ../../nbs/1_idea/02_tasks.ipynb #a3607451
 def _wrong(tensor: Any, first: Any) -> str | None:
     "What is wrong with a tensor beside the first one of its set; None where nothing is."
     if not isinstance(tensor, Tensor):
         return f"{{here}} is a {type(tensor).__name__}; a tensor is needed"
+    if tensor.is_nested:
+        return ("{here} is a nested tensor; a plain one is needed: give the tasks of each size a "
+                "batch of their own")
+    if tensor.layout != torch.strided:
+        return f"{{here}} has layout {tensor.layout}; a plain tensor is needed: to_dense()"
     shape = tuple(tensor.shape)
     if tensor.ndim < 2:
         return (f"{{here}} has shape {shape}, and no task axis: the shape is (tasks, examples, …). "

@@ -10,18 +10,20 @@ import math
 import torch
 from torch import Tensor
 
+from ..batching.slope import in_transform
 from ..models import Params
-from ..tasks.task import Split, Task, length
+from ..tasks.task import Split, Task, Tree, length
 from .term import Path, Term
 
 # %% auto #0
-__all__ = ['EMBEDDINGS', 'rms_distance', 'embed', 'check_embedding', 'halves', 'others', 'Triplet', 'cosine_distance', 'Contrast']
+__all__ = ['EMBEDDINGS', 'rms_distance', 'embed', 'check_embedding', 'are_classes', 'check_dealt', 'halves', 'others', 'Triplet',
+           'cosine_distance', 'Contrast']
 
 # %% ../../nbs/2_trial/22_contrast.ipynb #ed10af98
 def rms_distance(a: Tensor, b: Tensor) -> Tensor:
     "Root mean square of a − b over the last axis. At distance zero its gradient is zero, not NaN."
     squared = ((a - b) ** 2).mean(-1)
-    apart = squared > 0
+    apart = squared != 0                                     # NaN is not zero, and stays NaN
     return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
 
 # %% ../../nbs/2_trial/22_contrast.ipynb #97e9db87
@@ -45,12 +47,36 @@ def check_embedding(embedding: str) -> str:
     return embedding
 
 # %% ../../nbs/2_trial/22_contrast.ipynb #0621bf78
+def are_classes(y: Tree) -> bool:
+    "Whether the targets of one task, (S,), are class labels: whole numbers."
+    return isinstance(y, Tensor) and y.ndim == 1 and not (y.is_floating_point() or y.is_complex())
+
+
+def check_dealt(task: Task, name: str) -> None:
+    "Raise `ValueError` where two halves of a support set cannot show the same classes."
+    y = task.support.y
+    if in_transform() or not isinstance(y, Tensor) or not are_classes(y[0]): return
+    alone = ((y[:, :, None] == y[:, None]).sum(-1) == 1).nonzero()
+    if len(alone):
+        i, example = alone[0].tolist()
+        raise ValueError(f"{name} lets halves of the support set teach the same, and in task {i} "
+                         f"class {y[i, example].item()} has one example, so one half would not "
+                         "show it: give every class 2 or more shots, or, where y are numbers and "
+                         "no classes, y.float()")
+
+
 def halves(support: Split) -> tuple[Split, Split]:
-    "The first and the second half of a support set; `ValueError` where it is too small to split."
+    """Two halves of a support set; `ValueError` where it is too small to split.
+
+    With class labels each class is dealt out in turns; else these are the first half and the rest.
+    """
     count = length(support)
     if count < 2:
         raise ValueError(f"a support set of {count} example cannot be split in two: give every "
                          "task 2 or more shots")
+    if are_classes(support.y):
+        by_class = support.y.argsort(stable=True)
+        return support.select(by_class[::2]), support.select(by_class[1::2])
     middle = count // 2
     return support.select(slice(middle)), support.select(slice(middle, None))
 
@@ -77,8 +103,10 @@ class Triplet(Term):
     curvature, see the chapter on contrast. This is the article's contrastive formula, corrected; it
     rewards no query loss, so add it to one.
 
+    The halves of a classification task both show every class.
+
     Raises `ValueError` where the margin is not above 0, the batch has fewer than two tasks, or a
-    support set fewer than two examples.
+    support set fewer than two examples, or one of a class.
 
     Example: `terms = ml.QueryLoss() + 0.1 * Triplet(margin=1.0)`.
     """
@@ -89,6 +117,12 @@ class Triplet(Term):
         if not (math.isfinite(margin) and margin > 0):
             raise ValueError(f"margin={margin}: a finite number above 0 is needed")
         self.margin, self.embedding = margin, check_embedding(embedding)
+
+    def meet(self, task: Task) -> None:
+        "Both halves of a support set have to show every class."
+        check_dealt(task, "Triplet")
+
+    def extra_repr(self) -> str: return f"margin={self.margin:g}, embedding={self.embedding!r}"
 
     def per_task(self, path: Path, task: Task) -> Tensor:
         """The embeddings of one task: from its two half support sets, and from the whole one.
@@ -103,7 +137,8 @@ class Triplet(Term):
         one, other, whole = values.unbind(1)
         between = others(rms_distance(whole[:, None], whole[None]), "Triplet")
         within = rms_distance(one, other)[:, None]
-        return (self.margin + within - between).clamp_min(0).mean()
+        hinge = self.margin + within - between
+        return (hinge.clamp_min(0) + 0 * hinge).mean()       # 0, and NaN where it is infinite
 
 # %% ../../nbs/2_trial/22_contrast.ipynb #8486722f
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -115,7 +150,8 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _direction(a: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(a, dim=-1)
+    # nothing is added, but NaN where the length overflows, which would else count as no direction
+    return torch.nn.functional.normalize(a, dim=-1) + 0 * (a**2).sum(-1, keepdim=True)
 
 # %% ../../nbs/2_trial/22_contrast.ipynb #1ce9bfdc
 class Contrast(Term):
@@ -135,6 +171,8 @@ class Contrast(Term):
     def __init__(self, embedding: str = "parameters"):
         super().__init__()
         self.embedding = check_embedding(embedding)
+
+    def extra_repr(self) -> str: return f"embedding={self.embedding!r}"
 
     def per_task(self, path: Path, task: Task) -> Tensor:
         """The embeddings of one task: from its support set, and from support and query.

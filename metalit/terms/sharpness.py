@@ -36,6 +36,8 @@ class GradientNorm(Term):
                              "meta-gradient at θ)")
         self.reading = at
 
+    def extra_repr(self) -> str: return "" if self.reading == "adapted" else f"at={self.reading!r}"
+
     def per_task(self, path: Path, task: Task) -> Tensor:
         "Half the squared norm for one task, a scalar."
         def at_adapted(phi: Params) -> Tensor: return path.loss(phi, task.query)

@@ -19,7 +19,7 @@ from ..schedule import Number, Scheduled, times
 from ..tasks.task import Task, Tree
 
 # %% auto #0
-__all__ = ['Path', 'Term', 'Weighted', 'Sum']
+__all__ = ['WRITE', 'Path', 'Addend', 'Term', 'Weighted', 'Sum', 'as_sum']
 
 # %% ../../nbs/1_idea/10_terms.ipynb #6009b3b6
 @dataclass(frozen=True)
@@ -51,10 +51,38 @@ class Path:
         return self.points[-1]
 
 # %% ../../nbs/1_idea/10_terms.ipynb #574ac03b
-class Term(Scheduled):
+class Addend(Scheduled):
+    "What can be added up: a term, or a sum of terms. It makes `a + 0.1 * b`, `a - b / 2`, `-a`."
+    def parts(self) -> list[tuple[Number, Term]]:
+        "The pairs (weight, term), a weight with its schedule."
+        raise NotImplementedError
+
+    def __add__(self, other: Addend) -> Sum:
+        _check_addend(other)
+        return Sum(*self.parts(), *other.parts())
+
+    def __radd__(self, other: int) -> Sum:
+        # Python's own `sum` begins with 0
+        return self * 1.0 if type(other) is int and other == 0 else self + cast(Addend, other)
+
+    def __sub__(self, other: Addend) -> Sum:
+        _check_addend(other)
+        return self + other * -1.0
+
+    def __mul__(self, weight: Number) -> Sum:
+        _check_weight(weight, self)
+        return Sum(*((weight if mine == 1 else times(weight, mine), term)
+                     for mine, term in self.parts()))
+
+    __rmul__ = __mul__
+    def __truediv__(self, number: float) -> Sum: return self * (1 / number)
+    def __neg__(self) -> Sum: return self * -1.0
+
+# %% ../../nbs/1_idea/10_terms.ipynb #27fa5f09
+class Term(Addend):
     """One thing that a meta-loss measures.
 
-    A subclass defines `per_task`; `+` and a factor combine terms.
+    A subclass defines `per_task`; `+`, `-` and factors combine terms.
 
     `per_task(path, task)` sees one task (no task axis) and returns a scalar; the pooling of the
     meta-loss makes one number of those of all tasks. A term that compares tasks with each other
@@ -85,16 +113,20 @@ class Term(Scheduled):
         "The same term for another model. Override it where it keeps something of the model's."
         return copy.deepcopy(self, {id(model): model})
 
-    def __add__(self, other: Term | Sum) -> Sum: return Sum((1.0, self)) + other
-    def __mul__(self, weight: Number) -> Sum: return Sum((weight, self))
-    __rmul__ = __mul__
+    def meet(self, task: Task) -> None:
+        "A look at the batch before it is computed; raise if the term cannot measure it."
+
+    def parts(self) -> list[tuple[Number, Term]]:
+        "The term itself, once."
+        return [(1.0, self)]
 
 # %% ../../nbs/1_idea/10_terms.ipynb #ef6c93b3
-class Weighted(Scheduled):
+class Weighted(Addend):
     "Terms and their weights, each a finite number or a schedule of one: see `Sum`."
     def __init__(self, *parts: tuple[Number, Term]):
         super().__init__()
-        for weight, term in parts: _check_part(weight, term)
+        if not parts: raise ValueError(f"a sum of no terms measures nothing: {WRITE}")
+        for part in parts: _check_part(part)
         self.terms = nn.ModuleList(term for _, term in parts)
         self.numbers(**{f"weight_{i}": weight for i, (weight, _) in enumerate(parts)})
 
@@ -118,15 +150,25 @@ class Weighted(Scheduled):
         return [name if plain.count(name) == 1 else f"{name} {plain[:i + 1].count(name)}"
                 for i, name in enumerate(plain)]
 
+    def __repr__(self) -> str:
+        weights = (repr(weight).removeprefix("1.0 * ") if callable(weight) else f"{weight:g}"
+                   for weight, _ in self.parts())
+        terms = (repr(term).removesuffix("()") for term in self.each())
+        return " + ".join(map("·".join, zip(weights, terms, strict=True))).replace("+ -", "- ")
+
 # %% ../../nbs/1_idea/10_terms.ipynb #efaf4585
 class Sum(Weighted):
     """A weighted sum of terms, as `QueryLoss() + 0.1 * GradientNorm()` makes it.
 
     A weight is a finite number, or a schedule of one (see `metalit.schedule`). Raises `ValueError`
-    for another weight, `TypeError` where a part is not a `Term`.
+    for another weight and for no terms at all, `TypeError` where a part is not a `Term`.
 
     Example: `Sum((1.0, ml.QueryLoss()), (0.1, ml.GradientNorm()))`.
     """
+    def meet(self, task: Task) -> None:
+        "A look of each term at the batch."
+        for term in self.each(): term.meet(task)
+
     def per_task(self, path: Path, task: Task) -> list[Tensor]:
         "What each term measures on one task."
         return [self._measured(term, term.per_task(path, task)) for term in self.each()]
@@ -150,30 +192,48 @@ class Sum(Weighted):
         "The same terms for another model."
         return Sum(*((weight, term.for_model(model)) for weight, term in self.parts()))
 
-    def __add__(self, other: Term | Sum) -> Sum:
-        if isinstance(other, Term): other = Sum((1.0, other))
-        if not isinstance(other, Sum): return NotImplemented
-        return Sum(*self.parts(), *other.parts())
-
-    def __mul__(self, weight: Number) -> Sum:
-        return Sum(*((times(weight, mine), term) for mine, term in self.parts()))
-
-    __rmul__ = __mul__
-
     @staticmethod
     def _measured(term: Term, value: Tensor) -> Tensor:
-        if term.across_tasks or value.ndim == 0: return value
-        raise ValueError(f"{type(term).__name__}.per_task returned a tensor of shape "
-                         f"{tuple(value.shape)}; a term returns one number per task, unless it "
-                         "says across_tasks = True and how it pools")
+        if isinstance(value, Tensor) and (term.across_tasks or value.ndim == 0): return value
+        found = (f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor)
+                 else type(value).__name__)
+        raise ValueError(f"{type(term).__name__}.per_task returned {found}; a term returns one "
+                         "number per task, a tensor, unless it says across_tasks = True and how it "
+                         "pools")
 
 # %% ../../nbs/1_idea/10_terms.ipynb #20d363bf
-def _check_part(weight: Any, term: Any) -> None:
-    if not isinstance(term, Term):
-        raise TypeError(f"a meta-loss is a sum of terms; found {type(term).__name__}")
-    if not callable(weight) and not (isinstance(weight, int | float) and math.isfinite(weight)):
-        raise ValueError(f"the weight of {type(term).__name__} is {weight!r}; a finite number is "
-                         "needed")
+WRITE = "write terms=ml.QueryLoss() + 0.1 * ml.GradientNorm()"
+
+
+def as_sum(terms: Any) -> Sum:
+    """What a meta-loss measures, as a sum; `TypeError`, with the line to write, for no terms.
+
+    Example: `as_sum(ml.QueryLoss()).weights`, which is `[1.0]`.
+    """
+    _check_addend(terms)
+    return terms * 1.0
+
+
+def _check_addend(term: Any) -> None:
+    if hasattr(term, "parts") and not isinstance(term, type): return
+    found = f"the class {term.__name__}" if isinstance(term, type) else type(term).__name__
+    raise TypeError(f"a meta-loss is a sum of terms; found {found}: {WRITE}")
+
+
+def _check_weight(weight: Any, term: Addend) -> None:
+    number = isinstance(weight, int | float) and math.isfinite(weight)
+    if number or (callable(weight) and not isinstance(weight, nn.Module)): return
+    raise ValueError(f"the weight of {type(term).__name__} is {weight!r}; a finite number is "
+                     "needed")
+
+
+def _check_part(part: Any) -> None:
+    if not isinstance(part, tuple) or len(part) != 2:
+        raise TypeError(f"a part of a sum is a pair (weight, term); found {part!r}: {WRITE}")
+    if not isinstance(part[1], Term):
+        found = type(part[1]).__name__
+        raise TypeError(f"a meta-loss is a sum of terms; found {found}: {WRITE}")
+    _check_weight(*part)
 
 
 def _total(values: list[Tensor]) -> Tensor:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..adapted import evaluation_mode
-from ..learner import Learner, curve
+from ..learner import Learner, alone_with, curve
 from ..losses import Loss
-from ..tasks.family import Family
+from ..tasks.family import Family, check_count
 from ..tasks.task import Task, check_task, leaves
 from .checkpoints import Progress, Row
 from .identity import label
@@ -125,10 +125,11 @@ def evaluate(J: Learner, tasks: Given, *, n_tasks: int | None = None,
     """
     batches, about = (_at_hand(tasks, n_tasks) if isinstance(tasks, Task | list | tuple) else
                       (_drawn(tasks, n_tasks, seed), (seed, label(tasks))))
+    check_count("batch_size", batch_size)
     metrics, like = named_metrics(metric), next(J.parameters())
     parts = (batch.select(slice(i, i + batch_size)).to(device=like.device, dtype=like.dtype)
              for batch in batches for i in range(0, batch.batch_size, batch_size))
-    with evaluation_mode(J, unless=train):
+    with alone_with(J.model), evaluation_mode(J, unless=train):
         values = torch.cat([curve(J, J.checked(part), steps,
                                   [one or J.loss for one in metrics.values()], transductive)
                             for part in parts]).double()

@@ -134,8 +134,9 @@ def of_first(tensor: Tensor) -> Tensor:
 
 def measured_on(J: MetaLoss, task: Task, probe: Tree) -> list[Tensor]:
     "`J.per_task` of a share, with the inputs that all tasks of the whole batch have in common."
+    J.terms.meet(task)
     if J.chunk_size is None or J.chunk_size >= task.batch_size: return J._all_tasks(task, probe)
-    return in_recomputed_chunks(J, task, probe, J.chunk_size)
+    return in_recomputed_chunks(J, task, probe)
 
 # %% ../../nbs/7_workshop/69_processes.ipynb #82775453
 class Whole(nn.Module):
