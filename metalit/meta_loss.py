@@ -262,13 +262,15 @@ def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
                          "graph: use batching='vmap', or do not compile J")
     from metalit.batching.compiled import one_graph  # loads the compiler, which few programs need
     calls, around = Calls(J, J._value), traceable(J.model, partial(lifted, J))
-    graphs: dict[int, Callable[[Task], Tensor]] = {}          # for each number of inner steps
+
+    def graph() -> Callable[[Task], Tensor]:
+        return one_graph(function_of(calls), calls.named_parameters, around, **options)
+    graphs = {J.inner.steps: graph()}  # one for each number of inner steps
 
     def run(task: Task) -> Tensor:
         J.terms.meet(task)
         steps = J.inner.steps
-        if steps not in graphs:
-            graphs[steps] = one_graph(function_of(calls), calls.named_parameters, around, **options)
+        if steps not in graphs: graphs[steps] = graph()
         try: return graphs[steps](task)
         except torch._dynamo.exc.TorchDynamoException as error:
             with torch.no_grad(): J._value(task)             # it may be wrong without a compiler

@@ -85,7 +85,7 @@ def test_only_shapes_that_say_so_make_it_ask_for_the_task_axis(batching):
     def tried(model, *shape):
         x = torch.ones(*shape, dtype=torch.float64)
         split = ml.Split(x, torch.ones(*shape[:2], 1).double())
-        with pytest.raises((RuntimeError, ValueError), match="metalit called|which says") as found:
+        with pytest.raises((RuntimeError, ValueError), match=r"metalit called|which says") as found:
             ml.MAML(model, F.mse_loss, batching=batching)(ml.Task(split, split))
         return words(found.value)
     convolution = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, track_running_stats=False),

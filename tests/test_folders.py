@@ -60,7 +60,7 @@ class NoGraph(ml.MAML):
 
 
 FAILURES = {
-    "device": ({"device": "toaster"}, ValueError), "sizes": ({"tasks": Wide()}, ValueError),
+    "device": ({"device": "toaster"}, ValueError), "sizes": ({"tasks": Wide()}, RuntimeError),
     "data": ({"tasks": Holes()}, ValueError), "optimizer": ({"optimizer": "adam"}, TypeError),
     "compiler": ({"J": NoGraph(ml.models.mlp(1, 8, 1), F.mse_loss), "compile": True}, RuntimeError),
     "a lambda": ({"J": ml.MAML(ml.models.mlp(1, 8, 1), lambda p, y: 0)}, ValueError),
