@@ -23,9 +23,8 @@ def words(family, method, **more):
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_every_method_learns_images(method, root):
-    shots = 2 if method == "triplet-maml" else 1  # its halves of the support set need two
-    J, train, validation, test, optimizer, scheduler, metric, steps = build(
-        words("glyphs", method, shots=shots), root)
+    J, train, validation, test, optimizer, scheduler, metric, steps = build(words("glyphs", method),
+                                                                            root)
     before = {name: p.detach().clone() for name, p in J.named_parameters()}
     ml.meta_train(J, train, steps=3, batch_size=2, optimizer=optimizer, scheduler=scheduler,
                   progress=False)
@@ -171,3 +170,10 @@ def test_a_setting_of_no_use_or_without_sense_is_refused_by_name(family, method,
 
 def test_a_missing_setting_is_named():
     with pytest.raises(ValueError, match="method is missing"): complete({"family": "sinusoids"})
+
+
+def test_halves_of_a_support_set_need_two_examples_of_each_class():
+    assert words("glyphs", "triplet-maml")["shots"] == 2 and words("glyphs", "maml")["shots"] == 1
+    with pytest.raises(ValueError, match="shots=1: triplet-maml needs 2 or more"):
+        words("glyphs", "triplet-maml", shots=1)
+    assert words("sinusoids", "triplet-maml", shots=1)["shots"] == 1

@@ -52,8 +52,8 @@ class Recipe(NamedTuple):
 
     `shots`: support examples in training, where a method wants its own. `context` and
     `context_images`: how many numbers of context its model needs. `classes`: it needs tasks that
-    have classes. `own_lr`: a step size that suits the others does not suit it, so a comparison
-    leaves it its own.
+    have classes, `of_a_class`: and so many support examples of each. `own_lr`: a step size that
+    suits the others does not suit it, so a comparison leaves it its own.
 
     Example: `Recipe(named(ml.MAML), lr=0.1)`.
     """
@@ -68,6 +68,7 @@ class Recipe(NamedTuple):
     context: int = 0
     context_images: int = 0
     classes: bool = False
+    of_a_class: int = 1
     own_lr: bool = False
 
     def lr_for(self, images: bool) -> float:
@@ -126,7 +127,8 @@ RECIPES: dict[str, Recipe] = {
                     own_lr=True),
     "protonet": Recipe(_prototypes, inner_steps=0, classes=True),
     "protomaml": Recipe(named(methods.ProtoMAML), classes=True),
-    "triplet-maml": Recipe(named(methods.TripletMAML)), "conml": Recipe(named(methods.ConML)),
+    "triplet-maml": Recipe(named(methods.TripletMAML), of_a_class=2),
+    "conml": Recipe(named(methods.ConML)),
     "gradient-norm": Recipe(_gradient_norm),
     "sharp-maml": Recipe(named(methods.SharpMAML, rho_inner=0.005, rho_outer=0.05)),
     "as-written-reptile": Recipe(_written(article.reptile)),
@@ -181,7 +183,9 @@ def options_of(family: str, method: str) -> dict[str, Any]:
     images = family != "sinusoids"
     recipe = recipe_for(method, classes=images)
     inner = {"inner_lr": recipe.lr_for(images), "inner_steps": recipe.inner_steps}
-    return (DEFAULTS.get(family, FOLDER) | (inner if recipe.inner_steps else {})
+    options = DEFAULTS.get(family, FOLDER)
+    if images: options = options | {"shots": max(options["shots"], recipe.of_a_class)}
+    return (options | (inner if recipe.inner_steps else {})
             | {"meta_lr": recipe.meta_lr, "schedule": recipe.schedule or "constant"})
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #73b00002
@@ -232,6 +236,9 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}={value!r} does not go with {given['family']} and "
                              f"{given['method']}: they take {', '.join(open_ones)}")
         check_setting(name, value)
+    least = RECIPES[given["method"]].of_a_class
+    if given["family"] != "sinusoids" and given.get("shots", least) < least:
+        raise ValueError(f"shots={given['shots']}: {given['method']} needs {least} or more")
     return {name: given[name] for name in WHICH} | open_ones | given
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #1d425ce6
