@@ -171,7 +171,7 @@ def path(J: MetaLoss, task: Task, drawn: Tensor, together: bool) -> Picture:
         return ValueError(f"the model does not fit this episode of {ways} classes, images of "
                           f"{'×'.join(map(str, shape))}: {why}")
     try: logits = answers(J, task, drawn, MOST_STEPS, together)
-    except ValueError as error: raise misfit(str(error)) from error
+    except (ValueError, RuntimeError) as error: raise misfit(str(error)) from error
     if logits[0].shape[1:] != (count, ways):
         raise misfit(f"for {count} images its output has shape {tuple(logits[0].shape[1:])}, and "
                      f"({count}, {ways}) is needed")
