@@ -164,7 +164,7 @@ def check_derivatives(J: Choices, model: nn.Module) -> None:
     check_learns(model)
     check_shapes_known(model)
     first_order = isinstance(J.gradient, FirstOrder)
-    once = all(isinstance(term, (QueryLoss, ParameterDistance)) for _, term in J.terms.parts())
+    once = all(isinstance(term, (QueryLoss, ParameterDistance)) for _, term in J.terms.addends())
     if J.batching == "vmap" and not (first_order and once): check_twice(model)
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #036d1b48

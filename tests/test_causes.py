@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import metalit as ml
 from metalit.batching.refused import noted, said
@@ -613,3 +614,10 @@ def test_prototypes_are_for_classes(method):
     with pytest.raises(ValueError, match=r"y of one task is torch.float64 of shape \(4, 1\): .*"
                        r"ml\.MAML, or ml\.ANIL"):
         method(net(), F.mse_loss)(task())
+
+
+def test_hooks_of_tools_that_look_on_are_let_through():
+    J = ml.MAML(net(), F.mse_loss)
+    with FlopCounterMode(display=False) as counter: value = J(task())
+    assert counter.get_total_flops() > 0
+    torch.testing.assert_close(value, ml.MAML(J.model, F.mse_loss)(task()))

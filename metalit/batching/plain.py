@@ -26,7 +26,8 @@ def _data(tensor: Tensor) -> Tensor:
 
 
 def _hooked(tensor: Tensor, hook: Callable[..., Any]) -> Any:
-    if not in_transform(): return tensor.register_hook(hook)
+    looks_on = (getattr(hook, "__module__", None) or "").startswith("torch.")  # FlopCounterMode's
+    if looks_on or not in_transform(): return tensor.register_hook(hook)
     raise ValueError("a forward puts a hook on a tensor (register_hook), which does not act on the "
                      "meta-gradient where all tasks are computed at once: leave it out, or build "
                      "the meta-loss with batching='loop', which runs one task after another")

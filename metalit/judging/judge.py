@@ -359,8 +359,8 @@ def halved(task: Task) -> Task:
 def is_blind_on_shared_curvature(J: MetaLoss, seed: int) -> Finding:
     "Where all tasks have one Hessian: does J's gradient, or a term's, vanish everywhere?"
     ratios = {"J": share(J, seed)}
-    if len(J.terms.parts()) > 1:
-        for name, (_, term) in zip(J.terms.names(), J.terms.parts(), strict=True):
+    if len(J.terms.addends()) > 1:
+        for name, (_, term) in zip(J.terms.names(), J.terms.addends(), strict=True):
             alone = copy.deepcopy(J)
             alone.terms = 1.0 * term
             ratios[name] = share(alone, seed)

@@ -53,13 +53,13 @@ class Path:
 # %% ../../nbs/1_idea/10_terms.ipynb #574ac03b
 class Addend(Scheduled):
     "What can be added up: a term, or a sum of terms. It makes `a + 0.1 * b`, `a - b / 2`, `-a`."
-    def parts(self) -> list[tuple[Number, Term]]:
+    def addends(self) -> list[tuple[Number, Term]]:
         "The pairs (weight, term), a weight with its schedule."
         raise NotImplementedError
 
     def __add__(self, other: Addend) -> Sum:
         _check_addend(other)
-        return Sum(*self.parts(), *other.parts())
+        return Sum(*self.addends(), *other.addends())
 
     def __radd__(self, other: int) -> Sum:
         # Python's own `sum` begins with 0
@@ -72,7 +72,7 @@ class Addend(Scheduled):
     def __mul__(self, weight: Number) -> Sum:
         _check_weight(weight, self)
         return Sum(*((weight if mine == 1 else times(weight, mine), term)
-                     for mine, term in self.parts()))
+                     for mine, term in self.addends()))
 
     __rmul__ = __mul__
     def __truediv__(self, number: float) -> Sum: return self * (1 / number)
@@ -116,7 +116,7 @@ class Term(Addend):
     def meet(self, task: Task) -> None:
         "A look at the batch before it is computed; raise if the term cannot measure it."
 
-    def parts(self) -> list[tuple[Number, Term]]:
+    def addends(self) -> list[tuple[Number, Term]]:
         "The term itself, once."
         return [(1.0, self)]
 
@@ -139,7 +139,7 @@ class Weighted(Addend):
         "The weights, as they are now."
         return [getattr(self, f"weight_{i}") for i in range(len(self.terms))]
 
-    def parts(self) -> list[tuple[Number, Term]]:
+    def addends(self) -> list[tuple[Number, Term]]:
         "The pairs (weight, term), a weight with its schedule."
         weights = (self.schedules.get(f"weight_{i}", now) for i, now in enumerate(self.weights))
         return list(zip(weights, self.each(), strict=True))
@@ -152,7 +152,7 @@ class Weighted(Addend):
 
     def __repr__(self) -> str:
         weights = (repr(weight).removeprefix("1.0 * ") if callable(weight) else f"{weight:g}"
-                   for weight, _ in self.parts())
+                   for weight, _ in self.addends())
         terms = (repr(term).removesuffix("()") for term in self.each())
         return " + ".join(map("·".join, zip(weights, terms, strict=True))).replace("+ -", "- ")
 
@@ -190,7 +190,7 @@ class Sum(Weighted):
 
     def for_model(self, model: nn.Module) -> Sum:
         "The same terms for another model."
-        return Sum(*((weight, term.for_model(model)) for weight, term in self.parts()))
+        return Sum(*((weight, term.for_model(model)) for weight, term in self.addends()))
 
     @staticmethod
     def _measured(term: Term, value: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def as_sum(terms: Any) -> Sum:
 
 
 def _check_addend(term: Any) -> None:
-    if hasattr(term, "parts") and not isinstance(term, type): return
+    if hasattr(term, "addends") and not isinstance(term, type): return
     found = f"the class {term.__name__}" if isinstance(term, type) else type(term).__name__
     raise TypeError(f"a meta-loss is a sum of terms; found {found}: {WRITE}")
 
