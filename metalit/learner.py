@@ -34,9 +34,10 @@ from .tasks.task import Split, Task, Tree, check_split, check_task, leaves, mapp
 from .tasks.task import transformed
 
 # %% auto #0
-__all__ = ['NORMS', 'READS', 'LOOKED', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'first_input',
-           'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like', 'in_words', 'counted', 'check_same',
-           'Shown', 'in_mode', 'check_parts', 'Parts', 'alone_with', 'in_turn', 'Learner', 'curve', 'check_counts']
+__all__ = ['NORMS', 'READS', 'LOOKED', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'is_sharded',
+           'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like', 'in_words', 'counted',
+           'check_same', 'Shown', 'in_mode', 'check_parts', 'Parts', 'alone_with', 'in_turn', 'Learner', 'curve',
+           'check_counts']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -81,6 +82,15 @@ def check_model(model: nn.Module) -> None:
                              "put it into eval mode, if they were trained, or build it with "
                              "track_running_stats=False, or take GroupNorm, or call "
                              "torch.func.replace_all_batch_norm_modules_(model)")
+        if is_sharded(layer):
+            raise ValueError(f"{type(layer).__name__} inside of J is sharded by itself, and would "
+                             "put its own parameters where the adapted ones stand: call "
+                             "fully_shard on J as a whole, and on nothing inside of it")
+
+
+def is_sharded(layer: nn.Module) -> bool:
+    "Whether `fully_shard` has been called on this layer."
+    return any(kind.__name__ == "FSDPModule" for kind in type(layer).__mro__)
 
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

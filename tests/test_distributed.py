@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import metalit as ml
 from metalit import as_written
@@ -68,6 +69,7 @@ class Images(ml.tasks.Episodes):
 
 
 def same_for_all(prediction, y): return prediction.sum() * 0
+def lower(optimizer): return ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
 
 
 def run(folder: str, method: str = "maml", event: str = "none", steps: int = STEPS) -> ml.MetaLoss:
@@ -76,7 +78,8 @@ def run(folder: str, method: str = "maml", event: str = "none", steps: int = STE
     with joined("cpu") as device:
         meta_train(J := meta_loss(method), Images(event), steps=steps, batch_size=4,
                    checkpoint=folder, save_every=5, log_every=3, progress=False, device=device,
-                   validation=watch)
+                   validation=watch, scheduler=lower if watch else None, clip=0.5,
+                   ema=0.5 if watch else None)
     return J
 
 

@@ -25,7 +25,7 @@ ROWS = (
     "gradient.exact gradient.first_order gradient",
     "adapted learner program meta_loss methods as_written",
     "training.identity training.checkpoints training.evaluation training.processes training.memory",
-    "training.watching training.loop training",
+    "training.watching training.outer training.loop training",
     "plots",
     "data data.images data.glyphs data.omniglot",
     "judging.judge judging.recipes judging.comparison judging.runs judging",

@@ -16,7 +16,7 @@ import metalit as ml
 from metalit.training.checkpoints import Progress
 from metalit.training.watching import watched
 from metalit.widgets import training as module
-from metalit.widgets.training import picture_of, training_run
+from metalit.widgets.training import pace, picture_of, training_run
 
 TASKS = ml.tasks.Sinusoids(shots=4)
 
@@ -234,3 +234,7 @@ def test_what_cannot_be_watched_is_refused():
             training_run(small(), TASKS, **{name: 0})
     with pytest.raises(RuntimeError, match="x of shape"):
         training_run(ml.MAML(ml.models.mlp(3, 1), F.mse_loss), TASKS)
+
+
+def test_batches_of_their_own_size_are_counted_in_steps():
+    assert pace(10, 0, 4, 2.0) == ", 20 tasks/s" and pace(10, 0, 0, 2.0) == ", 5 steps/s"

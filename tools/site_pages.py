@@ -21,7 +21,8 @@ CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(!?\[[^\]]*\]\([^)]*\))")
 # The parts of the book: the folder of each, and its name.
 PARTS = {"1_idea": "The idea", "2_trial": "The article on trial", "3_choices": "The seven choices",
-         "4_judgement": "Judgement", "5_images": "Images", "7_workshop": "The workshop",
+         "4_judgement": "Judgement", "5_images": "Images",
+         "6_yours": "Your model, your data", "7_workshop": "The workshop",
          "8_figures": "Live figures", "9_rooms": "The rooms"}
 
 

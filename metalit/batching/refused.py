@@ -161,7 +161,9 @@ MEANING = {
     "is not possible because there exists": "it writes what belongs to one task into what all "
                                             "share",
     "would mutate a captured Tensor": "it writes to a tensor that it holds, a buffer say",
-    "escaped from inside a function": "it holds a tensor of an earlier call"}
+    "escaped from inside a function": "it holds a tensor of an earlier call",
+    "Tensor that doesn't have storage": "it reads the memory of a tensor; if it is a "
+                                        "DistributedDataParallel, put J into one, not the model"}
 
 
 def explained(error: Exception) -> ValueError | None:

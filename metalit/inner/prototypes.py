@@ -74,7 +74,10 @@ def head_of_means(predict: Predict, theta: Params, support: Split, head: str,
     # With the identity for a head the model's output is what the head sees.
     bare = {weight: torch.eye(width).to(like), bias: torch.zeros(width).to(like)}
     means = class_means(predict(theta | bare, support.x), support.y, ways)
-    return {weight: 2 * means, bias: -(means ** 2).sum(1)}
+    made = {weight: 2 * means, bias: -(means ** 2).sum(1)}
+    # Plus the sum of no numbers of its own: a parameter of θ gets a gradient of zeros, not None.
+    return {name: value + theta[name][:0].sum() if name in theta else value
+            for name, value in made.items()}
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #9d5fb92d
 class Prototypes(SGD):

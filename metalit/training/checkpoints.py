@@ -38,9 +38,10 @@ from metalit.training.identity import (
 
 # %% auto #0
 __all__ = ['PART', 'SEAL', 'Row', 'FILES', 'NAMES', 'OLDER', 'SWEPT', 'DivergedError', 'CheckpointError', 'write_whole',
-           'save_checkpoint', 'check_finite', 'sealed', 'load_checkpoint', 'set_parameters', 'read_checkpoint',
-           'check_whole', 'check_same_parameters', 'Progress', 'Folder', 'Checkpoints', 'take_over', 'without',
-           'check_same_run', 'apart', 'listed', 'check_free', 'parameters_file', 'write_table', 'Lock', 'locked']
+           'save_checkpoint', 'check_finite', 'sealed', 'frozen_in', 'state_of', 'load_checkpoint', 'set_parameters',
+           'read_checkpoint', 'check_whole', 'check_same_parameters', 'Progress', 'Folder', 'Checkpoints', 'take_over',
+           'without', 'check_same_run', 'apart', 'listed', 'check_free', 'parameters_file', 'write_table', 'Lock',
+           'locked']
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #47e2a1be
 class DivergedError(ArithmeticError):
@@ -91,12 +92,10 @@ def save_checkpoint(path: str | Path, J: nn.Module, *, trainable_only: bool = Fa
     Example: `save_checkpoint("model.pt", J)`.
     """
     check_finite(J, f"; an older {Path(path).name} is kept")
-    base = {name: tensor_words(p) for name, p in J.named_parameters(remove_duplicate=False)
-            if trainable_only and not p.requires_grad}
-    kept = {name: value for name, value in J.state_dict().items() if name not in base}
+    base = {name: tensor_words(p) for name, p in frozen_in(J).items() if trainable_only}
     buffer = io.BytesIO()
-    state = {"metalit": 2, "version": library_version(), "J": kept, "base": base,
-             "numbers": numbers_of(J)}
+    state = {"metalit": 2, "version": library_version(), "J": state_of(J, trainable_only),
+             "base": base, "numbers": numbers_of(J)}
     torch.save(state | extra, buffer)
     write_whole(Path(path), sealed(buffer.getvalue()))
 
@@ -112,6 +111,18 @@ def sealed(archive: bytes) -> bytes:
     "A zip archive without a comment, with its SHA-256 as the comment: PyTorch reads it as before."
     seal = SEAL + hashlib.sha256(archive).hexdigest().encode()
     return archive[:-2] + len(seal).to_bytes(2, "little") + seal
+
+# %% ../../nbs/7_workshop/67_checkpoints.ipynb #67a0000a
+def frozen_in(J: nn.Module) -> dict[str, Tensor]:
+    "The frozen parameters of J, by all of their names."
+    named = J.named_parameters(remove_duplicate=False)
+    return {name: p for name, p in named if not p.requires_grad}
+
+
+def state_of(J: nn.Module, trainable_only: bool) -> dict[str, Any]:
+    "The state of J; with `trainable_only` frozen parameters are left out."
+    frozen = frozen_in(J) if trainable_only else {}
+    return {name: value for name, value in J.state_dict().items() if name not in frozen}
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #698041fc
 def load_checkpoint(path: str | Path, J: nn.Module) -> dict[str, Any]:
@@ -231,10 +242,12 @@ class Folder:
 
     def __init__(self, folder: str | Path, J: nn.Module, optimizer: torch.optim.Optimizer,
                  settings: dict[str, Any], scheduler: Any = None, *, lock: Lock | None = None,
-                 allow: Collection[str] = (), trainable_only: bool = False):
+                 allow: Collection[str] = (), trainable_only: bool = False,
+                 descends: nn.Module | None = None):
         self.folder, self.J, self.optimizer, self.settings = Path(folder), J, optimizer, settings
         self.scheduler, self.path, self.lock = scheduler, Path(folder) / FILES[0], lock
         self.allow, self.trainable_only = frozenset(allow), trainable_only
+        self.descends = descends
 
     def read(self, resume: bool = True) -> dict[str, Any] | None:
         "What the checkpoint holds, if this run may go on from it; None where a new one may begin."
@@ -257,6 +270,13 @@ class Folder:
         save_checkpoint(path, self.J, trainable_only=self.trainable_only, run=self.run,
                         settings=self.settings, progress=vars(progress), **more)
 
+    def _write_all(self, progress: Progress) -> None:
+        more = {} if self.descends is None else \
+            {"descends": state_of(self.descends, self.trainable_only)}
+        self._write(self.path, progress, optimizer=self.optimizer.state_dict(),
+                    scheduler=self.scheduler.state_dict() if self.scheduler else {},
+                    random=random_state(), **more)
+
     def _write_tables(self, progress: Progress) -> None:
         write_table(self.folder / "log.csv", progress.log, ["step", "meta_loss", "seconds"])
         if progress.validation: write_table(self.folder / "validation.csv", progress.validation)
@@ -268,15 +288,18 @@ class Checkpoints(Folder):
 
     `checkpoint.pt`, and `log.csv` and `validation.csv` made from it; `best.pt` beside them.
     `allow` names settings that may differ from those of the run that is found. With
-    `trainable_only` frozen parameters are left out.
+    `trainable_only` frozen parameters are left out. `descends` is what takes the steps, where J is
+    an average of it.
 
     Several processes may read it; the one that holds its `lock` (see `locked`) writes.
 
     Raises `CheckpointError` where the lock is lost, `OSError` where a file cannot be written.
     """
     def restore(self, state: dict[str, Any]) -> Progress:
-        "Set J, optimizer, scheduler and random state to where the run stopped."
-        set_parameters(state, self.J)
+        "Set J, what descends, optimizer, scheduler and random state to where the run stopped."
+        descended = state | {"J": state.get("descends", state["J"])}
+        set_parameters(descended if self.descends is None else state, self.J)
+        if self.descends is not None: set_parameters(descended, self.descends)
         before, progress = [dict(group) for group in self.optimizer.param_groups], state["progress"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler:
@@ -309,10 +332,6 @@ class Checkpoints(Folder):
         self.check_lock()
         self._write(self.folder / "best.pt", progress)
 
-    def _write_all(self, progress: Progress) -> None:
-        self._write(self.path, progress, optimizer=self.optimizer.state_dict(),
-                    scheduler=self.scheduler.state_dict() if self.scheduler else {},
-                    random=random_state())
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #67a00005
 def take_over(optimizer: torch.optim.Optimizer, new: list[dict[str, Any]],

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import RandomSampler, SequentialSampler
 
 from ..inner.masked import Masked
 from ..inner.prototypes import Prototypes
@@ -137,7 +138,8 @@ FOUND_OUT = {Scheduled: {"named"}, Parts: {"frozen"}, MetaLoss: {"_compiled"},
              Masked: {"head", "names"},
              Prototypes: {"head", "shape", "has_met"},
              LRScheduler: {"optimizer", "last_epoch", "_step_count", "_last_lr", "_is_initial",
-                           "_get_lr_called_within_step"}}
+                           "_get_lr_called_within_step"},
+             RandomSampler: {"data_source"}, SequentialSampler: {"data_source"}}
 OF_EVERY_MODULE = set(vars(nn.Module()))
 
 
@@ -513,4 +515,5 @@ def named_by(place: str, names: Collection[str]) -> bool:
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a0001e
 MAY_DIFFER = frozenset({"device", "compiled", "processes", "log_every", "J.chunk_size",
                         "J.batching", "optimizer.fused", "optimizer.foreach",
-                        "validation.patience", "validation.batch_size", "versions"})
+                        "validation.patience", "validation.batch_size", "versions",
+                        "tasks.identity.num_workers"})

@@ -10,8 +10,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from metalit.training.checkpoints import (
 )
 from .evaluation import Validation, own_random_numbers
 from .identity import settings_of
+from .outer import Around, Batches, Stepper, batches_of
 from metalit.training.processes import (
     LostProcessError,
     check_compiled,
@@ -45,7 +47,7 @@ from metalit.training.processes import (
     summed,
     team,
 )
-from .watching import Bar, Board, Looks, Watcher, watched
+from .watching import Bar, Board, Looks, Watcher, as_watcher, watched
 
 # %% auto #0
 __all__ = ['Maker', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'meta_step', 'tried', 'descend',
@@ -106,10 +108,14 @@ def make_optimizer(optimizer: torch.optim.Optimizer | Maker | None,
                    J: MetaLoss) -> torch.optim.Optimizer:
     "The optimizer itself, what a function makes of J's parameters, or Adam with lr=1e-3."
     if optimizer is None: return torch.optim.Adam(J.parameters(), lr=1e-3)
-    if isinstance(optimizer, torch.optim.Optimizer): return optimizer
-    if callable(optimizer): return optimizer(J.parameters())
-    raise TypeError(f"optimizer={optimizer!r}: give a torch optimizer, or a function from "
-                    "parameters to one, such as partial(torch.optim.SGD, lr=0.1)")
+    if not callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer={optimizer!r}: give a torch optimizer, or a function from "
+                        "parameters to one, such as partial(torch.optim.SGD, lr=0.1)")
+    made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(J.parameters())
+    if isinstance(made, torch.optim.LBFGS):
+        raise TypeError("LBFGS asks for J several times in a step, with a closure: write the loop "
+                        "yourself, optimizer.step(closure) for each batch")
+    return made
 
 # %% ../../nbs/7_workshop/64_training.ipynb #64a00001
 @contextlib.contextmanager
@@ -129,11 +135,12 @@ def meta_loss(run: Setup, together: torch.nn.Module, batch: Task,
               step: int) -> tuple[torch.Tensor, float]:
     "The meta-loss of a step's tasks, with its graph, and as the number that a team agrees on."
     dtype, of = next(run.J.parameters()).dtype, run.team
-    run.J.at(step, run.plan.steps)
+    for each in (run.J, run.kept): each.at(step, run.plan.steps)
+    check_divisible(run.J, batch.batch_size, of.size)
     task = share(batch, of).to(device=run.device, dtype=dtype)
     seed_step(run.plan.seed, step, of)
     run.optimizer.zero_grad()
-    with lost_process(): loss = together(task)
+    with lost_process(), run.around.precision(run.device): loss = together(task)
     value = summed(loss.item())[0] / of.size
     if not math.isfinite(value):
         check_task(task)
@@ -147,23 +154,23 @@ def meta_step(run: Setup, together: torch.nn.Module, batch: Task, step: int) -> 
     "One step of the outer loop; returns the meta-loss before it."
     loss, value = meta_loss(run, together, batch, step)
     with lost_process(): loss.backward()
-    run.optimizer.step()
-    if run.schedule: run.schedule.step()
+    run.descended(step)
     return value
 
-def tried(run: Setup) -> None:
-    "The first meta-loss and its gradient, for the errors that they may raise; nothing changes."
-    batch = next(iter(run.tasks.stream(run.plan.batch_size, 1, run.plan.seed)))
+
+def tried(run: Setup, batches: Iterator[Task]) -> Iterator[Task]:
+    "The batches, after the first meta-loss and its gradient, for the errors that they may raise."
     with own_random_numbers(run.plan.seed, run.device):
+        batch = next(batches)
         try: meta_loss(run, run.J, batch, 0)[0].backward()
         finally: run.optimizer.zero_grad()
+    return chain([batch], batches)
 
 # %% ../../nbs/7_workshop/64_training.ipynb #aee06eab
-def descend(run: Setup, start: int) -> Iterator[tuple[float, float]]:
+def descend(run: Setup, start: int, batches: Iterator[Task]) -> Iterator[tuple[float, float]]:
     "The outer loop. Yields the meta-loss of each step and the seconds it took."
-    plan, together = run.plan, parallel(run.J)
-    batches = run.tasks.stream(plan.batch_size, plan.steps, plan.seed, start)
-    for step in range(start, plan.steps):
+    together = parallel(run.J)
+    for step in range(start, run.plan.steps):
         begin = time.perf_counter()
         value = meta_step(run, together, next(batches), step)
         yield value, time.perf_counter() - begin
@@ -173,7 +180,7 @@ def descend(run: Setup, start: int) -> Iterator[tuple[float, float]]:
 class Plan:
     "How long a run is, how large its steps are, how often it is written down."
     steps: int
-    batch_size: int = 25
+    batch_size: int | None = 25                              # None: as they come
     seed: int = 0
     save_every: int = 1000
     log_every: int = 100
@@ -181,43 +188,44 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name, least in {"steps": 0, "batch_size": 1, "save_every": 1, "log_every": 1}.items():
-            if whole(value := getattr(self, name)) < least:
+            if (value := getattr(self, name)) is None and name == "batch_size": continue
+            if whole(value) < least:
                 raise ValueError(f"{name}={value!r}: a whole number, {least} or more, is needed")
         if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
             raise ValueError(f"max_minutes={self.max_minutes}: a finite number above 0 is needed; "
                              "leave it out for no limit")
 
 # %% ../../nbs/7_workshop/64_training.ipynb #20b078ac
-class Setup:
-    "What a run needs: J, its tasks, its optimizer, its files, and who looks on."
+class Setup(Stepper):
+    "What a run needs: J, its tasks, what takes a step, its files, and who looks on."
     files: Checkpoints | None = None
     resume = False
 
-    def __init__(self, J: MetaLoss, tasks: Family, plan: Plan, device: torch.device,
-                 validation: Validation | None, compiles: bool = False):
-        self.J, self.tasks, self.plan, self.compiles = J, tasks, plan, compiles
-        self.device, self.validation, self.team = device, validation, team()
-
-    def descends_with(self, optimizer: torch.optim.Optimizer | Maker | None,
-                      scheduler: Callable[..., Any] | None) -> None:
-        "What steps with the gradients, and what changes its step size."
-        self.optimizer = make_optimizer(optimizer, self.J)
-        self.schedule = scheduler(self.optimizer) if scheduler else None
+    def __init__(self, J: MetaLoss, tasks: Family | Batches, plan: Plan, device: torch.device,
+                 validation: Validation | None, around: Around, compiles: bool = False):
+        super().__init__(J, around, validation)
+        self.tasks, self.plan, self.compiles = tasks, plan, compiles
+        self.device, self.team = device, team()
+        check_divisible(J, plan.batch_size or 0, self.team.size)
+        check_compiled(J, compiles or J.is_compiled, self.team.size)
 
     def kept_in(self, folder: str | Path, resume: bool, lock: Lock | None, **options: Any) -> None:
         "The folder that the run is written to, and may go on from."
         plan, compiled = self.plan, self.compiles or self.J.is_compiled
+        if resume and isinstance(self.tasks, Batches): self.tasks.check_again()
         settings = settings_of(self.J, self.optimizer, self.schedule, plan.steps, seed=plan.seed,
                                batch_size=plan.batch_size, log_every=plan.log_every,
                                tasks=self.tasks, validation=self.validation, compiled=compiled,
-                               device=self.device.type, processes=self.team.size)
-        self.files = Checkpoints(folder, self.J, self.optimizer, settings, self.schedule,
-                                 lock=lock, **options)
+                               device=self.device.type, processes=self.team.size,
+                               **vars(self.around))
+        self.files = Checkpoints(folder, self.kept, self.optimizer, settings, self.schedule,
+                                 lock=lock, descends=self.J if self.average else None, **options)
         self.resume = resume
 
     def placed(self) -> None:
         "J and its tasks on the device; J compiled, where it is to be."
         self.J, self.tasks = self.J.to(self.device), self.tasks.to(self.device)
+        if self.average is not None: self.average.to(self.device)
         if self.compiles: self.J.compile()
 
     @property
@@ -228,7 +236,7 @@ class Setup:
     def watchers(self, tensorboard: bool, progress: bool, more: list[Watcher]) -> list[Watcher]:
         "Who looks on, in this order; in a team, by rank 0 alone."
         if self.team.rank: return []
-        looks = [Looks(self.validation, self.J, self.writes)] if self.validation else []
+        looks = [Looks(self.validation, self.kept, self.writes)] if self.validation else []
         board = [Board(self.writes.folder, self.optimizer)] if tensorboard and self.writes else []
         return [*looks, *board, *([Bar()] if progress else []), *more]
 
@@ -256,16 +264,22 @@ class OuterLoop(Setup):
             asked_to_stop = stack.enter_context(stop_requested())
             if self.team.size > 1: stack.enter_context(launched())
             self.placed()
-            if self.files and saved is None and self.plan.steps: tried(self)
+            batches = self._batches(saved["progress"]["step"] if saved else 0)
+            if self.files and saved is None and self.plan.steps: batches = tried(self, batches)
             stack.enter_context(own_random_numbers(self.plan.seed, self.device))
             state = self.files.restore(saved) if self.files and saved else Progress()
             late = any(value > 0 for value in summed(self._over(state)))
             by = self.watchers(tensorboard, progress, watchers)
             if self.writes and saved is None: self.writes.begin(state)
-            stack.enter_context(watched(by, state, self.plan.steps, self.plan.batch_size))
-            if not late: self._descend(state, by, asked_to_stop)
+            stack.callback(self.hand_over)
+            stack.enter_context(watched(by, state, self.plan.steps, self.plan.batch_size or 0))
+            if not late: self._descend(state, batches, by, asked_to_stop)
             check_finite(self.J, f" after step {state.step}")
         return state.log
+
+    def _batches(self, start: int) -> Iterator[Task]:
+        plan = self.plan
+        return iter(self.tasks.stream(plan.batch_size or 0, plan.steps, plan.seed, start))
 
     def _over(self, state: Progress) -> bool:
         "Whether the budget or the patience is used up."
@@ -273,14 +287,15 @@ class OuterLoop(Setup):
         late = minutes is not None and state.seconds >= 60 * minutes
         return late or (self.validation is not None and self.validation.exhausted(state))
 
-    def _descend(self, state: Progress, by: list[Watcher],
+    def _descend(self, state: Progress, batches: Iterator[Task], by: list[Watcher],
                  asked_to_stop: Callable[[], bool]) -> None:
         "Step by step: record, let others look, save where it is due."
         plan, writes = self.plan, self.writes
         try:
-            for loss, seconds in descend(self, state.step):
+            for loss, seconds in descend(self, state.step, batches):
                 state.record(loss, seconds, plan.log_every)
                 for watcher in by: watcher.step(loss)
+                self.looked(state)
                 stop, ended = (n > 0 for n in summed(asked_to_stop(), self._over(state)))
                 due = state.step % plan.save_every == 0 or state.step == plan.steps
                 if writes and (due or stop or ended): writes.save(state)
@@ -291,53 +306,53 @@ class OuterLoop(Setup):
             raise
 
 # %% ../../nbs/7_workshop/64_training.ipynb #1a946cb4
-def meta_train(J: MetaLoss, tasks: Family, *, steps: int, batch_size: int = 25,
-               optimizer: torch.optim.Optimizer | Maker | None = None,
-               scheduler: Callable[..., Any] | None = None, seed: int = 0,
+def meta_train(J: MetaLoss, tasks: Family | Iterable[Any], *, steps: int,
+               batch_size: int | None = None, seed: int = 0, clip: float | None = None,
+               optimizer: torch.optim.Optimizer | Maker | None = None, ema: float | None = None,
+               scheduler: Callable[..., Any] | None = None, autocast: torch.dtype | None = None,
                device: str | torch.device = "auto", checkpoint: str | Path | None = None,
                resume: bool = True, compile: bool = False, validation: Validation | None = None,
                max_minutes: float | None = None, tensorboard: bool = False, progress: bool = True,
-               save_every: int = 1000, log_every: int = 100, watch: Watcher | None = None,
-               allow: Collection[str] = (), trainable_only: bool = False) -> list[Row]:
+               save_every: int = 1000, log_every: int = 100, allow: Collection[str] = (),
+               trainable_only: bool = False,
+               watch: Watcher | Callable[[float], Any] | None = None) -> list[Row]:
     """Descend J over `steps` batches of tasks; returns the log: step, mean meta-loss, seconds.
 
+    `tasks`: a family, which draws `batch_size` of them, 25 by default; or batches (see `Batches`).
     `optimizer`: a torch optimizer over `J.parameters()`, or a function that makes one; default
     Adam, lr=1e-3, as Finn et al. (2017). `scheduler`: a function that makes a learning-rate
-    scheduler of it. Numbers of J with a schedule follow theirs. `seed` fixes tasks and dropout.
-    `device`: a name, or "auto". `compile`: `J.compile()` first. `validation`: see `Validation`.
-    `max_minutes`: a budget; the run ends, saved, with the step that uses it up. `watch`: see
-    `Watcher`.
+    scheduler of it. `clip`, `ema`, `autocast`: the largest length of a gradient, an average that J
+    ends as, half precision (see `Around`). Numbers of J with a schedule follow theirs. `seed` fixes
+    tasks and dropout. `device`: a name, or "auto". `compile`: `J.compile()` first. `validation`:
+    see `Validation`. `max_minutes`: a budget; the run ends, saved, with the step that uses it up.
+    `watch`: a `Watcher`, or a function that is told each meta-loss.
 
-    `checkpoint`: the folder of the run. Every `save_every` steps, at the end, and on Ctrl-C, all
-    that the run is goes into `checkpoint.pt`, whole or not at all, and the log into `log.csv`. With
-    `resume` a run that is found there goes on, and gives bit for bit what an uninterrupted one
-    gives; without, it is replaced. `allow` names settings that may differ from those of that run,
-    such as `{"optimizer.lr"}` (see `metalit.training.identity`). `trainable_only` leaves frozen
-    parameters out of the files. With `validation` the best parameters are in `best.pt`, with
-    `tensorboard` the log goes into files for TensorBoard, too. In a team of processes (see
-    `metalit.training.processes`) each works on its share of every batch; rank 0 keeps the files.
+    `checkpoint`: the folder of the run. Every `save_every` steps, at the end, and on Ctrl-C, all of
+    the run goes into `checkpoint.pt`, and the log into `log.csv`. With `resume` a run that is found
+    there goes on, bit for bit as an uninterrupted one; without, it is replaced. `allow` names what
+    may differ from that run, such as `{"optimizer.lr"}` (see `metalit.training.identity`).
+    `trainable_only` leaves frozen parameters out. With `validation` the best are in `best.pt`. In a
+    team (see `metalit.training.processes`) each process works on its share; rank 0 keeps the files.
 
-    Raises `DivergedError`, naming the step, where the meta-loss or, at the end, a parameter is not
-    finite, `CheckpointError` where the folder holds another run or another process writes to it,
-    `OSError` where it cannot be written, `LostProcessError` where a process of the team ends,
-    `ValueError` for counts below one, unknown devices, and, with `checkpoint`, a lambda that does
-    not say what it is.
+    Raises `DivergedError`, naming the step, for numbers that are not finite, `CheckpointError` for
+    a folder of another run or one that is in use, `OSError` where it cannot be written,
+    `LostProcessError` where a process ends, `ValueError` for wrong counts, devices, batches that
+    end too early, and, with `checkpoint`, a lambda that does not say what it is.
 
     Example: `log = meta_train(J, ml.tasks.Sinusoids(shots=5), steps=2000, checkpoint="runs/maml")`.
     """
-    plan = Plan(steps, batch_size, seed, save_every, log_every, max_minutes)
+    given, batch_size = batches_of(tasks, batch_size)
+    around = Around(clip, ema, autocast)
+    plan, by = Plan(steps, batch_size, seed, save_every, log_every, max_minutes), as_watcher(watch)
     if tensorboard and checkpoint is None:
         raise ValueError("tensorboard=True needs the folder of a run: checkpoint=…")
     with contextlib.ExitStack() as stack:
-        lock = None
-        if checkpoint is not None and team().rank == 0:
-            lock = stack.enter_context(locked(checkpoint))
-        check_divisible(J, batch_size, team().size)
-        check_compiled(J, compile or J.is_compiled, team().size)
-        run = OuterLoop(J, tasks, plan, pick_device(device), validation, compile)
+        keeps = checkpoint if team().rank == 0 else None
+        lock = None if keeps is None else stack.enter_context(locked(keeps))
+        run = OuterLoop(J, given, plan, pick_device(device), validation, around, compile)
         with given_back(optimizer):
-            run.descends_with(optimizer, scheduler)
+            run.descends_with(make_optimizer(optimizer, J), scheduler)
             if checkpoint is not None:
                 run.kept_in(checkpoint, resume, lock, allow=allow, trainable_only=trainable_only)
             saved = found(run)
-        return run.go(saved, tensorboard, progress, [watch] if watch else [])
+        return run.go(saved, tensorboard, progress, [by])

@@ -191,8 +191,7 @@ def parallel(J: MetaLoss) -> nn.Module:
 
     For a team of one, J itself.
 
-    All steps must use the same parameters (`static_graph`); some may be used by none, as the head
-    of a ProtoNet.
+    All steps must use the same parameters (`static_graph`); some may be used by none.
 
     Raises `ValueError` for a compiled J whose pooling or terms look at all tasks.
     """

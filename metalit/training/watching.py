@@ -18,15 +18,15 @@ from .checkpoints import Checkpoints, Progress, Row
 from .evaluation import Validation
 
 # %% auto #0
-__all__ = ['Watcher', 'watched', 'end_of', 'Bar', 'Board', 'Looks']
+__all__ = ['Watcher', 'Teller', 'as_watcher', 'watched', 'end_of', 'Bar', 'Board', 'Looks']
 
 # %% ../../nbs/7_workshop/66_watching.ipynb #9d6ee6e9
 class Watcher:
     """Something that looks on while a model trains: override what you want to hear of.
 
     `begin` is told where the run stands (it grows as the run goes on), its last step and its batch
-    size; `step` the meta-loss of each meta-step, after it; `end` how the run ended: None, or the
-    error that ended it.
+    size (0 where batches have sizes of their own); `step` the meta-loss of each meta-step, after
+    it; `end` how the run ended: None, or the error that ended it.
 
     Example: `ml.meta_train(J, tasks, steps=2, watch=Printer())`, with
     `class Printer(Watcher): step = lambda self, loss: print(loss)`.
@@ -39,6 +39,31 @@ class Watcher:
 
     def end(self, error: BaseException | None) -> None:
         "The run ends."
+
+# %% ../../nbs/7_workshop/66_watching.ipynb #67e7d182
+class Teller(Watcher):
+    "Passes the meta-loss of each step on to a function."
+    def __init__(self, tell: Callable[[float], Any]):
+        self.tell = tell
+
+    def step(self, loss: float) -> None:
+        "Tell it."
+        self.tell(loss)
+
+
+def as_watcher(watch: Any) -> Watcher:
+    """A watcher as it is; of a function, one that tells it the meta-loss; of None, an idle one.
+
+    Raises `TypeError` for anything else.
+
+    Example: `as_watcher(print)`.
+    """
+    if watch is None: return Watcher()
+    if not isinstance(watch, type):
+        if all(hasattr(watch, name) for name in ("begin", "step", "end")): return watch
+        if callable(watch): return Teller(watch)
+    raise TypeError(f"watch={watch!r}: give a Watcher, or a function that is told the meta-loss of "
+                    "each step")
 
 # %% ../../nbs/7_workshop/66_watching.ipynb #fa23159b
 @contextlib.contextmanager

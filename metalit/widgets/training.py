@@ -68,6 +68,7 @@ def pace(step: int, steps: int, batch_size: int, seconds: float) -> str:
     "Tasks per second and time left, after `step` steps of this sitting; `steps` are still to come."
     if step == 0 or seconds <= 0: return ""
     left = f", {duration(steps * seconds / step)} left" if steps else ""
+    if not batch_size: return f", {step / seconds:.0f} steps/s{left}"    # batches as they come
     return f", {step * batch_size / seconds:.0f} tasks/s{left}"
 
 # %% ../../nbs/8_figures/85_training_figure.ipynb #d0b0a30b
