@@ -384,3 +384,10 @@ def test_settings_are_written_with_the_run_and_not_before(tmp_path):
     assert "holds best.pt, but no checkpoint" in metalit("train", "sinusoids", "--steps", 2,
                                                          "--out", tmp_path, code=1)
     assert snapshot(tmp_path) == {Path("best.pt"): b"mine"}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
+    path = tmp_path / "one"
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(CheckpointError, match="is no file"): ml.load_checkpoint(path, maml())

@@ -171,6 +171,8 @@ def check_whole(path: Path) -> None:
 
     That is a zip archive whose checksums and seal hold.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file: it is a folder, a pipe or a device")
     content = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
