@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
-           'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm', 'Triplet',
-           'Contrast', 'Pooling', 'Mean', 'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder', 'Learner', 'TaskLoss',
-           'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
-           'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate',
-           'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError',
-           'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
+           'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm',
+           'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder',
+           'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML',
+           'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation',
+           'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
+           'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -62,6 +62,7 @@ from .tasks.family import Family
 from .tasks.task import Split, Task
 from .terms.contrast import Contrast, Triplet
 from .terms.distance import ParameterDistance
+from .terms.every_step import EveryStep
 from .terms.query import QueryLoss
 from .terms.sharpness import GradientNorm
 from .terms.term import Path, Sum, Term
@@ -77,8 +78,8 @@ from .training.watching import Watcher
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
          Masked, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm,
-         Triplet, Contrast, Pooling, Mean, Tail, Tilted, Worst, Exact, FirstOrder, Learner,
-         TaskLoss, MetaLoss, MAML,
+         EveryStep, Triplet, Contrast, Pooling, Mean, Tail, Tilted, Worst, Exact, FirstOrder,
+         Learner, TaskLoss, MetaLoss, MAML,
          FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
          CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,
          accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,

@@ -20,7 +20,7 @@ ROWS = (
     "inner.walk inner.momentum inner.rates inner.sgd inner.adam inner.sam inner.masked",
     "inner.preconditioned",
     "inner.prototypes inner",
-    "terms.term terms.query terms.distance terms.contrast terms.sharpness terms",
+    "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness terms",
     "pooling.mean pooling.tail pooling",
     "gradient.exact gradient.first_order gradient",
     "adapted learner program meta_loss methods as_written",
