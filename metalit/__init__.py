@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
-           'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm',
+           'Proximal', 'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm',
            'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder',
            'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML',
            'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation',
@@ -30,6 +30,7 @@ from .inner.adam import Adam
 from .inner.masked import Context, Masked
 from .inner.preconditioned import Diagonal, Kronecker, Preconditioned
 from .inner.prototypes import Prototypes
+from .inner.proximal import Proximal
 from .inner.sam import SAM
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop
@@ -77,9 +78,9 @@ from .training.watching import Watcher
 # %% ../nbs/99_api.ipynb #534543a9
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
-         Masked, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm,
-         EveryStep, Triplet, Contrast, Pooling, Mean, Tail, Tilted, Worst, Exact, FirstOrder,
-         Learner, TaskLoss, MetaLoss, MAML,
+         Masked, Proximal, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance,
+         GradientNorm, EveryStep, Triplet, Contrast, Pooling, Mean, Tail, Tilted, Worst, Exact,
+         FirstOrder, Learner, TaskLoss, MetaLoss, MAML,
          FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
          CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,
          accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InnerLoop', 'Walk', 'SGD', 'Adam', 'SAM', 'Context', 'Masked', 'Kronecker', 'Diagonal', 'Preconditioned',
-           'Prototypes', 'Push', 'Rates']
+           'Prototypes', 'Proximal', 'Push', 'Rates']
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #9b84d29c
 from .adam import Adam
@@ -12,6 +12,7 @@ from .masked import Context, Masked
 from .momentum import Push
 from .preconditioned import Diagonal, Kronecker, Preconditioned
 from .prototypes import Prototypes
+from .proximal import Proximal
 from .rates import Rates
 from .sam import SAM
 from .sgd import SGD
@@ -19,4 +20,4 @@ from .walk import InnerLoop, Walk
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #e143e233
 _all_ = [InnerLoop, Walk, SGD, Adam, SAM, Context, Masked, Kronecker, Diagonal,
-         Preconditioned, Prototypes, Push, Rates]
+         Preconditioned, Prototypes, Proximal, Push, Rates]
