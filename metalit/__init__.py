@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
-           'Proximal', 'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm',
-           'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder',
-           'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML',
-           'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation',
-           'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
-           'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
+           'Proximal', 'Sign', 'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance',
+           'GradientNorm', 'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'Tail', 'Tilted', 'Worst', 'Exact',
+           'FirstOrder', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML',
+           'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train',
+           'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint',
+           'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -33,6 +33,7 @@ from .inner.prototypes import Prototypes
 from .inner.proximal import Proximal
 from .inner.sam import SAM
 from .inner.sgd import SGD
+from .inner.sign import Sign
 from .inner.walk import InnerLoop
 from .judging.comparison import compare
 from .judging.judge import judge
@@ -78,7 +79,7 @@ from .training.watching import Watcher
 # %% ../nbs/99_api.ipynb #534543a9
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
-         Masked, Proximal, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance,
+         Masked, Proximal, Sign, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance,
          GradientNorm, EveryStep, Triplet, Contrast, Pooling, Mean, Tail, Tilted, Worst, Exact,
          FirstOrder, Learner, TaskLoss, MetaLoss, MAML,
          FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,

@@ -18,7 +18,7 @@ ROWS = (
     "batching.attention batching.plain batching.refused batching.chunks batching.compiled batching",
     "losses",
     "inner.walk inner.momentum inner.rates inner.sgd inner.adam inner.sam inner.masked",
-    "inner.proximal inner.preconditioned",
+    "inner.proximal inner.sign inner.preconditioned",
     "inner.prototypes inner",
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness terms",
     "pooling.mean pooling.tail pooling",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InnerLoop', 'Walk', 'SGD', 'Adam', 'SAM', 'Context', 'Masked', 'Kronecker', 'Diagonal', 'Preconditioned',
-           'Prototypes', 'Proximal', 'Push', 'Rates']
+           'Prototypes', 'Proximal', 'Push', 'Rates', 'Sign']
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #9b84d29c
 from .adam import Adam
@@ -16,8 +16,9 @@ from .proximal import Proximal
 from .rates import Rates
 from .sam import SAM
 from .sgd import SGD
+from .sign import Sign
 from .walk import InnerLoop, Walk
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #e143e233
 _all_ = [InnerLoop, Walk, SGD, Adam, SAM, Context, Masked, Kronecker, Diagonal,
-         Preconditioned, Prototypes, Proximal, Push, Rates]
+         Preconditioned, Prototypes, Proximal, Push, Rates, Sign]
