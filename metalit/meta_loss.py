@@ -19,6 +19,7 @@ from .batching.plain import traceable
 from .batching.refused import check_twice
 from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
+from .gradient.mixed import MixedMode
 from .inner.walk import InnerLoop, Walk
 from .learner import Learner, alone_with, check_learns, in_turn, in_words
 from .losses import Loss, check_judge
@@ -118,7 +119,8 @@ class MetaLoss(Choices):
 
         `options` are those of `torch.compile`. A C++ compiler is needed. A compiled J can be
         differentiated once only, by its parameters only; a copy or a pickle of it is not compiled.
-        Raises `ValueError` for a J with `chunk_size`, or one that takes its tasks by a loop.
+        Raises `ValueError` for a J with `chunk_size`, one that takes its tasks by a loop, or one
+        with `MixedMode`.
         """
         self._compiled = compiled(self, **options)
 
@@ -260,6 +262,10 @@ def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
     if J.batching != "vmap":
         raise ValueError(f"batching={J.batching!r} runs one task after another, which is no single "
                          "graph: use batching='vmap', or do not compile J")
+    if isinstance(J.gradient, MixedMode):
+        raise ValueError("gradient=ml.MixedMode() derives forwards, which is no part of a compiled "
+                         "graph: do not compile J, or take gradient=ml.Exact(), whose gradient is "
+                         "the same")
     from metalit.batching.compiled import one_graph  # loads the compiler, which few programs need
     calls, around = Calls(J, J._value), traceable(J.model, partial(lifted, J))
 
