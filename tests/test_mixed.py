@@ -134,7 +134,8 @@ def test_data_that_ask_for_a_gradient_get_theirs(small_net, sines):
 
 @pytest.mark.parametrize("loss", [
     F.huber_loss, nn.HuberLoss(delta=0.2), nn.MSELoss(reduction="sum"), nn.SmoothL1Loss(),
-    lambda p, y: nn.HuberLoss(reduction="none")(p, y).sum()], ids=["huber", "narrow", "sum", "smooth", "own"])
+    lambda p, y: nn.HuberLoss(reduction="none")(p, y).sum()],
+    ids=["huber", "narrow", "sum", "smooth", "own"])
 def test_losses_that_pytorch_cannot_derive_forwards(loss, small_net, sines):
     assert off(*both(small_net, loss, sines, lambda: ml.SGD(0.02, 2))) < 1e-13
 
