@@ -173,7 +173,7 @@ def test_runs_agree_with_training_by_hand(tmp_path):
 
 class Interrupting(ml.tasks.Sinusoids):
     "Presses Ctrl-C before the n-th batch."
-    left = 12  # the first looks whether the tasks have classes; each run tries its first batch
+    left = 10  # the first looks whether the tasks have classes
     at_once = 1
 
     def identity(self): return repr(self)
