@@ -35,7 +35,7 @@ from .tasks.task import transformed
 
 # %% auto #0
 __all__ = ['NORMS', 'READS', 'LOOKED', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'is_sharded',
-           'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like', 'in_words', 'counted',
+           'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like', 'choice_words', 'counted',
            'check_same', 'Shown', 'in_mode', 'check_parts', 'Parts', 'alone_with', 'in_turn', 'Learner', 'curve',
            'check_counts']
 
@@ -216,10 +216,10 @@ def line_like(inner: Any) -> str:
     return line_for(SGD, **those("lr", "momentum", "weight_decay", "nesterov"))
 
 # %% ../nbs/7_workshop/62_learner.ipynb #dff8f7df
-def in_words(choice: Any) -> str:
+def choice_words(choice: Any) -> str:
     """What was chosen, with its settings, in one line.
 
-    Example: `in_words(nn.HuberLoss(delta=0.5))`, which is `"HuberLoss(reduction='mean',
+    Example: `choice_words(nn.HuberLoss(delta=0.5))`, which is `"HuberLoss(reduction='mean',
     delta=0.5)"`.
     """
     if not isinstance(choice, nn.Module):
@@ -264,7 +264,7 @@ class Shown(nn.Module):
         chosen = {name: getattr(self, name) for name in self.CHOICES if hasattr(self, name)}
         if self.inner.loss is not None: chosen["inner.loss"] = self.inner.loss
         lines = [f"model={counted(self.model)}"]
-        lines += [f"{name}={in_words(choice)}" for name, choice in chosen.items()]
+        lines += [f"{name}={choice_words(choice)}" for name, choice in chosen.items()]
         if self.extra_repr(): lines.append(self.extra_repr())
         return f"{type(self).__name__}(\n  " + ",\n  ".join(lines) + "\n)"
 

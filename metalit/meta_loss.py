@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batching.chunks import recomputed
+from .batching.chunks import recomputed, set_back, settings
 from .batching.plain import traceable
 from .batching.refused import check_twice
 from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
-from .gradient.mixed import MixedMode
 from .inner.walk import InnerLoop, Walk
-from .learner import Learner, alone_with, check_learns, in_turn, in_words
+from .learner import Learner, alone_with, check_learns, in_turn, choice_words
 from .losses import Loss, check_judge
 from .models import Params, called, check_shapes_known, places
 from .pooling.mean import Mean, pooled
@@ -33,8 +32,7 @@ from .terms.term import Path, Sum, Term, as_sum
 
 # %% auto #0
 __all__ = ['Choices', 'MetaLoss', 'check_choice', 'check_theta', 'check_derivatives', 'Calls', 'function_of', 'check_plain', 'on',
-           'check_no_piece', 'in_recomputed_chunks', 'as_now', 'settings', 'set_back', 'compiled', 'written_in',
-           'report']
+           'check_no_piece', 'in_recomputed_chunks', 'as_now', 'compiled', 'written_in', 'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -231,26 +229,16 @@ def in_recomputed_chunks(J: Choices, task: Task, probe: Tree) -> list[Tensor]:
 
 def as_now(J: Choices, run: Callable[..., Any]) -> Callable[..., Any]:
     "The function, which from now on sees rates, modes and frozen names as they are at this moment."
-    now = settings(J)
+    now = settings(J.modules())
 
     def again(*args: Any) -> Any:
         with alone_with(J.model):
-            before = settings(J)
+            before = settings(J.modules())
             set_back(now)
             try: return run(*args)
             finally: set_back(before)
     return again
 
-
-def settings(J: Choices) -> list[tuple[nn.Module, dict[str, Any]]]:
-    "All that the parts of J hold beside tensors and parts: rates, weights, modes, frozen names."
-    return [(part, {name: value for name, value in vars(part).items() if not name.startswith("_")})
-            for part in J.modules()]
-
-
-def set_back(then: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-    "Give each part what `settings` found in it."
-    for part, values in then: vars(part).update(values)
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #2a0c1485
 def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
@@ -262,10 +250,7 @@ def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
     if J.batching != "vmap":
         raise ValueError(f"batching={J.batching!r} runs one task after another, which is no single "
                          "graph: use batching='vmap', or do not compile J")
-    if isinstance(J.gradient, MixedMode):
-        raise ValueError("gradient=ml.MixedMode() derives forwards, which is no part of a compiled "
-                         "graph: do not compile J, or take gradient=ml.Exact(), whose gradient is "
-                         "the same")
+    if why := getattr(J.gradient, "no_graph", ""): raise ValueError(why)
     from metalit.batching.compiled import one_graph  # loads the compiler, which few programs need
     calls, around = Calls(J, J._value), traceable(J.model, partial(lifted, J))
 
@@ -294,7 +279,7 @@ def written_in(error: Any, parts: list[tuple[str, Any]]) -> str:
         code = getattr(getattr(type(part), "forward", part), "__code__", None)
         if code is None or code.co_filename != frame.filename: continue
         if frame.lineno in {line for _, _, line in code.co_lines()}:
-            owner = f"layer {name!r} ({type(part).__name__})" if name else in_words(part)
+            owner = f"layer {name!r} ({type(part).__name__})" if name else choice_words(part)
             return f"{owner} has the line {frame.line!r}"
     return f"the line {frames[0].line!r} cannot be read" if frames else "an operation is not known"
 

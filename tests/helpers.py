@@ -44,6 +44,14 @@ def value_and_gradient(J, task):
     return backward(J, task), flat(J)
 
 
+def counting(graphs: list):
+    "A backend that compiles nothing and remembers what it was given."
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    return backend
+
+
 def same(a, b) -> bool:
     "Equal to the last bit, through dictionaries and lists; wall time is left out."
     if isinstance(a, torch.Tensor): return torch.equal(a, b)

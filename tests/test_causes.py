@@ -8,12 +8,13 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import counting
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import metalit as ml
 from metalit.batching.refused import noted, said
-from metalit.learner import in_words
+from metalit.learner import choice_words
 from metalit.terms.term import as_sum
 
 HOWS = ["vmap", "loop"]
@@ -205,10 +206,10 @@ def test_a_meta_loss_prints_every_choice():
 
 
 def test_choices_in_words():
-    assert in_words(F.mse_loss) == "mse_loss"
+    assert choice_words(F.mse_loss) == "mse_loss"
     smooth = functools.partial(F.cross_entropy, label_smoothing=0.1)
-    assert in_words(smooth) == "functools.partial(cross_entropy, label_smoothing=0.1)"
-    assert in_words(nn.CrossEntropyLoss(label_smoothing=0.1)).endswith("label_smoothing=0.1)")
+    assert choice_words(smooth) == "functools.partial(cross_entropy, label_smoothing=0.1)"
+    assert choice_words(nn.CrossEntropyLoss(label_smoothing=0.1)).endswith("label_smoothing=0.1)")
     faded = ml.schedule.Linear(1.0, 0.0) * ml.GradientNorm() + ml.QueryLoss()
     assert repr(as_sum(faded)) == "Linear(1.0, 0.0, until=1.0)·GradientNorm + 1·QueryLoss"
 
@@ -406,13 +407,6 @@ def test_a_copy_and_a_pickle_of_a_locked_meta_loss(tmp_path):
 # ---------------------------------------------------------------- compiled
 
 
-def counting(graphs):
-    def backend(module, inputs):
-        graphs.append(module)
-        return module
-    return backend
-
-
 def test_rates_and_numbers_of_steps_have_no_limit():
     J = ml.MAML(net(1, 2, 1), F.mse_loss, lr=0.1)
     J.compile(backend=counting(graphs := []))
@@ -520,8 +514,10 @@ def test_hooks_of_parameters_are_refused(batching):
 
 def test_hooks_of_tensors_act_in_a_loop_and_are_refused_at_once():
     class Hooked(nn.Module):
+        hook = staticmethod(lambda slope: 3 * slope)
+
         def forward(self, x):
-            if x.requires_grad: x.register_hook(lambda slope: 3 * slope)
+            if x.requires_grad: x.register_hook(self.hook)
             return x
 
     def by_hand(model, batch, lr):
@@ -539,8 +535,10 @@ def test_hooks_of_tensors_act_in_a_loop_and_are_refused_at_once():
     found = torch.autograd.grad(J(task()), list(J.parameters()))
     for one, other in zip(found, by_hand(model, task(), 0.1), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match=r"a hook on a tensor \(register_hook\).*batching='loop'"):
-        ml.MAML(model, F.mse_loss)(task())
+    for hook in (lambda slope: 3 * slope, F.relu, torch.neg, functools.partial(torch.mul, 3)):
+        Hooked.hook = staticmethod(hook)
+        with pytest.raises(ValueError, match=r"a hook on a tensor \(register_hook\).*='loop'"):
+            ml.MAML(model, F.mse_loss)(task())
 
 
 # ---------------------------------------------------------------- refused by name

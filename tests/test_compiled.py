@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import counting
 from torch import nn
 
 import metalit as ml
@@ -25,14 +26,6 @@ class LearnedStep(ml.SGD):
 
     def direction(self, gradient):
         return {name: self.step_size * g for name, g in gradient.items()}
-
-
-def counting(graphs: list):
-    "A backend that compiles nothing and remembers what it was given."
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-    return backend
 
 
 def value_and_gradients(J: nn.Module, task: ml.Task) -> list[torch.Tensor]:

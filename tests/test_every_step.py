@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import close, quick, times, value_and_gradient
+from helpers import close, counting, quick, times, value_and_gradient
 from torch.func import functional_call
 
 import metalit as ml
@@ -135,15 +135,10 @@ def test_the_schedule_is_the_authors(K, last, epochs):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")    # the compiler's own
 def test_the_schedule_does_not_compile_anew(small_net, sines):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
     terms = ml.EveryStep() + 0.5 * ml.EveryStep([ml.schedule.Linear(0.5, 1.0), 0.2])
     J, eager = (ml.MetaLoss(small_net, F.mse_loss, inner=ml.SGD(LR, 2), terms=terms)
                 for _ in range(2))
-    J.compile(backend=backend)
+    J.compile(backend=counting(graphs := []))
     for step in (0, 1, 5, 29, 30, 299):                      # the last two: the first step is off
         J.at(step, 300)
         found = value_and_gradient(J, sines)

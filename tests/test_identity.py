@@ -21,7 +21,7 @@ from torch import nn
 
 import metalit as ml
 from metalit.training import Validation, identity
-from metalit.training.checkpoints import CheckpointError, check_same_run, load_checkpoint
+from metalit.training.checkpoints import CheckpointError, check_same_settings, load_checkpoint
 from metalit.training.identity import differences, label, named_by, settings_of
 
 
@@ -487,14 +487,14 @@ def test_other_versions_are_warned_of_and_what_they_did_not_say_is_taken_on_trus
     saved = json.loads(json.dumps(now))
     del saved["J"]["batching"]
     with pytest.warns(UserWarning, match=r"J.batching was nothing, now vmap"):
-        check_same_run(saved, now, "here")
+        check_same_settings(saved, now, "here")
     saved["versions"]["metalit"] = "0.9.0"
     del saved["J"]["inner"]["steps"]
     with pytest.warns(UserWarning, match=r"versions.metalit was 0.9.0, now"):
-        check_same_run(saved, now, "here")
+        check_same_settings(saved, now, "here")
     saved["J"]["inner"]["lr"] = 0.5
     with pytest.raises(CheckpointError, match=r"J.inner.lr was 0.5, now 0.01"):
-        check_same_run(saved, now, "here")
+        check_same_settings(saved, now, "here")
 
 
 def test_names_of_places():

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import close, quick, times, value_and_gradient
+from helpers import close, counting, quick, times, value_and_gradient
 from torch.func import functional_call
 
 import metalit as ml
@@ -183,16 +183,11 @@ def test_to_go_on_from_elsewhere_is_to_be_pulled_there(bowls, start):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")    # the compiler's own
 def test_a_pull_with_a_schedule_does_not_compile_anew(small_net, sines):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
     J, eager = (ml.MetaLoss(small_net, F.mse_loss,
                             inner=ml.Proximal(LR, 2, pull=ml.schedule.Linear(3.0, 0.0),
                                               momentum=0.7, clip=0.4))
                 for _ in range(2))
-    J.compile(backend=backend)
+    J.compile(backend=counting(graphs := []))
     for step in (0, 5, 10):                                  # at the last one the pull is 0
         for each in (J, eager): each.at(step, 11)
         for one, right in zip(found(J, sines), found(eager, sines), strict=True):

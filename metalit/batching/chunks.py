@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..models import Params
@@ -18,8 +18,8 @@ from .modes import Each
 from ..tasks.task import Tree, length, mapped
 
 # %% auto #0
-__all__ = ['Precision', 'OnTasks', 'random_state', 'restore_random_state', 'in_chunks', 'precision_of', 'in_precision',
-           'recomputed']
+__all__ = ['Settings', 'Precision', 'OnTasks', 'random_state', 'restore_random_state', 'settings', 'set_back', 'in_chunks',
+           'precision_of', 'in_precision', 'recomputed']
 
 # %% ../../nbs/7_workshop/71_chunks.ipynb #cc2d77c8
 def random_state() -> dict[str, Any]:
@@ -33,6 +33,20 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     here = state["cuda"][:torch.cuda.device_count()]         # a run may go on where there are fewer
     for device, of_device in enumerate(here): torch.cuda.set_rng_state(of_device.cpu(), device)
+
+# %% ../../nbs/7_workshop/71_chunks.ipynb #71c0ad02
+Settings = list[tuple[nn.Module, dict[str, Any]]]
+
+
+def settings(parts: Iterable[nn.Module]) -> Settings:
+    "All that parts hold beside tensors and parts: rates, weights, modes, frozen names."
+    return [(part, {name: value for name, value in vars(part).items() if not name.startswith("_")})
+            for part in parts]
+
+
+def set_back(then: Settings) -> None:
+    "Give each part what `settings` found in it."
+    for part, values in then: vars(part).update(values)
 
 # %% ../../nbs/7_workshop/71_chunks.ipynb #45762809
 def in_chunks(each: Each, one: Callable[[Any, Any], Tree], shared: Any, own: Any,

@@ -26,7 +26,8 @@ def _data(tensor: Tensor) -> Tensor:
 
 
 def _hooked(tensor: Tensor, hook: Callable[..., Any]) -> Any:
-    looks_on = (getattr(hook, "__module__", None) or "").startswith("torch.")  # FlopCounterMode's
+    # FlopCounterMode and the like look on by hooks of PyTorch's own, which change no gradient
+    looks_on = getattr(hook, "__module__", None) == "torch.autograd.graph"
     if looks_on or not in_transform(): return tensor.register_hook(hook)
     raise ValueError("a forward puts a hook on a tensor (register_hook), which does not act on the "
                      "meta-gradient where all tasks are computed at once: leave it out, or build "

@@ -18,8 +18,8 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..batching.chunks import (Precision, in_precision, precision_of, random_state,
-                                     restore_random_state)
+from ..batching.chunks import (Precision, Settings, in_precision, precision_of,
+                                     random_state, restore_random_state, set_back, settings)
 from ..batching.refused import noted
 from ..batching.slope import grad, in_transform
 from .exact import Value
@@ -28,8 +28,8 @@ from ..models import Params, called, places
 from ..tasks.task import Split
 
 # %% auto #0
-__all__ = ['Scalar', 'State', 'FORWARD', 'Elementary', 'load_forward_mode', 'product', 'state_of', 'set_state', 'Anew',
-           'unrecorded', 'asks', 'innermost', 'check_all_seen', 'Unrecorded', 'MixedMode']
+__all__ = ['Scalar', 'Moment', 'FORWARD', 'Elementary', 'load_forward_mode', 'product', 'moment', 'back_to', 'Anew', 'unrecorded',
+           'asks', 'innermost', 'check_all_seen', 'Unrecorded', 'MixedMode']
 
 # %% ../../nbs/3_choices/35_mixed_mode.ipynb #bd9cece1
 def _mean_squares(prediction: Tensor, y: Tensor, *others: Any, reduction: str = "mean",
@@ -95,27 +95,26 @@ def _by_dual_numbers(f: Callable[[Params], Params], start: Params, along: Params
             for name, (value, moves) in ends.items()}
 
 # %% ../../nbs/3_choices/35_mixed_mode.ipynb #adfb6e21
-State = tuple[dict[str, Any], list[tuple[nn.Module, dict[str, Any]]]]
+Moment = tuple[dict[str, Any], Settings]
 
 
-def state_of(parts: Iterable[nn.Module]) -> State:
+def moment(parts: Iterable[nn.Module]) -> Moment:
     "What will be drawn by chance next, and what parts hold beside tensors: modes, rates, weights."
     with torch._C._DisableFuncTorch(): drawn = random_state()
-    return drawn, [(part, {name: value for name, value in vars(part).items() if name[0] != "_"})
-                   for part in parts]
+    return drawn, settings(parts)
 
 
-def set_state(state: State) -> None:
-    "Set back what `state_of` found."
-    with torch._C._DisableFuncTorch(): restore_random_state(state[0])
-    for part, values in state[1]: vars(part).update(values)
+def back_to(then: Moment) -> None:
+    "Set back what `moment` found."
+    with torch._C._DisableFuncTorch(): restore_random_state(then[0])
+    set_back(then[1])
 
 
 @dataclass(frozen=True)
 class Anew:
     "A scalar function of tensors by name that can be computed again later, as it was at first."
     f: Scalar
-    state: State
+    at_first: Moment
     precision: Precision
 
     def __call__(self, at: Params) -> Tensor: return self.f(at)
@@ -123,11 +122,11 @@ class Anew:
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
         "Inside, it draws the same numbers again, in the same modes and precision."
-        now = state_of(part for part, _ in self.state[1])
-        set_state(self.state)
+        now = moment(part for part, _ in self.at_first[1])
+        back_to(self.at_first)
         try:
             with in_precision(self.precision): yield
-        finally: set_state(now)
+        finally: back_to(now)
 
 # %% ../../nbs/3_choices/35_mixed_mode.ipynb #9741c4e2
 def _named(tensors: Iterable[Tensor]) -> Params:
@@ -173,7 +172,7 @@ class _Slopes(torch.autograd.Function):
         if not along: return None, None, *(None for _ in at)  # no weight, no work
         try:
             with ctx.f.as_it_was(): moves = product(ctx.f, at, along, wanted)
-        except (NotImplementedError, RuntimeError) as error:
+        except RuntimeError as error:  # NotImplementedError is one
             if not isinstance(error, torch.OutOfMemoryError): noted(error, FORWARD)
             raise
         return None, None, *(moves.get(name) for name in at)
@@ -266,7 +265,7 @@ class Unrecorded(nn.Module):
         def f(at: Params) -> Tensor:
             phi, split, own = pytree.tree_unflatten(list(at.values()), spec)
             return called(self, self.places, own, phi, split)
-        again = Anew(f, state_of(self.parts), precision_of(tensors))
+        again = Anew(f, moment(self.parts), precision_of(tensors))
         if not self.all_seen: check_all_seen(again, at)
         self.all_seen = True
         return unrecorded(again, at, innermost(dict(list(at.items())[:len(phi)])))
@@ -286,6 +285,9 @@ class MixedMode(nn.Module):
 
     Example: `ml.MetaLoss(model, loss, inner=ml.SGD(0.01, 10), gradient=ml.MixedMode())`.
     """
+    no_graph = ("gradient=ml.MixedMode() derives forwards, which is no part of a compiled graph: "
+                "do not compile J, or take gradient=ml.Exact(), whose gradient is the same")
+
     def __init__(self) -> None:
         super().__init__()
         load_forward_mode()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .rates import Rate, rate_of
+from .rates import Rate, rate_for
 from .sgd import SGD
 from .walk import InnerLoss, Predict, State, real
 from ..models import Params
@@ -72,7 +72,7 @@ class Adam(SGD):
         # ε stands under the root: √0 has no slope, and a weight without gradient would give NaN.
         steps = {name: g / (squares[name] / whole + self.eps**2).sqrt()
                  for name, g in slopes.items()}
-        after = {name: phi[name] - rate_of(self.lr, name, d) * d for name, d in steps.items()}
+        after = {name: phi[name] - rate_for(self.lr, name, d) * d for name, d in steps.items()}
         return phi | after, squares
 
     def extra_repr(self) -> str:

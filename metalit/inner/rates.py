@@ -21,7 +21,7 @@ from ..schedule import Number, Scheduled
 Rate = Number | Tensor | Mapping[str, Any]  # a step size, as an inner loop is given it
 
 # %% auto #0
-__all__ = ['Rate', 'check_lr', 'matches', 'Rates', 'no_use', 'rates', 'rate_of', 'settle', 'fit', 'shown', 'Descent']
+__all__ = ['Rate', 'check_lr', 'matches', 'Rates', 'no_use', 'rates', 'rate_for', 'settle', 'fit', 'shown', 'Descent']
 
 # %% ../../nbs/3_choices/31b_rates.ipynb #31b00009
 def check_lr(lr: Any, name: str = "lr") -> Number | Tensor:
@@ -131,7 +131,7 @@ def _learned(lr: Any) -> nn.Parameter:
     return nn.Parameter(torch.tensor(lr, dtype=torch.float64))
 
 # %% ../../nbs/3_choices/31b_rates.ipynb #31b00010
-def rate_of(lr: float | Tensor | Rates, name: str, step: Tensor) -> float | Tensor:
+def rate_for(lr: float | Tensor | Rates, name: str, step: Tensor) -> float | Tensor:
     "The rate of the tensor of this name; `step` is what it will be multiplied with."
     if isinstance(lr, Rates): lr = lr.of(name)
     # Two tensors of one number each would take the wider type of both.

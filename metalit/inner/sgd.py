@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ..batching.slope import grad
 from .momentum import at_rest, has_momentum
-from .rates import Descent, rate_of, settle
+from .rates import Descent, rate_for, settle
 from .walk import InnerLoss, Predict, State
 from ..models import Params
 from ..tasks.task import Split
@@ -51,7 +51,7 @@ class SGD(Descent):
         gradient = self.slope(loss, phi)
         if self.push is not None: gradient, velocity = self.push.moved(gradient, phi, velocity)
         towards = memory(gradient) if callable(memory) else self.direction(gradient)
-        after = {name: phi[name] - rate_of(self.lr, name, d) * d for name, d in towards.items()}
+        after = {name: phi[name] - rate_for(self.lr, name, d) * d for name, d in towards.items()}
         return phi | after, (memory, velocity) if has_momentum(self.push) else memory
 
     def first(self, predict: Predict, theta: Params, support: Split) -> Params:

@@ -26,7 +26,7 @@ from torch import nn
 from .. import plots
 from metalit.training.checkpoints import (
     DivergedError,
-    check_same_run,
+    check_same_settings,
     load_checkpoint,
     write_whole,
 )
@@ -199,7 +199,7 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
     "Write settings.json; `ValueError` where the folder holds a comparison of other things."
     file = folder / "settings.json"
     if file.exists():
-        check_same_run(read_json(file, "comparison"), settings, folder, older=OTHER_FOLDER,
+        check_same_settings(read_json(file, "comparison"), settings, folder, older=OTHER_FOLDER,
                        over=False)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps({"metalit": "comparison"} | settings, indent=1).encode())
@@ -260,7 +260,7 @@ def _kept(path: Path, name: str, seed: int, run_of: dict[str, Any]) -> Result:
     if not fits:
         raise ValueError(f"{path} is not the result of {name} with seed {seed}: remove it, and it "
                          "is measured again")
-    check_same_run(saved, run_of, path, older=OTHER_FOLDER, over=False)
+    check_same_settings(saved, run_of, path, older=OTHER_FOLDER, over=False)
     return run
 
 

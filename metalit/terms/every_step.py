@@ -18,7 +18,7 @@ from .query import QueryLoss
 from .term import Path
 
 # %% auto #0
-__all__ = ['Annealed', 'EveryStep', 'check_weight', 'check_shares', 'shares', 'gone_on']
+__all__ = ['Annealed', 'EveryStep', 'check_step_weight', 'check_shares', 'shares', 'gone_on']
 
 # %% ../../nbs/3_choices/36_every_step.ipynb #36e5000b
 class Annealed(Linear):
@@ -67,7 +67,7 @@ class EveryStep(QueryLoss):
         self.count = len(weights) if isinstance(weights, Sequence) else 0
         named = ({f"v{k}": weight for k, weight in enumerate(weights, 1)}
                  if isinstance(weights, Sequence) else {"early": weights})
-        self.numbers(**{name: check_weight(weights, weight) for name, weight in named.items()})
+        self.numbers(**{name: check_step_weight(weights, weight) for name, weight in named.items()})
         check_shares(self)
 
     def at(self, step: int, steps: int) -> None:
@@ -96,7 +96,7 @@ class EveryStep(QueryLoss):
         return f"weights={now if self.count else now[0]}"
 
 # %% ../../nbs/3_choices/36_every_step.ipynb #36e5000d
-def check_weight(weights: Any, weight: Any) -> Number:
+def check_step_weight(weights: Any, weight: Any) -> Number:
     "A weight, if it is a finite number or a schedule of one; `ValueError` if not."
     if callable(weight) and not isinstance(weight, type): return weight
     if math.isfinite(real(weight)): return real(weight)

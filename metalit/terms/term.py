@@ -53,9 +53,7 @@ class Path:
 # %% ../../nbs/1_idea/10_terms.ipynb #574ac03b
 class Addend(Scheduled):
     "What can be added up: a term, or a sum of terms. It makes `a + 0.1 * b`, `a - b / 2`, `-a`."
-    def addends(self) -> list[tuple[Number, Term]]:
-        "The pairs (weight, term), a weight with its schedule."
-        raise NotImplementedError
+    addends: Callable[[], list[tuple[Number, Term]]]  # pairs (weight, term), weights with schedules
 
     def __add__(self, other: Addend) -> Sum:
         _check_addend(other)

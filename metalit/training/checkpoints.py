@@ -28,7 +28,7 @@ from ..schedule import numbers_of, set_numbers
 from metalit.training.identity import (
     MAY_DIFFER,
     NOTHING,
-    Difference,
+    Mismatch,
     differences,
     digest,
     library_version,
@@ -38,9 +38,9 @@ from metalit.training.identity import (
 
 # %% auto #0
 __all__ = ['PART', 'SEAL', 'Row', 'FILES', 'NAMES', 'OLDER', 'SWEPT', 'DivergedError', 'CheckpointError', 'write_whole',
-           'save_checkpoint', 'check_finite', 'sealed', 'frozen_in', 'state_of', 'load_checkpoint', 'set_parameters',
+           'save_checkpoint', 'check_finite', 'sealed', 'frozen_in', 'saved_state', 'load_checkpoint', 'set_parameters',
            'read_checkpoint', 'check_whole', 'check_same_parameters', 'Progress', 'Folder', 'Checkpoints', 'take_over',
-           'without', 'check_same_run', 'apart', 'listed', 'check_free', 'parameters_file', 'write_table', 'Lock',
+           'without', 'check_same_settings', 'apart', 'listed', 'check_free', 'parameters_file', 'write_table', 'Lock',
            'locked']
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #47e2a1be
@@ -94,7 +94,7 @@ def save_checkpoint(path: str | Path, J: nn.Module, *, trainable_only: bool = Fa
     check_finite(J, f"; an older {Path(path).name} is kept")
     base = {name: tensor_words(p) for name, p in frozen_in(J).items() if trainable_only}
     buffer = io.BytesIO()
-    state = {"metalit": 2, "version": library_version(), "J": state_of(J, trainable_only),
+    state = {"metalit": 2, "version": library_version(), "J": saved_state(J, trainable_only),
              "base": base, "numbers": numbers_of(J)}
     torch.save(state | extra, buffer)
     write_whole(Path(path), sealed(buffer.getvalue()))
@@ -119,7 +119,7 @@ def frozen_in(J: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in named if not p.requires_grad}
 
 
-def state_of(J: nn.Module, trainable_only: bool) -> dict[str, Any]:
+def saved_state(J: nn.Module, trainable_only: bool) -> dict[str, Any]:
     "The state of J; with `trainable_only` frozen parameters are left out."
     frozen = frozen_in(J) if trainable_only else {}
     return {name: value for name, value in J.state_dict().items() if name not in frozen}
@@ -260,7 +260,7 @@ class Folder:
         if not {"settings", "optimizer", "random", "progress"} <= state.keys():
             raise CheckpointError(f"{self.path} holds parameters, but no run that could go on: "
                                   "load it with load_checkpoint, and train into another folder")
-        check_same_run(state["settings"], self.settings, self.path, self.allow)
+        check_same_settings(state["settings"], self.settings, self.path, self.allow)
         check_same_parameters(state, self.J, self.path)
         return state
 
@@ -274,7 +274,7 @@ class Folder:
 
     def _write_all(self, progress: Progress) -> None:
         more = {} if self.descends is None else \
-            {"descends": state_of(self.descends, self.trainable_only)}
+            {"descends": saved_state(self.descends, self.trainable_only)}
         self._write(self.path, progress, optimizer=self.optimizer.state_dict(),
                     scheduler=self.scheduler.state_dict() if self.scheduler else {},
                     random=random_state(), **more)
@@ -360,7 +360,7 @@ OLDER = ("load_checkpoint reads its parameters; allow={'identity'} goes on, if y
          "the same run")
 
 
-def check_same_run(saved: dict[str, Any], here: dict[str, Any], where: str | Path,
+def check_same_settings(saved: dict[str, Any], here: dict[str, Any], where: str | Path,
                    allow: Collection[str] = (), older: str = OLDER, over: bool = True) -> None:
     """Raise `CheckpointError` naming the settings in which a run differs from the saved one.
 
@@ -382,14 +382,14 @@ def check_same_run(saved: dict[str, Any], here: dict[str, Any], where: str | Pat
                       f"{listed(found)}", stacklevel=2)
 
 
-def apart(saved: dict[str, Any], here: dict[str, Any]) -> list[Difference]:
+def apart(saved: dict[str, Any], here: dict[str, Any]) -> list[Mismatch]:
     "Where two runs differ; what another version did not write down is taken on trust."
     found = differences(saved, here)
     if saved["versions"]["metalit"] == library_version(): return found
     return [one for one in found if NOTHING not in (one.was, one.now)]
 
 
-def listed(found: list[Difference], most: int = 6) -> str:
+def listed(found: list[Mismatch], most: int = 6) -> str:
     "Differences, a line each."
     more = [f"  and {len(found) - most} more"] if len(found) > most else []
     return "\n".join([*(f"  {one}" for one in found[:most]), *more])

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from ..losses import Loss
 from ..tasks.family import Family, check_count
 from ..tasks.task import Task, check_task, leaves
 from .checkpoints import Progress, Row
-from .identity import label
+from .identity import digest, label, tensor_words
 
 # %% auto #0
 __all__ = ['Metrics', 'Given', 'Evaluation', 'evaluate', 'named_metrics', 'name_of', 'accuracy', 'own_random_numbers',
@@ -172,11 +171,8 @@ def _at_hand(tasks: Task | list[Task], n_tasks: int | None) -> tuple[list[Task],
     if count < 2:
         raise ValueError(f"{count} tasks are given: an interval needs at least 2. "
                          "J.curve(task, steps) measures a single one")
-    digest = hashlib.sha256()
-    for tensor in (leaf for batch in batches for leaf in leaves(batch)):
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return batches, (None, f"{count} tasks at hand, {digest.hexdigest()[:12]}")
+    told = digest([tensor_words(leaf) for batch in batches for leaf in leaves(batch)])
+    return batches, (None, f"{count} tasks at hand, {told}")
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #90a1bdd6
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:

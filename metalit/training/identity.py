@@ -38,8 +38,8 @@ __all__ = ['LIBRARIES', 'AROUND', 'OF_A_THING', 'FOUND_OUT', 'OF_EVERY_MODULE', 
            'tensor_words', 'from_library', 'full_name', 'source_of', 'code_words', 'names_used', 'Named', 'named',
            'kept_by', 'Look', 'own_identity', 'Functions', 'refuse', 'opened', 'holds_tensors', 'is_told', 'Classes',
            'of_list', 'of_set', 'of_number', 'of_builtin', 'identity', 'digest', 'label', 'settings_of',
-           'optimizer_words', 'library_version', 'versions', 'Difference', 'differences', 'are_trees', 'kind_of',
-           'shown', 'first_lines', 'named_by']
+           'optimizer_words', 'library_version', 'versions', 'Mismatch', 'differences', 'are_trees', 'kind_of', 'shown',
+           'first_lines', 'named_by']
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a00001
 def checksum(content: Any) -> str:
@@ -447,7 +447,7 @@ def versions() -> dict[str, str]:
     return {"metalit": library_version(), "torch": str(torch.__version__)}
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a0001a
-class Difference(NamedTuple):
+class Mismatch(NamedTuple):
     "A place where two trees differ, and what stands there in each."
     place: str
     was: Any
@@ -463,7 +463,7 @@ class Difference(NamedTuple):
 NOTHING = "nothing"
 
 
-def differences(was: Any, now: Any, place: str = "") -> list[Difference]:
+def differences(was: Any, now: Any, place: str = "") -> list[Mismatch]:
     """The places where two trees differ, with names such as `J.inner.lr`.
 
     Example: `differences({"lr": 0.1}, {"lr": 0.2})[0].place`, which is `"lr"`.
@@ -475,7 +475,7 @@ def differences(was: Any, now: Any, place: str = "") -> list[Difference]:
         return [found for name in dict.fromkeys([*was, *now])
                 for found in differences(was.get(name, NOTHING), now.get(name, NOTHING),
                                          f"{place}.{name}".lstrip("."))]
-    return [] if was == now else [Difference(place, was, now)]
+    return [] if was == now else [Mismatch(place, was, now)]
 
 
 def are_trees(tree: Any) -> bool:

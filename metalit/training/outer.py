@@ -26,7 +26,7 @@ from .identity import digest, identity
 from .processes import summed, team
 
 # %% auto #0
-__all__ = ['HOW', 'Around', 'check_plateau', 'Stepper', 'drawn_at', 'in_words', 'Batches', 'batches_of']
+__all__ = ['HOW', 'Around', 'check_plateau', 'Stepper', 'drawn_at', 'batches_words', 'Batches', 'batches_of']
 
 # %% ../../nbs/7_workshop/64a_outer.ipynb #64a10009
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ HOW = ("batch_size", "drop_last", "sampler", "batch_sampler", "collate_fn", "gen
        "worker_init_fn", "num_workers")
 
 
-def in_words(given: Any) -> Any:
+def batches_words(given: Any) -> Any:
     "A list in one line, by its content; the kind of what ends when it is read; else the thing."
     kind = type(given).__name__
     if isinstance(given, Iterator): return kind
@@ -174,8 +174,8 @@ class Batches:
     def identity(self) -> Any:
         "What tells these batches from others; of a loader, what it reads, and how."
         given = self.batches
-        if not isinstance(given, DataLoader): return in_words(given)
-        return {"loader": type(given), "dataset": in_words(given.dataset)} | \
+        if not isinstance(given, DataLoader): return batches_words(given)
+        return {"loader": type(given), "dataset": batches_words(given.dataset)} | \
             {name: getattr(given, name) for name in HOW}
 
     def stream(self, batch_size: Any, steps: int, seed: int = 0, start: int = 0) -> Iterator[Task]:
