@@ -90,7 +90,7 @@ def check_model(model: nn.Module) -> None:
 
 def is_sharded(layer: nn.Module) -> bool:
     "Whether `fully_shard` has been called on this layer."
-    return any(kind.__name__ == "FSDPModule" for kind in type(layer).__mro__)
+    return type(layer).__mro__[1].__name__ == "FSDPModule"
 
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

@@ -30,12 +30,13 @@ def places(module: nn.Module) -> dict[str, str]:
 
     Example: `places(mlp(1, 8, 1))["0.weight"]`, which is `"0.weight"`.
     """
-    listed = [*module.named_parameters(), *module.named_buffers()]
-    names = {id(tensor): name for name, tensor in listed}
-    found = {}
+    found: dict[str, str] = {}
+    names: dict[int, str] = {}  # of each tensor, the first under which it is met
     for prefix, part in module.named_modules():
         for attribute, tensor in [*part._parameters.items(), *part._buffers.items()]:
-            if tensor is not None: found[f"{prefix}.{attribute}".lstrip(".")] = names[id(tensor)]
+            if tensor is None: continue
+            place = f"{prefix}.{attribute}" if prefix else attribute
+            found[place] = names.setdefault(id(tensor), place)
     return found
 
 

@@ -11,7 +11,7 @@ from helpers import counting
 from torch import nn
 
 import metalit as ml
-from metalit.batching.compiled import one_graph, with_code_of_its_own
+from metalit.batching.compiled import one_graph, watched, with_code_of_its_own
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
@@ -156,6 +156,27 @@ def test_a_number_without_a_schedule_is_built_in(waves):
         J.inner.lr = lr
         torch.testing.assert_close(J(waves), copy.deepcopy(J)(waves))
     assert len(graphs) == 2
+
+
+SHARPER = 1.0  # a number outside of any function, which a loss of one's own reads
+
+
+def test_whatever_a_user_changes_is_seen_by_the_next_call(monkeypatch):
+    "The compiler looks at fewer of its assumptions than it would, and at all that can change."
+    net, w = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(2, requires_grad=True)
+    net.factor, about = 1.0, {"rate": 1.0}
+
+    def value(tensors, x):
+        return (SHARPER * net.factor * about["rate"] * net(tensors["w"] * x)).sum()
+    run = one_graph(value, lambda: [("w", w)], backend=counting(graphs := []),
+                    options={"guard_filter_fn": watched})
+    x = torch.rand(3, 2)
+    for change in (dict, lambda: monkeypatch.setattr(f"{__name__}.SHARPER", 3.0),
+                   lambda: setattr(net, "factor", 2.0), lambda: about.update(rate=5.0),
+                   lambda: setattr(net[1], "forward", torch.tanh), lambda: net.append(nn.Tanh())):
+        change()
+        torch.testing.assert_close(run(x).detach(), value({"w": w.detach()}, x).detach())
+    assert len(graphs) == 6
 
 
 @needs_compiler

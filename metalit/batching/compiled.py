@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,7 +25,8 @@ except ImportError:
     GraphPass = object
 
 # %% auto #0
-__all__ = ['GraphPass', 'Value', 'COUNT', 'with_code_of_its_own', 'one_graph', 'WideProducts', 'cpu_options']
+__all__ = ['GraphPass', 'Value', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'watched', 'one_graph', 'WideProducts',
+           'cpu_options']
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #77c978f3
 class _OneGraph(torch.autograd.Function):
@@ -59,6 +61,22 @@ def with_code_of_its_own(function: Callable) -> Callable:
     function.__code__ = code.replace(co_name=f"{code.co_name}_{next(COUNT)}")
     return function
 
+# %% ../../nbs/7_workshop/70_compiled.ipynb #70c0ffe2
+UNCHANGING = re.compile(r"__import_(metalit|torch_dot__functorch|torch_dot_utils_dot__pytree)"
+                        r"|__import__\('torch'\)\.utils\._pytree")
+
+
+def watched(guards: Iterable[Any]) -> list[bool]:
+    """Which of its assumptions the compiler looks at before each call.
+
+    These are all that a user can change: the batch, the parts of J, the functions and numbers of
+    one's own. What it read in the files of this library, and in those of PyTorch that take
+    derivatives and trees apart, stays as it is, and was half of the looks.
+
+    Example: `torch.compile(torch.sin, options={"guard_filter_fn": watched})`.
+    """
+    return [not UNCHANGING.search(guard.name) for guard in guards]
+
 # %% ../../nbs/7_workshop/70_compiled.ipynb #6dfaab6f
 def one_graph(value: Value, parameters: Callable[[], Any],
               around: Callable[[], AbstractContextManager] = nullcontext,
@@ -67,8 +85,8 @@ def one_graph(value: Value, parameters: Callable[[], Any],
 
     `parameters()` gives the pairs of names and tensors to differentiate by, anew at each call;
     `around()` is a context for the graph to run in. `options` are those of `torch.compile`; without
-    `options`, `mode` and `backend` a CPU gets `cpu_options()`. The first call, and each with a new
-    kind of batch, takes a while.
+    `options`, `mode` and `backend` each call looks at what is `watched` alone, and a CPU gets
+    `cpu_options()`. The first call, and each with a new kind of batch, takes a while.
 
     Raises `ValueError` for data that ask for a gradient; `RuntimeError` where the scalar is
     differentiated twice; an error of PyTorch's where there is no C++ compiler, or no single graph.
@@ -77,8 +95,8 @@ def one_graph(value: Value, parameters: Callable[[], Any],
     `w = torch.ones(3, requires_grad=True)`.
     """
     on_cpu = next(iter(parameters()))[1].device.type == "cpu"
-    if not options.keys() & {"options", "mode", "backend"} and on_cpu:
-        options["options"] = cpu_options()
+    if not options.keys() & {"options", "mode", "backend"}:
+        options["options"] = {"guard_filter_fn": watched} | (cpu_options() if on_cpu else {})
 
     def value_and_gradient(parameters: Params, batch: Tree) -> tuple[Params, Tensor]:
         return grad_and_value(value)(parameters, batch)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import chain
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class Container:
 
 
 def _names(record: Any) -> list[str]:
-    return [field.name for field in fields(record)]
+    return list(record.__dataclass_fields__)
 
 
 def _apart(record: Any) -> tuple[list[Any], tuple[str, ...]]:
@@ -232,6 +232,6 @@ def _wrong(tensor: Any, first: Any) -> str | None:
 
 def _not_finite(tensor: Tensor) -> str | None:
     # One sum is quicker than a look at every value, and finite only where all are; or overflows.
-    if math.isfinite(tensor.sum().abs().item()) or torch.isfinite(tensor).all(): return None
+    if math.isfinite(abs(tensor.sum().item())) or torch.isfinite(tensor).all(): return None
     task = int((~torch.isfinite(tensor)).nonzero()[0, 0])
     return f"{{here}} holds values that are not finite (NaN or ±inf), first in task {task}"
