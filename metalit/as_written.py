@@ -21,7 +21,8 @@ from .learner import ModelCall, check_model, theta_of
 from .losses import Loss, scalar
 from .meta_loss import MetaLoss
 from .models import Params
-from .tasks.task import Split, Task, check_task
+from .tasks.task import Split, Task
+from .tasks.unequal import Unequal, check_tasks, in_groups, one_by_one
 
 # %% auto #0
 __all__ = ['LISTING', 'maml', 'reptile', 'contrastive', 'meta_curvature', 'AsWritten']
@@ -35,7 +36,9 @@ def _per_task(model: nn.Module, task_loss: Loss, task: Task,
     def L(theta: Params, D: Split) -> Tensor:
         return scalar(task_loss(predict(theta, D.x), D.y))
     theta = theta_of(model)
-    return vmapped(lambda theta, tau: formula(L, theta, tau), theta, check_task(task))
+    def of(tasks: Task) -> Any: return vmapped(lambda at, tau: formula(L, at, tau), theta, tasks)
+    tasks = one_by_one(check_tasks(task))
+    return in_groups(lambda same: [of(same)], tasks)[0] if isinstance(tasks, Unequal) else of(tasks)
 
 # %% ../nbs/2_trial/20_as_written.ipynb #94692624
 def _fine_tuned(L: LossOn, theta: Params, D_train: Split, lr: float) -> Params:
@@ -144,7 +147,7 @@ class AsWritten(MetaLoss):
         self.formula, self.options = formula, options
         self.across_tasks = formula is contrastive
 
-    def _value(self, task: Task, theta: Params | None = None) -> Tensor:
+    def _value(self, task: Task | Unequal, theta: Params | None = None) -> Tensor:
         return self.formula(self.model, self.loss, task, lr=self.inner.lr, **self.options)
 
 # %% ../nbs/2_trial/20_as_written.ipynb #9157a53e

@@ -28,16 +28,20 @@ from .inner.masked import once
 from .inner.rates import Rate
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
-from .losses import Loss, TaskLoss, check_judge, loss_on, measured
+from .losses import (Loss, TaskLoss, check_judge, loss_on, measured, reduction_of,
+                            takes_mask)
 from .models import Params, called, check_shapes_known, given, places
-from .tasks.task import Split, Task, Tree, check_split, check_task, leaves, mapped
+from .tasks.task import Split, Task, Tree, check_split, leaves, mapped
 from .tasks.task import transformed
+from .tasks.unequal import Unequal, batches_in, check_tasks, in_groups, one_by_one
+from .tasks.unequal import stacked
 
 # %% auto #0
-__all__ = ['NORMS', 'READS', 'LOOKED', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns', 'check_model', 'is_sharded',
-           'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like', 'choice_words', 'counted',
-           'check_same', 'Shown', 'in_mode', 'check_parts', 'Parts', 'alone_with', 'in_turn', 'Learner', 'curve',
-           'check_counts']
+__all__ = ['NORMS', 'READS', 'LOOKED', 'LIST', 'TOLD', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns', 'check_model',
+           'is_sharded', 'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like',
+           'choice_words', 'counted', 'check_same', 'Shown', 'in_mode', 'check_apart', 'check_minds', 'check_norms',
+           'meet', 'reductions_in', 'looked_at', 'with_model', 'check_parts', 'Parts', 'alone_with', 'in_turn',
+           'Learner', 'learned', 'check_counts', 'curve']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -277,7 +281,102 @@ def in_mode(batching: str, one: Callable[[Any, Any], Tree], shared: Any, own: An
         unreported(error)
         raise
 
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de81
+LIST = "give tasks as a list, J([task, …]), or build the meta-loss with batching='loop'"
+
+
+def check_apart(model: nn.Module, split: Split, mask: Tensor) -> Any:
+    """The model's output for the real examples of one task, (S, …), in which padding has no say.
+
+    Raises `ValueError` where it has one: where the model sees its examples together.
+    """
+    real = mapped(lambda tensor: tensor[mask], split.x)
+    with evaluation_mode(model): alone, among = once(model, real), once(model, split.x)
+    for one, other in zip(leaves(alone), leaves(among), strict=True):
+        if one.is_floating_point() and len(other) == len(mask) and not _alike(one, other[mask]):
+            raise ValueError(f"{type(model).__name__} answers otherwise for an example where "
+                             f"padding stands beside it, so its examples see each other: {LIST}")
+    return alone
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    off = torch.finfo(a.dtype).eps ** 0.5 * a.abs().max()
+    return bool(((a - b).abs() <= off).all())
+
+
+def check_minds(part: nn.Module) -> None:
+    "Raise `ValueError` for a class of the user's own that does not say that it minds padding."
+    kind = type(part)
+    if kind.__module__.startswith("metalit.") or vars(kind).get("padding"): return
+    raise ValueError(f"{kind.__name__} does not say whether it minds padding: where it looks at "
+                     "examples by path.loss and loss alone, or minds split.mask, write padding = "
+                     f"True into the class; else {LIST}")
+
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de84
+def check_norms(model: nn.Module) -> None:
+    "Raise `ValueError` for batch normalisation that takes its statistics from padding, too."
+    for name, layer in model.named_modules():
+        if not isinstance(layer, nn.modules.batchnorm._BatchNorm): continue
+        if layer.training or layer.running_mean is None:
+            raise ValueError(f"layer {name!r} ({type(layer).__name__}) normalises over all "
+                             f"examples, and so over padding: {LIST}, or take GroupNorm")
+
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de82
+def meet(learner: Any, task: Task) -> None:
+    "A look at the model and, of a padded batch, at all that sees examples; raise where one cannot."
+    learner.ready(task.support.x)
+    if task.support.mask is not None:
+        check_norms(learner.model)
+        terms = learner.terms.each() if hasattr(learner, "terms") else ()
+        for part in (learner.inner, *terms): check_minds(part)
+    elif torch.compiler.is_compiling(): return
+    inside = learner.loss if learner.inner.loss is None else learner.inner.loss
+    learner.reductions = tuple(reductions_in(learner, task, [learner.loss, inside]))
+
+
+def reductions_in(learner: Any, task: Task, losses: Sequence[Loss]) -> list[str]:
+    "What each loss is of the examples of a task: their mean, their sum, or it takes the mask."
+    plain = task.support.mask is None
+    told = ["mask" if takes_mask(loss, needs=plain) else "mean" for loss in losses]
+    if plain: return told
+    for loss in losses:
+        if isinstance(loss, TaskLoss): check_minds(loss)
+    asked = [loss for loss, word in zip(losses, told, strict=True)
+             if word == "mean" and not isinstance(loss, TaskLoss)]
+    new = [part for part in (learner.model, *asked) if _known(learner, part) is None]
+    if new: learner.looked = (*learner.looked, *looked_at(learner.model, task, new))
+    return [_known(learner, loss) or word for loss, word in zip(losses, told, strict=True)]
+
+
+def _known(learner: Any, part: Any) -> str | None:
+    return next((word for known, word in learner.looked if known is part), None)
+
+
+def looked_at(model: nn.Module, task: Task, parts: list[Any]) -> list[tuple[Any, str]]:
+    "What the first tasks of a padded batch tell of a model and of losses, where they tell it."
+    if transformed():
+        raise ValueError("padded tasks under a transformation, where no number can be looked at: "
+                         "call J on padded tasks once before, as it is")
+    found: dict[int, tuple[Any, str]] = {}
+    for split in (split for i in range(min(task.batch_size, TOLD)) for split in task.select(i)):
+        (mask,) = split.mask
+        x, y = (mapped(lambda tensor: tensor[0], tree) for tree in split)
+        answer = check_apart(model, Split(x, y), mask)
+        for part in parts:
+            if part is model: found[id(model)] = model, "apart"
+            elif word := reduction_of(part, answer, mapped(lambda tensor, m=mask: tensor[m], y)):
+                found.setdefault(id(part), (part, word))
+    return list(found.values())
+
+
+TOLD = 8  # so many tasks are looked at
+
 # %% ../nbs/7_workshop/62_learner.ipynb #62c0de77
+def with_model(predict: Predict, loss: Loss, reduction: str) -> LossOn:
+    "A task loss as a function of parameters and examples."
+    return lambda phi, split: loss_on(loss, predict, phi, split, reduction)
+
+
 def check_parts(model: nn.Module, loss: Loss, chunk_size: int | None) -> None:
     "Raise `TypeError` or `ValueError` for a model, a loss or a size that cannot be worked with."
     check_learns(model)
@@ -289,6 +388,8 @@ def check_parts(model: nn.Module, loss: Loss, chunk_size: int | None) -> None:
 # %% ../nbs/7_workshop/62_learner.ipynb #f9d9fe0f
 class Parts(Shown):
     "What it takes to learn a task, and how a batch of tasks is computed: see `Learner`."
+    reductions, looked = ("mean", "mean"), ()                # see `meet`
+
     def __init__(self, model: nn.Module, loss: Loss, *, inner: InnerLoop | None = None,
                  chunk_size: int | None = None, batching: str = "vmap"):
         super().__init__()
@@ -319,11 +420,11 @@ class Parts(Shown):
         if frozen is not None: self.frozen = frozen
         self.inner.meet(self.model, x)
 
-    def checked(self, task: Any) -> Task:
-        "The batch as a `Task`, after a look at it and at the model."
-        task = check_task(task)
-        self.ready(task.support.x)
-        return task
+    def checked(self, given: Any) -> Task | Unequal:
+        "The batch as a `Task`, or a list of them, after a look at it and at the model."
+        tasks = check_tasks(given) if self.batching == "vmap" else one_by_one(check_tasks(given))
+        for task in batches_in(tasks): meet(self, task)
+        return tasks
 
     def each(self, one: Callable[[Any, Any], Tree], shared: Any, own: Any) -> Tree:
         "`one(shared, part)` for each task, in the chosen way; `own` has the task axis first."
@@ -332,10 +433,9 @@ class Parts(Shown):
     def walk(self) -> Callable[[Params], Walk]:
         "The inner loop of one task as a function of where it starts; made once for a batch."
         predict, inside = ModelCall(self.model), self.inner.loss
-
-        def on(loss: Loss) -> LossOn: return lambda phi, split: loss_on(loss, predict, phi, split)
-        descends = on(self.loss if inside is None else inside)
-        return lambda theta: Walk(self.inner, theta, predict, on(self.loss), descends=descends)
+        losses = self.loss, self.loss if inside is None else inside
+        judges, descends = map(partial(with_model, predict), losses, self.reductions)
+        return lambda theta: Walk(self.inner, theta, predict, judges, descends=descends)
 
 # %% ../nbs/7_workshop/62_learner.ipynb #bc636de1
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -371,12 +471,8 @@ class Learner(Parts):
     @in_turn
     def adapt(self, support: Split, steps: int | None = None, *, train: bool = False) -> Params:
         "φ_K of each task, from its support set, by name: tensors (B, …). `steps` replaces K."
-        check_split(support := support if isinstance(support, Split) else Split(*support))
-        with evaluation_mode(self, unless=train):
-            self.ready(support.x)
-            walk = self.walk()
-            return self.each(lambda theta, split: walk(theta)(split, steps=steps)[-1],
-                             self.theta(), support)
+        split = support if isinstance(support, Split) else Split(*support)
+        with evaluation_mode(self, unless=train): return learned(self, split, steps)
 
     @in_turn
     def adapted(self, x: Tree, y: Tree, *, steps: int | None = None, lr: Rate | None = None,
@@ -399,35 +495,26 @@ class Learner(Parts):
             return self.each(lambda _, own: predict(*own), (), (phi, x))
 
     @in_turn
-    def curve(self, task: Task, steps: Sequence[int] = (0, 1), metric: Loss | None = None, *,
-              transductive: bool = True) -> Tensor:
+    def curve(self, task: Task | list[Task], steps: Sequence[int] = (0, 1),
+              metric: Loss | None = None, *, transductive: bool = True) -> Tensor:
         """A metric, by default the loss, of each query set after inner steps: (B, len(steps)).
 
         `transductive`: batch normalisation sees all queries of a task; else each by itself.
         """
         return curve(self, self.checked(task), steps, [metric or self.loss], transductive)[..., 0]
 
-# %% ../nbs/7_workshop/62_learner.ipynb #2c27b7b3
-@torch.no_grad()
-def curve(learner: Learner, task: Task, steps: Sequence[int], metrics: Sequence[Loss],
-          transductive: bool) -> Tensor:
-    "Each metric of each task after each of `steps` inner steps, (B, len(steps), len(metrics))."
-    for metric in metrics:
-        if isinstance(metric, TaskLoss) and not transductive:
-            raise ValueError(f"{type(metric).__name__} asks the model itself, and with "
-                             "transductive=False each query goes through it alone: give a metric "
-                             "of (prediction, y)")
-    walk, steps = learner.walk(), check_counts(steps)
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de83
+def learned(learner: Learner, support: Split, steps: int | None) -> Params:
+    "φ_K of each task: see `Learner.adapt`."
+    task = learner.checked((support, support))
+    if isinstance(task, Unequal):                            # padding is left out one by one
+        each = [learned(learner, one.support, steps) for one in task]
+        return stacked(each)
+    walk = learner.walk()
+    return learner.each(lambda theta, split: walk(theta)(split, steps=steps)[-1],
+                        learner.theta(), task.support)
 
-    def one(theta: Params, task: Task) -> Tensor:
-        walk_here = walk(theta)
-        points = walk_here(task.support, steps=max(steps))
-        asked = _together if transductive else partial(_alone, each=learner.each)
-        return torch.stack([_measures(metrics, walk_here.predict, points[k], task, asked)
-                            for k in steps])
-    return in_chunks(learner.each, one, learner.theta(), task, learner.chunk_size)
-
-
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de85
 def check_counts(steps: Any) -> list[int]:
     "Numbers of inner steps, if they are such; `ValueError` for one number, none, or a negative."
     if isinstance(steps, Integral) or not list(steps):
@@ -435,14 +522,38 @@ def check_counts(steps: Any) -> list[int]:
                          "such as (0, 1, 5)")
     return [check_steps(count) for count in steps]
 
+# %% ../nbs/7_workshop/62_learner.ipynb #2c27b7b3
+@torch.no_grad()
+def curve(learner: Learner, task: Task | Unequal, steps: Sequence[int], metrics: Sequence[Loss],
+          transductive: bool) -> Tensor:
+    "Each metric of each task after each of `steps` inner steps, (B, len(steps), len(metrics))."
+    if isinstance(task, Unequal):
+        return in_groups(lambda same: [curve(learner, same, steps, metrics, transductive)], task)[0]
+    for metric in metrics:
+        if isinstance(metric, TaskLoss) and not transductive:
+            raise ValueError(f"{type(metric).__name__} asks the model itself, and with "
+                             "transductive=False each query goes through it alone: give a metric "
+                             "of (prediction, y)")
+    walk, steps = learner.walk(), check_counts(steps)
+    judges = list(zip(metrics, reductions_in(learner, task, metrics), strict=True))
 
-def _measures(metrics: Sequence[Loss], predict: Predict, phi: Params, task: Task,
+    def one(theta: Params, task: Task) -> Tensor:
+        walk_here = walk(theta)
+        points = walk_here(task.support, steps=max(steps))
+        asked = _together if transductive else partial(_alone, each=learner.each)
+        return torch.stack([_measures(judges, walk_here.predict, points[k], task, asked)
+                            for k in steps])
+    return in_chunks(learner.each, one, learner.theta(), task, learner.chunk_size)
+
+
+def _measures(metrics: Sequence[tuple[Loss, str]], predict: Predict, phi: Params, task: Task,
               asked: Callable[[Predict, Params, Task], Any]) -> Tensor:
     "Each metric of one task at φ; the model is asked once for those of (prediction, y)."
-    plain = not all(isinstance(metric, TaskLoss) for metric in metrics)
-    answer = asked(predict, phi, task) if plain else None
-    return torch.stack([loss_on(metric, predict, phi, task.query) if isinstance(metric, TaskLoss)
-                        else measured(metric, answer, task.query.y) for metric in metrics])
+    plain = not all(isinstance(metric, TaskLoss) for metric, _ in metrics)
+    answer, query = asked(predict, phi, task) if plain else None, task.query
+    return torch.stack([loss_on(metric, predict, phi, query) if isinstance(metric, TaskLoss)
+                        else measured(metric, answer, query.y, query.mask, how)
+                        for metric, how in metrics])
 
 
 def _together(predict: Predict, phi: Params, task: Task) -> Any:

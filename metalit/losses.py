@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from .batching.refused import explained, noted
 from .models import Params
-from .tasks.task import Split, Tree, mapped
+from .tasks.task import Split, Tree, leaves, length, mapped
 
 # %% auto #0
-__all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'scalar', 'check_loss', 'check_judge',
-           'no_labels', 'out_of_range', 'check_target', 'in_shapes', 'measured', 'TaskLoss', 'loss_on']
+__all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'MOST', 'scalar', 'check_loss', 'check_judge',
+           'no_labels', 'out_of_range', 'in_shapes', 'takes_mask', 'over_real', 'check_target', 'measured', 'TaskLoss',
+           'loss_on', 'reduction_of']
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00009
 def scalar(value: Any) -> Tensor:
@@ -77,6 +78,49 @@ def out_of_range(prediction: Tensor) -> str:
     return (f"The model has {outputs} outputs, so labels are 0 … {outputs - 1}: give it as many "
             "outputs as a task has classes")
 
+# %% ../nbs/7_workshop/61a_losses.ipynb #61a00021
+def in_shapes(tree: Tree) -> str:
+    "The shapes of a tree of tensors, and their kind where there is one tensor."
+    if isinstance(tree, Tensor): return f"{tuple(tree.shape)} {tree.dtype}"
+    return str(mapped(lambda leaf: tuple(getattr(leaf, "shape", ())), tree))
+
+
+def takes_mask(loss: Any, needs: bool = False) -> bool:
+    """Whether a loss is a function of (prediction, y, mask); with `needs`, cannot do without.
+
+    Example: `takes_mask(lambda prediction, y, mask: prediction[mask].mean())`.
+    """
+    calls: list[Any] = [loss, *(getattr(loss, name, None) for name in ("forward", "__call__"))]
+    call = next((call for call in calls if hasattr(call, "__code__")), None)
+    if call is None: return False
+    code = call.__code__
+    names = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
+    may_lack = {*names[code.co_argcount - len(call.__defaults__ or ()):code.co_argcount],
+                *(call.__kwdefaults__ or {})}
+    return "mask" in names and not (needs and "mask" in may_lack)
+
+
+def _value(loss: Loss, prediction: Any, y: Tree, mask: Tensor | None, reduction: str) -> Tensor:
+    if reduction == "mask":
+        if mask is None: mask = torch.ones(length(y), dtype=torch.bool, device=leaves(y)[0].device)
+        return loss(prediction, y, mask)
+    return loss(prediction, y) if mask is None else over_real(loss, prediction, y, mask, reduction)
+
+
+def over_real(loss: Loss, prediction: Any, y: Tree, mask: Tensor, reduction: str) -> Tensor:
+    """The mean, or the sum, of a loss over the examples of one task that a mask (S,) calls real.
+
+    The loss of one example is what the loss says of a task that has this example alone.
+
+    Example: `over_real(F.mse_loss, x, 0 * x, torch.tensor([True, False]), "mean")`, with
+    `x = torch.ones(2, 1)`.
+    """
+    def of_one(prediction: Any, y: Tree) -> Tensor:
+        return scalar(loss(*mapped(lambda tensor: tensor[None], (prediction, y))))
+    each = torch.func.vmap(of_one, randomness="different")(prediction, y)
+    total = torch.where(mask, each, 0).sum()
+    return total if reduction == "sum" else total / mask.sum()
+
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00013
 PAIRWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 PAIRWISE_KINDS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -98,20 +142,18 @@ def check_target(loss: Loss, prediction: Any, y: Tree) -> None:
                                  f"labels of outputs of shape {tuple(prediction.shape)}. {why}")
 
 
-def in_shapes(tree: Tree) -> str:
-    "The shapes of a tree of tensors, and their kind where there is one tensor."
-    if isinstance(tree, Tensor): return f"{tuple(tree.shape)} {tree.dtype}"
-    return str(mapped(lambda leaf: tuple(getattr(leaf, "shape", ())), tree))
-
-
-def measured(loss: Loss, prediction: Any, y: Tree) -> Tensor:
+def measured(loss: Loss, prediction: Any, y: Tree, mask: Tensor | None = None,
+             reduction: str = "mean") -> Tensor:
     """The loss of one task, from what the model says and what is true.
+
+    With a `mask` (S,) it is that of the real examples. `reduction` says what the loss is of them:
+    their `"mean"` or their `"sum"`, or, with `"mask"`, that it is given the mask.
 
     Raises `ValueError` for a loss that is not one number, for shapes that would be compared all
     with all, and, where class labels cannot be measured, with a word on what they may be.
     """
     check_target(loss, prediction, y)
-    try: value = loss(prediction, y)
+    try: value = _value(loss, prediction, y, mask, reduction)
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError): raise
         if why := explained(error): raise why from error
@@ -132,7 +174,8 @@ class TaskLoss(nn.Module):
     """A loss that asks for more than a prediction: called with `(predict, split, phi)` of one task.
 
     `predict(phi, x)` is the model's output for inputs x, `split` the examples, `phi` the parameters
-    to be measured. A subclass defines `forward`, which returns one number.
+    to be measured. A subclass defines `forward`, which returns one number. With `padding = True` it
+    says that it looks at `split.mask`, where examples may be padding.
 
     Example: `ml.MAML(model, Decayed())`, with `class Decayed(ml.TaskLoss): forward = lambda self,
     predict, split, phi: F.mse_loss(predict(phi, split.x), split.y) + sum(
@@ -146,7 +189,34 @@ class TaskLoss(nn.Module):
 
 
 def loss_on(loss: Loss, predict: Callable[[Params, Tree], Any], phi: Params,
-            split: Split) -> Tensor:
+            split: Split, reduction: str = "mean") -> Tensor:
     "The loss of one task at φ, whichever of the two kinds the loss is of."
     if isinstance(loss, TaskLoss): return scalar(loss(predict, split, phi))
-    return measured(loss, predict(phi, split.x), split.y)
+    return measured(loss, predict(phi, split.x), split.y, split.mask, reduction)
+
+# %% ../nbs/7_workshop/61a_losses.ipynb #61a00023
+MOST = 64  # so many examples of a task are enough to tell
+
+
+def reduction_of(loss: Loss, prediction: Any, y: Tree) -> str | None:
+    """Whether the loss of these examples of one task is the `"mean"` or the `"sum"` of each one's.
+
+    None where that cannot be told, as from a single example. Raises `ValueError` where it is
+    neither.
+
+    Example: `reduction_of(F.mse_loss, torch.rand(3, 1), torch.rand(3, 1))`.
+    """
+    count = length(y)
+    rows = torch.linspace(0, count - 1, min(count, MOST)).long().to(leaves(y)[0].device)
+    prediction, y = mapped(lambda tensor: tensor[rows], (prediction, y))
+    whole = measured(loss, prediction, y)
+    each = torch.stack([measured(loss, *mapped(lambda tensor, i=i: tensor[i:i + 1],
+                                               (prediction, y))) for i in range(len(rows))])
+    off = torch.finfo(each.dtype).eps ** 0.5 * each.abs().mean()
+    is_mean, is_sum = (whole - each.mean()).abs() <= off, (whole - each.sum()).abs() <= off
+    if is_mean and is_sum: return None
+    if is_mean or is_sum: return "mean" if is_mean else "sum"
+    raise ValueError(f"the task loss of {len(rows)} examples is {whole.item():.6g}, and of each by "
+                     f"itself {each.mean().item():.6g} on average: it is neither their mean nor "
+                     "their sum, and so cannot leave padding out. Give a loss of (prediction, y, "
+                     "mask), or tasks as a list, J([task, …])")

@@ -20,19 +20,21 @@ from .batching.refused import check_twice
 from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
 from .inner.walk import InnerLoop, Walk
-from .learner import Learner, alone_with, check_learns, in_turn, choice_words
+from .learner import Learner, alone_with, check_learns, curve, in_turn, choice_words
 from .losses import Loss, check_judge
 from .models import Params, called, check_shapes_known, places
 from .pooling.mean import Mean, pooled
 from .schedule import lifted, scheduled
-from .tasks.task import Task, Tree, mapped, transformed
+from .tasks.task import Split, Task, Tree, mapped, transformed
+from .tasks.unequal import Unequal, check_tasks, in_groups
 from .terms.distance import ParameterDistance
 from .terms.query import QueryLoss
 from .terms.term import Path, Sum, Term, as_sum
 
 # %% auto #0
 __all__ = ['Choices', 'MetaLoss', 'check_choice', 'check_theta', 'check_derivatives', 'Calls', 'function_of', 'check_plain', 'on',
-           'check_no_piece', 'in_recomputed_chunks', 'as_now', 'compiled', 'written_in', 'report']
+           'check_no_piece', 'probe_of', 'measured_on', 'per_group', 'check_no_probe', 'check_one_size',
+           'in_recomputed_chunks', 'as_now', 'compiled', 'written_in', 'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -52,27 +54,23 @@ class Choices(Learner):
         for part in scheduled(self): part.at(step, steps)
 
     @in_turn
-    def report(self, task: Task) -> dict[str, float]:
+    def report(self, task: Task | list[Task]) -> dict[str, float]:
         "J, each of its terms, and the query loss before and after adaptation, as numbers."
         return report(self, self.checked(task))
 
-    def _value(self, task: Task, theta: Params | None = None) -> Tensor:
+    def _value(self, task: Task | Unequal, theta: Params | None = None) -> Tensor:
         return self.pool(self.per_task(task, theta), task)
 
-    def pool(self, values: list[Tensor], task: Task) -> Tensor:
+    def pool(self, values: list[Tensor], task: Task | Unequal) -> Tensor:
         "J, from what each term measured on each task: each task's weighted sum, pooled, plus λΩ."
         return self.terms.pool(values, partial(pooled, self.pooling, task=task))
 
     @in_turn
-    def per_task(self, task: Task, theta: Params | None = None) -> list[Tensor]:
+    def per_task(self, task: Any, theta: Params | None = None) -> list[Tensor]:
         "What each term measures on each task, (B, …), before pooling. `theta`: other parameters."
+        if not isinstance(task, Task): return per_group(self, check_tasks(task), theta)
         self.terms.meet(task)
-        probe = mapped(lambda tensor: tensor[0], task.query.x)
-        at_once = self.chunk_size is None or self.chunk_size >= task.batch_size
-        if theta is not None: check_theta(theta, self.theta(), at_once)
-        if at_once: return self._all_tasks(task, probe, theta)
-        if not torch.compiler.is_compiling(): check_plain("with chunk_size J")
-        return in_recomputed_chunks(self, task, probe)
+        return measured_on(self, task, probe_of(task.query), theta)
 
     def _all_tasks(self, task: Task, probe: Tree, theta: Params | None = None) -> list[Tensor]:
         one = partial(self._one_task, self.walk(), probe)
@@ -101,12 +99,12 @@ class MetaLoss(Choices):
     Raises `TypeError` or `ValueError` for a model that cannot be adapted: see `Learner`.
     Example: `J = MetaLoss(model, F.mse_loss, inner=SGD(lr=0.01)); J(task).backward()`.
     """
-    _compiled: Callable[[Task], Tensor] | None = None
+    _compiled: Callable[[Any], Tensor] | None = None
 
     @in_turn
-    def forward(self, task: Task) -> Tensor:
+    def forward(self, tasks: Task | list[Task]) -> Tensor:
         "J for a batch of tasks, a scalar; `.backward()` on it is the meta-gradient."
-        task = self.checked(task)
+        task = self.checked(tasks)
         if self._compiled is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._value(task)
         check_plain("a compiled J")
@@ -196,6 +194,7 @@ def on(J: MetaLoss, model: nn.Module, loss: Loss) -> MetaLoss:
     check_derivatives(J, model)
     for part in (J.inner, J.pooling, J.gradient, *J.terms.each()): check_no_piece(part, J.model)
     twin = copy.deepcopy(J, {id(J.model): model})
+    twin.looked = ()
     del twin.loss  # it may be a module, whose place a function cannot take
     twin.loss = check_judge(loss, model)
     twin.inner, twin.terms = twin.inner.for_model(model), twin.terms.for_model(model)
@@ -214,6 +213,48 @@ def check_no_piece(part: nn.Module, model: nn.Module) -> None:
         if name and id(piece) in copied:
             raise ValueError(f"{type(part).__name__} holds {name!r} of the old model: give it a "
                              "method for_model(self, model) that makes it for the new one")
+
+# %% ../nbs/1_idea/13_meta_loss.ipynb #13c0de03
+def probe_of(query: Split) -> Tree:
+    "Inputs that all tasks of a batch share: the query inputs of its first task, the real ones."
+    first, mask = mapped(lambda tensor: tensor[0], query.x), query.mask
+    if mask is None: return first
+    return None if transformed() else mapped(lambda tensor: tensor[mask[0]], first)
+
+
+def measured_on(J: Choices, task: Task, probe: Tree, theta: Params | None = None) -> list[Tensor]:
+    "`J.per_task`, with the inputs on which models of different tasks are compared."
+    at_once = J.chunk_size is None or J.chunk_size >= task.batch_size
+    if theta is not None: check_theta(theta, J.theta(), at_once)
+    if at_once: return J._all_tasks(task, probe, theta)
+    if not torch.compiler.is_compiling(): check_plain("with chunk_size J")
+    return in_recomputed_chunks(J, task, probe)
+
+
+def per_group(J: Choices, tasks: Any, theta: Params | None) -> list[Tensor]:
+    "`J.per_task` of tasks of unequal size."
+    if isinstance(tasks, Task): return J.per_task(tasks, theta)
+    for place, task in enumerate(tasks):
+        try: J.terms.meet(task)
+        except ValueError as error: raise ValueError(f"[{place}] of the tasks: {error}") from None
+    probe = probe_of(tasks.tasks[0].query)
+    return in_groups(lambda task: measured_on(J, task, probe, theta), tasks)
+
+
+def check_no_probe(terms: Sum) -> None:
+    "Raise `ValueError` for terms that predict on shared inputs, whose number a graph must know."
+    for term in terms.each():
+        if getattr(term, "embedding", None) == "predictions":
+            raise ValueError(f"{type(term).__name__} predicts on the first task's query inputs, "
+                             "and with padding a graph does not know how many these are: do not "
+                             "compile J, or take embedding='parameters'")
+
+
+def check_one_size(tasks: Task | Unequal, why: str) -> Task:
+    "The batch; `ValueError` for a list of tasks, with the reason why there has to be one size."
+    if isinstance(tasks, Task): return tasks
+    raise ValueError(f"a list of {tasks.batch_size} tasks of {len(tasks.groups)} shapes, but "
+                     f"{why}: give them one size, ml.tasks.padded([…])")
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #4db06752
 def in_recomputed_chunks(J: Choices, task: Task, probe: Tree) -> list[Tensor]:
@@ -241,7 +282,7 @@ def as_now(J: Choices, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #2a0c1485
-def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
+def compiled(J: Choices, **options: Any) -> Callable[[Any], Tensor]:
     "J as a function of tasks whose value and gradient are one graph: see `MetaLoss.compile`."
     if J.chunk_size is not None:
         raise ValueError(f"chunk_size={J.chunk_size} computes gradients chunk by chunk in the "
@@ -258,7 +299,9 @@ def compiled(J: Choices, **options: Any) -> Callable[[Task], Tensor]:
         return one_graph(function_of(calls), calls.named_parameters, around, **options)
     graphs = {J.inner.steps: graph()}  # one for each number of inner steps
 
-    def run(task: Task) -> Tensor:
+    def run(tasks: Task | Unequal) -> Tensor:
+        task = check_one_size(tasks, "a compiled J would be one graph for each shape")
+        if task.query.mask is not None: check_no_probe(J.terms)
         J.terms.meet(task)
         steps = J.inner.steps
         if steps not in graphs: graphs[steps] = graph()
@@ -285,10 +328,10 @@ def written_in(error: Any, parts: list[tuple[str, Any]]) -> str:
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #33c9c0b6
 @torch.no_grad()
-def report(J: Choices, task: Task) -> dict[str, float]:
+def report(J: Choices, task: Task | Unequal) -> dict[str, float]:
     "J, each of its terms, and the query loss before and after adaptation: see `MetaLoss.report`."
     terms = J.terms.apart(J.per_task(task), partial(pooled, J.pooling, task=task))
-    before, after = J.curve(task, (0, J.inner.steps)).mean(0).tolist()
+    before, after = curve(J, task, (0, J.inner.steps), [J.loss], True)[..., 0].mean(0).tolist()
     return {"meta_loss": J._value(task).item(),
             **{name: value.item() for name, value in terms.items()},
             "loss_before": before, "loss_after": after}

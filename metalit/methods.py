@@ -117,6 +117,7 @@ from .batching.slope import grad
 from .inner.sam import SAM, check_rho, uphill
 from .models import Params
 from .tasks.task import Task
+from .tasks.unequal import Unequal
 
 # %% ../nbs/2_trial/24_sam.ipynb #5ad7bc4c
 class SharpMAML(MetaLoss):
@@ -139,7 +140,7 @@ class SharpMAML(MetaLoss):
 
     def extra_repr(self) -> str: return f"rho_outer={self.rho_outer:g}"
 
-    def _value(self, task: Task, theta: Params | None = None) -> Tensor:
+    def _value(self, task: Task | Unequal, theta: Params | None = None) -> Tensor:
         theta = self.theta() if theta is None else theta
         if self.rho_outer == 0: return super()._value(task, theta)
         at = partial(super()._value, task)

@@ -317,7 +317,7 @@ def with_ids(ids): return ml.Task(*[ml.Split(good(), good())] * 2, ids=ids)
     (lambda: of_support(None), r"support\.x is None: there is no tensor in it"),
     (lambda: of_support(good(), {}), r"support\.y is \{\}: there is no tensor in it"),
     (lambda: of_support({}, {}), r"support\.x is \{\}"),
-    (lambda: of_support(good(), mask=torch.ones(4, 3)), r"support\.mask is given, but padded"),
+    (lambda: of_support(good(), mask=torch.ones(4, 3)), r"support\.mask is of torch\.float32"),
     (lambda: with_ids(torch.arange(3)), r"ids has shape \(3,\)"),
     (lambda: with_ids(good()), r"ids has shape \(4, 3, 1\)")])
 def test_check_task_names_the_leaf(wrong, message):

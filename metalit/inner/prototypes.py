@@ -73,7 +73,8 @@ def head_of_means(predict: Predict, theta: Params, support: Split, head: str,
     (ways, width), like = shape, next(iter(theta.values()))
     # With the identity for a head the model's output is what the head sees.
     bare = {weight: torch.eye(width).to(like), bias: torch.zeros(width).to(like)}
-    means = class_means(predict(theta | bare, support.x), support.y, ways)
+    y = support.y if support.mask is None else torch.where(support.mask, support.y, -1)
+    means = class_means(predict(theta | bare, support.x), y, ways)
     made = {weight: 2 * means, bias: -(means ** 2).sum(1)}
     # Plus the sum of no numbers of its own: a parameter of θ gets a gradient of zeros, not None.
     return {name: value + theta[name][:0].sum() if name in theta else value

@@ -30,8 +30,8 @@ Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters
 
 # %% auto #0
 __all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'whole', 'real', 'check_steps', 'check_batch_size',
-           'check_made_for', 'check_subclass', 'Fitting', 'InnerLoop', 'Step', 'as_it_is', 'Walk', 'constant',
-           'held_constant']
+           'check_made_for', 'check_subclass', 'real_in_turn', 'Fitting', 'InnerLoop', 'Step', 'as_it_is', 'Walk',
+           'constant', 'held_constant']
 
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def whole(value: Any) -> int:
@@ -77,6 +77,18 @@ def check_subclass(kind: type) -> None:
         raise TypeError(f"{kind.__name__} overrides adapt, as inner loops did before version 0.2, "
                         "and a meta-loss does not call it: say what one step does, in a method "
                         "step(self, loss, phi, state, k), and where a task starts, in init")
+
+# %% ../../nbs/3_choices/31_walk.ipynb #31c0de02
+def real_in_turn(support: Split, mask: Tensor, turn: Tensor) -> Split:
+    """The real examples of one task whose turn it is; all of them, where there are no more.
+
+    `turn` (N,) counts on from one step to the next. Where a task has fewer real examples than N,
+    the others are padding.
+    """
+    count = mask.sum()
+    real = mask.int().argsort(descending=True, stable=True)  # the real ones first, as they stand
+    seen = support.select(real[turn % count])
+    return Split(seen.x, seen.y, torch.arange(len(turn), device=mask.device) < count)
 
 # %% ../../nbs/3_choices/31_walk.ipynb #31c0de01
 class Fitting(Scheduled):
@@ -129,7 +141,9 @@ class InnerLoop(Fitting):
         "The support examples that step k sees."
         if self.batch_size is None or self.batch_size >= length(support): return support
         count, device, first = length(support), leaves(support)[0].device, k * self.batch_size
-        return support.select(torch.arange(first, first + self.batch_size, device=device) % count)
+        turn = torch.arange(first, first + self.batch_size, device=device)
+        if support.mask is None: return support.select(turn % count)
+        return real_in_turn(support, support.mask, turn)
 
     def adapt(self, loss: LossOn, theta: Params, support: Split, steps: int | None = None, *,
               detach: bool = False) -> list[Params]:

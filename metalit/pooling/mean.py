@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tasks.task import Task, length
+from ..tasks.unequal import Unequal
 
 # %% auto #0
 __all__ = ['KNOWN', 'Pooling', 'Mean', 'pooled']
@@ -45,7 +46,7 @@ class Mean(Pooling):
         return values.mean()
 
 # %% ../../nbs/1_idea/09_pooling.ipynb #cfbd6d8d
-def pooled(pooling: Callable[..., Tensor], values: Tensor, task: Task) -> Tensor:
+def pooled(pooling: Callable[..., Tensor], values: Tensor, task: Task | Unequal) -> Tensor:
     """The values of all tasks, (B,), as one number, by a pooling that is told what it asks for.
 
     Raises `ValueError` where it gives no number, or asks for ids that the batch does not have.
@@ -61,15 +62,19 @@ def pooled(pooling: Callable[..., Tensor], values: Tensor, task: Task) -> Tensor
                      f"{tuple(number.shape)}; one number is needed")
 
 
-def _sizes(values: Tensor, task: Task) -> Tensor:
+def _sizes(values: Tensor, task: Task | Unequal) -> Tensor:
+    if isinstance(task, Unequal):
+        return torch.cat([_sizes(values[:part.batch_size], part) for part in task])
+    if task.query.mask is not None: return task.query.mask.sum(1)
     examples = length(task.select(0).query.select(0))
     return torch.full((len(values),), examples, device=values.device)
 
 
-def _ids(values: Tensor, task: Task) -> Tensor:
+def _ids(values: Tensor, task: Task | Unequal) -> Tensor:
+    if isinstance(task, Unequal): return torch.cat([_ids(values, part) for part in task])
     if task.ids is not None: return task.ids
     raise ValueError("the pooling asks which tasks these are, and the batch does not say: give its "
                      "Task ids, one number for each task")
 
 
-KNOWN: dict[str, Callable[[Tensor, Task], Tensor]] = {"sizes": _sizes, "ids": _ids}
+KNOWN: dict[str, Callable[[Tensor, Task | Unequal], Tensor]] = {"sizes": _sizes, "ids": _ids}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Split', 'Task', 'check_split', 'check_task', 'Random', 'threefry', 'Family', 'seeded_generator', 'Sinusoids',
-           'Quadratics', 'curvature', 'half_square', 'quadratic_task', 'Episodes']
+           'Quadratics', 'curvature', 'half_square', 'quadratic_task', 'Episodes', 'Unequal', 'check_tasks', 'one',
+           'padded', 'unpadded']
 
 # %% ../../nbs/9_rooms/90_room_tasks.ipynb #8f16e4e4
 from .episodes import Episodes
@@ -13,7 +14,9 @@ from .quadratics import Quadratics, curvature, half_square, quadratic_task
 from .random import Random, seeded_generator, threefry
 from .sinusoids import Sinusoids
 from .task import Split, Task, check_split, check_task
+from .unequal import Unequal, check_tasks, one, padded, unpadded
 
 # %% ../../nbs/9_rooms/90_room_tasks.ipynb #e06128fd
 _all_ = [Split, Task, check_split, check_task, Random, threefry, Family, seeded_generator,
-         Sinusoids, Quadratics, curvature, half_square, quadratic_task, Episodes]
+         Sinusoids, Quadratics, curvature, half_square, quadratic_task, Episodes, Unequal,
+         check_tasks, one, padded, unpadded]

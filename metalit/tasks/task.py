@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 # %% auto #0
-__all__ = ['Tree', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'transformed', 'check_task', 'check_split']
+__all__ = ['Tree', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'transformed', 'check_task', 'check_split',
+           'filled']
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #fecb6185
 Tree = Any  # a tensor, or a dictionary, list, tuple or `Container` of trees
@@ -81,8 +82,8 @@ class Split(Container):
     """Examples of a batch of tasks: inputs `x` and targets `y`, each of shape (B, S, …).
 
     B counts tasks, S counts examples in each of them. x and y may also be trees of such tensors: a
-    dictionary x is given to the model as keywords, a tuple as positions. `mask` (B, S) has room for
-    which examples are real; this version refuses one.
+    dictionary x is given to the model as keywords, a tuple as positions. `mask` (B, S) says of each
+    example whether it is real or padding; without, all are real (see `ml.tasks.padded`).
 
     Example: `Split(torch.randn(4, 5, 1), torch.randn(4, 5, 1))`.
     """
@@ -156,13 +157,16 @@ def check_task(task: Any) -> Task:
 
     Raises `ValueError`, naming the tensor, where x and y do not belong together, a set is empty,
     the task axis is missing, or a value is not finite. Where values cannot be seen, while a
-    program is traced or under a transformation such as `vmap`, only shapes are looked at.
+    program is traced or under a transformation such as `vmap`, only shapes are looked at. With a
+    mask what stands in the padding never counts: see `filled`.
 
     Example: `check_task(((x, x), (x, x))).batch_size`, with `x = torch.zeros(4, 5, 1)`.
     """
     task = _as_task(task)
     check_split(task.support, "support")
     check_split(task.query, "query")
+    if any(split.mask is not None for split in task):
+        task = Task(filled(task.support), filled(task.query), task.ids)
     if length(task.support) != length(task.query):
         raise ValueError(f"support holds {length(task.support)} tasks and query "
                          f"{length(task.query)}: the first axis counts tasks and must agree")
@@ -187,18 +191,15 @@ def check_split(split: Split, name: str = "support") -> None:
 
     Example: `check_split(Split(torch.zeros(4, 5, 1), torch.zeros(4, 5, 1)))`.
     """
-    if split.mask is not None:
-        raise ValueError(f"{name}.mask is given, but padded tasks are not understood yet: give "
-                         "tasks of equal size, without a mask")
     tensors: list[Tensor] = []
     for part, tree in (("x", split.x), ("y", split.y)):
         found = [] if tree is None else leaves(tree)
         if not found: raise ValueError(f"{name}.{part} is {tree!r}: there is no tensor in it")
         tensors += found
     for number, tensor in enumerate(tensors):
-        wrong = _wrong(tensor, tensors[0])
+        wrong = _wrong(tensor, tensors[0], split.mask)
         if wrong: raise ValueError(wrong.format(here=_place(split, name, number),
-                                                first=_place(split, name, 0)))
+                                                first=_place(split, name, 0), mask=f"{name}.mask"))
 
 
 def _place(split: Split, name: str, number: int) -> str:
@@ -206,7 +207,7 @@ def _place(split: Split, name: str, number: int) -> str:
     return name + pytree.keystr(pytree.tree_flatten_with_path(split)[0][number][0])
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #a3607451
-def _wrong(tensor: Any, first: Any) -> str | None:
+def _wrong(tensor: Any, first: Any, mask: Any) -> str | None:
     "What is wrong with a tensor beside the first one of its set; None where nothing is."
     if not isinstance(tensor, Tensor):
         return f"{{here}} is a {type(tensor).__name__}; a tensor is needed"
@@ -227,11 +228,44 @@ def _wrong(tensor: Any, first: Any) -> str | None:
         return (
             f"{{here}} has shape {shape}: no {missing} in it. Give every task at least one example"
         )
-    return None if transformed() else _not_finite(tensor)
+    if tensor is first and mask is not None and (wrong := _wrong_mask(mask, first)): return wrong
+    return None if transformed() else _not_finite(tensor, mask)
 
 
-def _not_finite(tensor: Tensor) -> str | None:
+def _not_finite(tensor: Tensor, mask: Tensor | None) -> str | None:
     # One sum is quicker than a look at every value, and finite only where all are; or overflows.
-    if math.isfinite(abs(tensor.sum().item())) or torch.isfinite(tensor).all(): return None
-    task = int((~torch.isfinite(tensor)).nonzero()[0, 0])
+    real = tensor if mask is None else tensor[mask]
+    if math.isfinite(abs(real.sum().item())) or torch.isfinite(real).all(): return None
+    wrong = ~torch.isfinite(tensor)
+    if mask is not None: wrong &= mask.reshape(*mask.shape, *[1] * (tensor.ndim - 2))
+    task = int(wrong.nonzero()[0, 0])
     return f"{{here}} holds values that are not finite (NaN or ±inf), first in task {task}"
+
+# %% ../../nbs/1_idea/02_tasks.ipynb #02a00002
+def _wrong_mask(mask: Any, first: Tensor) -> str | None:
+    "What is wrong with a mask beside the first tensor of its set; None where nothing is."
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        return f"{{mask}} is of {kind}; yes or no is needed (torch.bool): mask.bool()"
+    if mask.shape != first.shape[:2]:
+        return (f"{{mask}} has shape {tuple(mask.shape)}, and {{here}} {tuple(first.shape)}: one "
+                f"yes or no for each example is needed, {tuple(first.shape[:2])}")
+    if transformed() or mask.any(1).all(): return None
+    task = int((~mask.any(1)).nonzero()[0, 0])
+    return (f"{{mask}} has no real example of task {task}: give every task at least one, or leave "
+            "it out")
+
+
+def filled(split: Split) -> Split:
+    """The set, in which all padding is the first real example of its task; with a mask.
+
+    Example: `filled(Split(x, x, torch.tensor([[True, False]]))).x`, with `x = torch.rand(1, 2, 1)`.
+    """
+    first = leaves(split.x)[0]
+    tasks, examples = (torch.arange(count, device=first.device) for count in first.shape[:2])
+    if split.mask is None:
+        every = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
+        return Split(split.x, split.y, every)
+    rows = torch.where(split.mask, examples, split.mask.int().argmax(1, keepdim=True))
+    x, y = (mapped(lambda tensor: tensor[tasks[:, None], rows], tree) for tree in split)
+    return Split(x, y, split.mask)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from ..tasks.task import Split, Task, Tree, length
 from .term import Path, Term
 
 # %% auto #0
-__all__ = ['EMBEDDINGS', 'rms_distance', 'embed', 'check_embedding', 'are_classes', 'check_dealt', 'halves', 'others', 'Triplet',
-           'cosine_distance', 'Contrast']
+__all__ = ['EMBEDDINGS', 'TWO', 'rms_distance', 'embed', 'check_embedding', 'are_classes', 'check_two', 'check_dealt', 'halves',
+           'others', 'Triplet', 'cosine_distance', 'Contrast']
 
 # %% ../../nbs/2_trial/22_contrast.ipynb #ed10af98
 def rms_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -52,11 +53,24 @@ def are_classes(y: Tree) -> bool:
     return isinstance(y, Tensor) and y.ndim == 1 and not (y.is_floating_point() or y.is_complex())
 
 
+TWO = "cannot be split in two: give every task 2 or more shots"
+
+
+def check_two(mask: Tensor) -> None:
+    "Raise `ValueError` where a task has a single real example, by its mask (B, S)."
+    few = (mask.sum(1) < 2).nonzero()
+    if len(few): raise ValueError(f"a support set of 1 example, in task {int(few[0])}, {TWO}")
+
+
 def check_dealt(task: Task, name: str) -> None:
     "Raise `ValueError` where two halves of a support set cannot show the same classes."
-    y = task.support.y
-    if in_transform() or not isinstance(y, Tensor) or not are_classes(y[0]): return
-    alone = ((y[:, :, None] == y[:, None]).sum(-1) == 1).nonzero()
+    y, mask = task.support.y, task.support.mask
+    if in_transform(): return
+    if mask is not None: check_two(mask)
+    if not isinstance(y, Tensor) or not are_classes(y[0]): return
+    same = y[:, :, None] == y[:, None]
+    if mask is not None: same = same & mask[:, :, None] & mask[:, None]
+    alone = (same.sum(-1) == 1).nonzero()
     if len(alone):
         i, example = alone[0].tolist()
         raise ValueError(f"{name} lets halves of the support set teach the same, and in task {i} "
@@ -70,13 +84,16 @@ def halves(support: Split) -> tuple[Split, Split]:
 
     With class labels each class is dealt out in turns; else these are the first half and the rest.
     """
-    count = length(support)
-    if count < 2:
-        raise ValueError(f"a support set of {count} example cannot be split in two: give every "
-                         "task 2 or more shots")
+    count, mask = length(support), support.mask
+    if count < 2: raise ValueError(f"a support set of {count} example {TWO}")
     if are_classes(support.y):
-        by_class = support.y.argsort(stable=True)
+        # padding after all classes
+        label = support.y if mask is None else torch.where(mask, support.y, support.y.max() + 1)
+        by_class = label.argsort(stable=True)
         return support.select(by_class[::2]), support.select(by_class[1::2])
+    if mask is not None:
+        early = mask.cumsum(0) <= mask.sum() // 2
+        return replace(support, mask=mask & early), replace(support, mask=mask & ~early)
     middle = count // 2
     return support.select(slice(middle)), support.select(slice(middle, None))
 

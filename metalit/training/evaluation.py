@@ -20,6 +20,7 @@ from ..learner import Learner, alone_with, curve
 from ..losses import Loss
 from ..tasks.family import Family, check_count
 from ..tasks.task import Task, check_task, leaves
+from ..tasks.unequal import Unequal, in_groups
 from .checkpoints import Progress, Row
 from .identity import digest, label, tensor_words
 
@@ -122,16 +123,18 @@ def evaluate(J: Learner, tasks: Given, *, n_tasks: int | None = None,
 
     Example: `print(evaluate(J, ml.tasks.Sinusoids(shots=5)))`.
     """
-    batches, about = (_at_hand(tasks, n_tasks) if isinstance(tasks, Task | list | tuple) else
+    given, about = (_at_hand(tasks, n_tasks) if isinstance(tasks, Task | list | tuple) else
                       (_drawn(tasks, n_tasks, seed), (seed, label(tasks))))
     check_count("batch_size", batch_size)
     metrics, like = named_metrics(metric), next(J.parameters())
-    parts = (batch.select(slice(i, i + batch_size)).to(device=like.device, dtype=like.dtype)
-             for batch in batches for i in range(0, batch.batch_size, batch_size))
-    with alone_with(J.model), evaluation_mode(J, unless=train):
-        values = torch.cat([curve(J, J.checked(part), steps,
-                                  [one or J.loss for one in metrics.values()], transductive)
-                            for part in parts]).double()
+    asked = [one or J.loss for one in metrics.values()]
+
+    def on(batch: Task) -> list[Tensor]:
+        parts = (batch.select(slice(i, i + batch_size)).to(device=like.device, dtype=like.dtype)
+                 for i in range(0, batch.batch_size, batch_size))
+        return [torch.cat([curve(J, J.checked(part), steps, asked, transductive)
+                           for part in parts]).double()]
+    with alone_with(J.model), evaluation_mode(J, unless=train): values = in_groups(on, given)[0]
     found = {name: Evaluation(list(steps), values[..., i], about[0], name, about[1])
              for i, name in enumerate(metrics)}
     return found if isinstance(metric, dict | list) else next(iter(found.values()))
@@ -155,24 +158,24 @@ def name_of(metric: Loss | None) -> str:
     return "loss" if metric is None else getattr(metric, "__name__", type(metric).__name__)
 
 
-def _drawn(family: Family, n_tasks: int | None, seed: int) -> list[Task]:
+def _drawn(family: Family, n_tasks: int | None, seed: int) -> Unequal:
     n_tasks = 600 if n_tasks is None else n_tasks
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks")
-    return [family.held_out(n_tasks, seed)]
+    return Unequal([family.held_out(n_tasks, seed)])
 
 
-def _at_hand(tasks: Task | list[Task], n_tasks: int | None) -> tuple[list[Task], tuple[None, str]]:
-    "Tasks that somebody has, batch by batch, and what tells them from others."
-    batches = [check_task(task) for task in ([tasks] if isinstance(tasks, Task) else tasks)]
-    count = sum(batch.batch_size for batch in batches)
+def _at_hand(tasks: Task | list[Task], n_tasks: int | None) -> tuple[Unequal, tuple[None, str]]:
+    "Tasks that somebody has, and what tells them from others."
+    given = Unequal([check_task(task) for task in ([tasks] if isinstance(tasks, Task) else tasks)])
+    count = given.batch_size
     if n_tasks is not None:
         raise ValueError(f"{n_tasks=} is how many tasks to draw from a family; of tasks at hand "
                          "all are looked at. For fewer, give fewer: task.select(slice(n))")
     if count < 2:
         raise ValueError(f"{count} tasks are given: an interval needs at least 2. "
                          "J.curve(task, steps) measures a single one")
-    told = digest([tensor_words(leaf) for batch in batches for leaf in leaves(batch)])
-    return batches, (None, f"{count} tasks at hand, {told}")
+    told = digest([tensor_words(leaf) for batch in given for leaf in leaves(batch)])
+    return given, (None, f"{count} tasks at hand, {told}")
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #90a1bdd6
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:

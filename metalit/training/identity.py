@@ -134,7 +134,8 @@ def named(name: str, function: Callable[..., Any]) -> Named:
     return Named(name, function)
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a0000b
-FOUND_OUT = {Scheduled: {"named"}, Parts: {"frozen"}, MetaLoss: {"_compiled"},
+FOUND_OUT = {Scheduled: {"named"}, Parts: {"frozen", "reductions", "looked"},
+             MetaLoss: {"_compiled"},
              Masked: {"head", "names"},
              Prototypes: {"head", "shape", "has_met"},
              LRScheduler: {"optimizer", "last_epoch", "_step_count", "_last_lr", "_is_initial",

@@ -21,7 +21,8 @@ import torch
 from ..inner.walk import whole
 from ..meta_loss import MetaLoss
 from ..tasks.family import Family
-from ..tasks.task import Task, check_task
+from ..tasks.task import Task
+from ..tasks.unequal import Unequal, check_tasks
 from metalit.training.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -50,8 +51,8 @@ from metalit.training.processes import (
 from .watching import Bar, Board, Looks, Watcher, as_watcher, watched
 
 # %% auto #0
-__all__ = ['Maker', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'meta_step', 'tried', 'descend',
-           'Plan', 'Setup', 'found', 'OuterLoop', 'meta_train']
+__all__ = ['Maker', 'Batched', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'meta_step', 'tried',
+           'descend', 'Plan', 'Setup', 'found', 'OuterLoop', 'meta_train']
 
 # %% ../../nbs/7_workshop/64_training.ipynb #d0d2ad99
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -131,7 +132,10 @@ def given_back(optimizer: Any) -> Iterator[None]:
         raise
 
 # %% ../../nbs/7_workshop/64_training.ipynb #bca15581
-def meta_loss(run: Setup, together: torch.nn.Module, batch: Task,
+Batched = Iterator[Task | Unequal]
+
+
+def meta_loss(run: Setup, together: torch.nn.Module, batch: Task | Unequal,
               step: int) -> tuple[torch.Tensor, float]:
     "The meta-loss of a step's tasks, with its graph, and as the number that a team agrees on."
     dtype, of = next(run.J.parameters()).dtype, run.team
@@ -143,14 +147,14 @@ def meta_loss(run: Setup, together: torch.nn.Module, batch: Task,
     with lost_process(), run.around.precision(run.device): loss = together(task)
     value = summed(loss.item())[0] / of.size
     if not math.isfinite(value):
-        check_task(task)
+        check_tasks(task)
         raise DivergedError(f"the meta-loss is {value} at step {step}: a smaller inner or outer "
                             "step size may help. A checkpoint, if the run has one, is of an "
                             "earlier step")
     return loss, value
 
 
-def meta_step(run: Setup, together: torch.nn.Module, batch: Task, step: int) -> float:
+def meta_step(run: Setup, together: torch.nn.Module, batch: Task | Unequal, step: int) -> float:
     "One step of the outer loop; returns the meta-loss before it."
     loss, value = meta_loss(run, together, batch, step)
     with lost_process(): loss.backward()
@@ -158,7 +162,7 @@ def meta_step(run: Setup, together: torch.nn.Module, batch: Task, step: int) -> 
     return value
 
 
-def tried(run: Setup, batches: Iterator[Task]) -> Iterator[Task]:
+def tried(run: Setup, batches: Batched) -> Batched:
     "The batches, after the first meta-loss and its gradient, for the errors that they may raise."
     with own_random_numbers(run.plan.seed, run.device):
         batch = next(batches)
@@ -167,7 +171,7 @@ def tried(run: Setup, batches: Iterator[Task]) -> Iterator[Task]:
     return chain([batch], batches)
 
 # %% ../../nbs/7_workshop/64_training.ipynb #aee06eab
-def descend(run: Setup, start: int, batches: Iterator[Task]) -> Iterator[tuple[float, float]]:
+def descend(run: Setup, start: int, batches: Batched) -> Iterator[tuple[float, float]]:
     "The outer loop. Yields the meta-loss of each step and the seconds it took."
     together = parallel(run.J)
     for step in range(start, run.plan.steps):
@@ -277,7 +281,7 @@ class OuterLoop(Setup):
             check_finite(self.J, f" after step {state.step}")
         return state.log
 
-    def _batches(self, start: int) -> Iterator[Task]:
+    def _batches(self, start: int) -> Batched:
         plan = self.plan
         return iter(self.tasks.stream(plan.batch_size or 0, plan.steps, plan.seed, start))
 
@@ -287,7 +291,7 @@ class OuterLoop(Setup):
         late = minutes is not None and state.seconds >= 60 * minutes
         return late or (self.validation is not None and self.validation.exhausted(state))
 
-    def _descend(self, state: Progress, batches: Iterator[Task], by: list[Watcher],
+    def _descend(self, state: Progress, batches: Batched, by: list[Watcher],
                  asked_to_stop: Callable[[], bool]) -> None:
         "Step by step: record, let others look, save where it is due."
         plan, writes = self.plan, self.writes

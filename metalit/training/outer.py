@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from ..meta_loss import MetaLoss
 from ..tasks.random import seeded_generator
 from ..tasks.family import Family
-from ..tasks.task import Container, Task, check_task
+from ..tasks.task import Container, Task
+from ..tasks.unequal import Unequal, check_tasks
 from .checkpoints import Progress
 from .evaluation import Validation
 from .identity import digest, identity
@@ -149,8 +150,8 @@ class Batches:
     """Batches of tasks that one has, given out step by step, around and around.
 
     `batches` is what a `for` goes through: a list, a `DataLoader`, an object with `__iter__`. Each
-    of them is a `Task`, or what unpacks as one. Raises `TypeError` for what is none of these, and
-    `ValueError` where they end before the run does.
+    of them is a `Task`, what unpacks as one, or a list of tasks. Raises `TypeError` for what is
+    none of these, and `ValueError` where they end before the run does.
 
     Example: `next(Batches([task]).stream(None, 1))`.
     """
@@ -178,7 +179,8 @@ class Batches:
         return {"loader": type(given), "dataset": batches_words(given.dataset)} | \
             {name: getattr(given, name) for name in HOW}
 
-    def stream(self, batch_size: Any, steps: int, seed: int = 0, start: int = 0) -> Iterator[Task]:
+    def stream(self, batch_size: Any, steps: int, seed: int = 0,
+               start: int = 0) -> Iterator[Task | Unequal]:
         "The batches of steps `start` … `steps` − 1."
         source: Iterator[Any] = iter(())
         for step in range(steps):
@@ -190,7 +192,7 @@ class Batches:
             if batch is None:
                 raise ValueError(f"the tasks ended after {step} batches, and steps={steps}: give "
                                  "what can be gone through again, such as a list, or fewer steps")
-            if step >= start: yield check_task(batch)
+            if step >= start: yield check_tasks(batch)
 
 # %% ../../nbs/7_workshop/64a_outer.ipynb #64a10017
 def batches_of(tasks: Any, batch_size: int | None) -> tuple[Family | Batches, int | None]:

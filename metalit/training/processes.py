@@ -19,14 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..meta_loss import MetaLoss, in_recomputed_chunks
+from ..meta_loss import MetaLoss, check_one_size, measured_on, probe_of
 from ..pooling.mean import Mean
 from ..tasks.random import seeded_generator
-from ..tasks.task import Task, Tree, mapped
+from ..tasks.task import Task, mapped
+from ..tasks.unequal import Unequal
 
 # %% auto #0
 __all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'launched', 'share', 'all_tasks_for', 'gathered', 'of_first',
-           'measured_on', 'Whole', 'check_divisible', 'check_compiled', 'parallel', 'summed', 'is_broken_connection',
+           'of_all', 'Whole', 'check_divisible', 'check_compiled', 'parallel', 'summed', 'is_broken_connection',
            'lost_process', 'seed_step']
 
 # %% ../../nbs/7_workshop/69_processes.ipynb #d7b348e5
@@ -105,9 +106,10 @@ def launched(every: float = 1.0, patience: float = 60.0) -> Iterator[None]:
     finally: over.set()
 
 # %% ../../nbs/7_workshop/69_processes.ipynb #b3350337
-def share(task: Task, of: Team) -> Task:
+def share(tasks: Task | Unequal, of: Team) -> Task | Unequal:
     "The tasks of a batch that one process works on."
-    if of.size == 1: return task
+    if of.size == 1: return tasks
+    task = check_one_size(tasks, f"{of.size} processes share one batch")
     count = task.batch_size // of.size
     return task.select(slice(of.rank * count, (of.rank + 1) * count))
 
@@ -132,11 +134,11 @@ def of_first(tensor: Tensor) -> Tensor:
     return same
 
 
-def measured_on(J: MetaLoss, task: Task, probe: Tree) -> list[Tensor]:
-    "`J.per_task` of a share, with the inputs that all tasks of the whole batch have in common."
-    J.terms.meet(task)
-    if J.chunk_size is None or J.chunk_size >= task.batch_size: return J._all_tasks(task, probe)
-    return in_recomputed_chunks(J, task, probe)
+def of_all(task: Task) -> Task:
+    "The batch as a pooling looks at it: with the ids, and the masks of queries, of all tasks."
+    ids, mask = (None if own is None else gathered(own) for own in (task.ids, task.query.mask))
+    return replace(task, query=replace(task.query, mask=mask), ids=ids)
+
 
 # %% ../../nbs/7_workshop/69_processes.ipynb #82775453
 class Whole(nn.Module):
@@ -151,11 +153,13 @@ class Whole(nn.Module):
 
     def forward(self, task: Task) -> Tensor:
         "J of the whole batch, from this process's share of it."
-        task = self.J.checked(task)
-        own = measured_on(self.J, task, mapped(lambda x: of_first(x[0]), task.query.x))
+        task = check_one_size(self.J.checked(task), "several processes share one batch, and "
+                              "batching='loop' has none")
+        probe = probe_of(mapped(of_first, task.query.select(slice(0, 1))))
+        self.J.terms.meet(task)
+        own = measured_on(self.J, task, probe)
         values = [gathered(value).requires_grad_() for value in own]
-        ids = None if task.ids is None else gathered(task.ids)
-        whole = self.J.pool(values, replace(task, ids=ids))
+        whole = self.J.pool(values, of_all(task))
         slopes = torch.autograd.grad(whole, values, retain_graph=True, materialize_grads=True)
         of = team()
         pairs = zip(own, (slope.chunk(of.size)[of.rank] for slope in slopes), strict=True)
