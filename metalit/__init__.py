@@ -6,10 +6,10 @@
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
            'Proximal', 'Sign', 'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance',
-           'GradientNorm', 'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'Tail', 'Tilted', 'Worst', 'Exact',
-           'FirstOrder', 'MixedMode', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML',
-           'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML',
-           'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint',
+           'GradientNorm', 'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted',
+           'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile',
+           'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet',
+           'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint',
            'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run',
            'named']
 
@@ -60,7 +60,7 @@ from metalit.methods import (
 )
 
 # %% ../nbs/99_api.ipynb #99a0c0de
-from .pooling.mean import Mean, Pooling
+from .pooling.mean import ByExamples, Mean, Pooling
 from .pooling.tail import Tail, Tilted, Worst
 from .tasks.family import Family
 from .tasks.task import Split, Task
@@ -82,7 +82,8 @@ from .training.watching import Watcher
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
          Masked, Proximal, Sign, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance,
-         GradientNorm, EveryStep, Triplet, Contrast, Pooling, Mean, Tail, Tilted, Worst, Exact,
+         GradientNorm, EveryStep, Triplet, Contrast, Pooling, Mean, ByExamples, Tail, Tilted,
+         Worst, Exact,
          FirstOrder, MixedMode, Learner, TaskLoss, MetaLoss, MAML,
          FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
          CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial, wraps
 from numbers import Integral
 from threading import RLock
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapted import end_of, evaluation_mode, holding
-from .batching.chunks import in_chunks
+from .batching.chunks import in_chunks, random_state, restore_random_state
 from .batching.modes import MODES, Each, check_mode
 from .batching.plain import PlainOperations
 from .batching.refused import (LOOP, check_hooks, check_vmap, explained, noted, once_tried,
@@ -34,14 +34,14 @@ from .models import Params, called, check_shapes_known, given, places
 from .tasks.task import Split, Task, Tree, check_split, leaves, mapped
 from .tasks.task import transformed
 from .tasks.unequal import Unequal, batches_in, check_tasks, in_groups, one_by_one
-from .tasks.unequal import stacked
+from .tasks.unequal import stacked, unpadded
 
 # %% auto #0
 __all__ = ['NORMS', 'READS', 'LOOKED', 'LIST', 'TOLD', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns', 'check_model',
            'is_sharded', 'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like',
            'choice_words', 'counted', 'check_same', 'Shown', 'in_mode', 'check_apart', 'check_minds', 'check_norms',
-           'meet', 'reductions_in', 'looked_at', 'with_model', 'check_parts', 'Parts', 'alone_with', 'in_turn',
-           'Learner', 'learned', 'check_counts', 'curve']
+           'meet', 'reductions_in', 'looked_at', 'answers', 'draws', 'with_model', 'check_parts', 'Parts', 'alone_with',
+           'in_turn', 'Learner', 'learned', 'check_counts', 'curve']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -285,16 +285,15 @@ def in_mode(batching: str, one: Callable[[Any, Any], Tree], shared: Any, own: An
 LIST = "give tasks as a list, J([task, …]), or build the meta-loss with batching='loop'"
 
 
-def check_apart(model: nn.Module, split: Split, mask: Tensor) -> Any:
-    """The model's output for the real examples of one task, (S, …), in which padding has no say.
+def check_apart(name: str, answer: Callable[[Tree], Any], x: Tree, mask: Tensor) -> Any:
+    """A model's answer for the real examples of one task, (S, …), in which padding has no say.
 
     Raises `ValueError` where it has one: where the model sees its examples together.
     """
-    real = mapped(lambda tensor: tensor[mask], split.x)
-    with evaluation_mode(model): alone, among = once(model, real), once(model, split.x)
+    alone, among = answer(mapped(lambda tensor: tensor[mask], x)), answer(x)
     for one, other in zip(leaves(alone), leaves(among), strict=True):
         if one.is_floating_point() and len(other) == len(mask) and not _alike(one, other[mask]):
-            raise ValueError(f"{type(model).__name__} answers otherwise for an example where "
+            raise ValueError(f"{name} answers otherwise for an example where "
                              f"padding stands beside it, so its examples see each other: {LIST}")
     return alone
 
@@ -322,16 +321,19 @@ def check_norms(model: nn.Module) -> None:
                              f"examples, and so over padding: {LIST}, or take GroupNorm")
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62c0de82
-def meet(learner: Any, task: Task) -> None:
-    "A look at the model and, of a padded batch, at all that sees examples; raise where one cannot."
-    learner.ready(task.support.x)
-    if task.support.mask is not None:
+def meet(learner: Any, batches: list[Task]) -> None:
+    "A look at the model and the tasks; where these are padded, at all that sees examples."
+    for task in batches: learner.ready(task.support.x)
+    learner.inner.see(batches)
+    masked = [task for task in batches if task.support.mask is not None]
+    if masked:
         check_norms(learner.model)
         terms = learner.terms.each() if hasattr(learner, "terms") else ()
         for part in (learner.inner, *terms): check_minds(part)
     elif torch.compiler.is_compiling(): return
     inside = learner.loss if learner.inner.loss is None else learner.inner.loss
-    learner.reductions = tuple(reductions_in(learner, task, [learner.loss, inside]))
+    first = (masked or batches)[0]
+    learner.reductions = tuple(reductions_in(learner, first, [learner.loss, inside]))
 
 
 def reductions_in(learner: Any, task: Task, losses: Sequence[Loss]) -> list[str]:
@@ -344,29 +346,48 @@ def reductions_in(learner: Any, task: Task, losses: Sequence[Loss]) -> list[str]
     asked = [loss for loss, word in zip(losses, told, strict=True)
              if word == "mean" and not isinstance(loss, TaskLoss)]
     new = [part for part in (learner.model, *asked) if _known(learner, part) is None]
-    if new: learner.looked = (*learner.looked, *looked_at(learner.model, task, new))
+    if new: learner.looked = (*learner.looked, *looked_at(learner, task, new))
     return [_known(learner, loss) or word for loss, word in zip(losses, told, strict=True)]
 
 
 def _known(learner: Any, part: Any) -> str | None:
     return next((word for known, word in learner.looked if known is part), None)
 
-
-def looked_at(model: nn.Module, task: Task, parts: list[Any]) -> list[tuple[Any, str]]:
+# %% ../nbs/7_workshop/62_learner.ipynb #62c0de86
+def looked_at(learner: Any, task: Task, parts: list[Any]) -> list[tuple[Any, str]]:
     "What the first tasks of a padded batch tell of a model and of losses, where they tell it."
     if transformed():
         raise ValueError("padded tasks under a transformation, where no number can be looked at: "
                          "call J on padded tasks once before, as it is")
-    found: dict[int, tuple[Any, str]] = {}
-    for split in (split for i in range(min(task.batch_size, TOLD)) for split in task.select(i)):
-        (mask,) = split.mask
-        x, y = (mapped(lambda tensor: tensor[0], tree) for tree in split)
-        answer = check_apart(model, Split(x, y), mask)
-        for part in parts:
-            if part is model: found[id(model)] = model, "apart"
-            elif word := reduction_of(part, answer, mapped(lambda tensor, m=mask: tensor[m], y)):
-                found.setdefault(id(part), (part, word))
+    before, found = random_state(), dict[int, tuple[Any, str]]()
+    with torch.no_grad():
+        for answer, y in answers(learner, task):
+            for part in parts:
+                word = "apart" if part is learner.model else reduction_of(part, answer, y)
+                if word is not None: found.setdefault(id(part), (part, word))
+    restore_random_state(before)
     return list(found.values())
+
+
+def answers(learner: Any, task: Task) -> Iterator[tuple[Any, Tree]]:
+    "Where the first tasks of a batch begin, the answers for their real examples, and the truth."
+    predict, name = ModelCall(learner.model), type(learner.model).__name__
+    for i in range(min(task.batch_size, TOLD)):
+        one = task.select(i)
+        among, alone = (each.map(lambda tensor: tensor[0]) for each in (one, unpadded(one)[0]))
+        start = learner.inner.init(predict, learner.theta(), alone.support)[0]
+        ask = partial(predict, start)
+        for split, real in zip(among, alone, strict=True):
+            if not draws(partial(ask, real.x)): check_apart(name, ask, split.x, split.mask)
+            with evaluation_mode(learner.model):             # without dropout
+                answer = check_apart(name, ask, split.x, split.mask)
+            yield answer, real.y
+
+
+def draws(call: Callable[[], Any]) -> bool:
+    "Whether a call takes random numbers, as dropout does."
+    before, _ = leaves(random_state()), call()
+    return not all(map(torch.equal, before, leaves(random_state())))
 
 
 TOLD = 8  # so many tasks are looked at
@@ -423,7 +444,7 @@ class Parts(Shown):
     def checked(self, given: Any) -> Task | Unequal:
         "The batch as a `Task`, or a list of them, after a look at it and at the model."
         tasks = check_tasks(given) if self.batching == "vmap" else one_by_one(check_tasks(given))
-        for task in batches_in(tasks): meet(self, task)
+        meet(self, batches_in(tasks))
         return tasks
 
     def each(self, one: Callable[[Any, Any], Tree], shared: Any, own: Any) -> Tree:
@@ -482,7 +503,7 @@ class Learner(Parts):
         `steps` and `lr` replace the inner loop's; `start`: go on from an adapted model."""
         check_split(batch := mapped(lambda tensor: tensor[None], Split(x, y)), "task")
         with evaluation_mode(self, unless=train):
-            self.ready(batch.x)
+            meet(self, [Task(batch, batch)])
             phi = end_of(self.walk()(self.theta()), Split(x, y), steps, lr, start)
         return holding(self.model, phi)
 

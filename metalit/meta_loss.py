@@ -103,7 +103,7 @@ class MetaLoss(Choices):
 
     @in_turn
     def forward(self, tasks: Task | list[Task]) -> Tensor:
-        "J for a batch of tasks, a scalar; `.backward()` on it is the meta-gradient."
+        "J for a batch of tasks, or a list, a scalar; `.backward()` on it is the meta-gradient."
         task = self.checked(tasks)
         if self._compiled is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._value(task)

@@ -329,11 +329,12 @@ class OwnInner(ml.SGD):
 
 
 class Centred(nn.Module):
-    def __init__(self):
+    def __init__(self, always=True):
         super().__init__()
-        self.linear = nn.Linear(1, 1)
+        self.linear, self.always = nn.Linear(1, 1), always
 
-    def forward(self, x): return self.linear(x - x.mean(0))
+    def forward(self, x):
+        return self.linear(x - x.mean(0) if self.always or self.training else x)
 
 
 WEIGHTED = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
@@ -347,6 +348,7 @@ WEIGHTED = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64
     (lambda: ml.MAML(net(), F.mse_loss, terms=OwnTerm()), "OwnTerm does not say whether"),
     (lambda: ml.MetaLoss(net(), F.mse_loss, inner=OwnInner()), "OwnInner does not say whether"),
     (lambda: ml.MAML(Centred().double(), F.mse_loss), "Centred answers otherwise.*list"),
+    (lambda: ml.MAML(Centred(always=False).double(), F.mse_loss), "Centred answers otherwise"),
 ])
 def test_what_cannot_leave_padding_out_is_refused_and_takes_the_list(make, words):
     J = make()
@@ -407,7 +409,7 @@ def test_sizes_and_ids_of_padded_tasks():
     assert again.batch_size == 8 and again.support.mask.sum(1).tolist() == 2 * [3, 5, 3, 2]
 
 
-@pytest.mark.parametrize("kind", [ml.MAML, ml.ProtoNet, ml.ConML])
+@pytest.mark.parametrize("kind", [ml.ProtoNet, ml.ConML])
 def test_padded_tasks_compile(kind):
     J = kind(net(4, 5, 3), F.cross_entropy)
     expected = value_and_gradient(J, classes())
@@ -435,6 +437,72 @@ def test_a_model_that_divides_by_the_length_of_its_input():
                     value_and_gradient(J, regression()), strict=True): close(a, b, 1e-12)
 
 
+class Named(nn.Module):
+    "Reads a number and a kind, with dropout in training, and says two things."
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.out, self.drop = nn.Embedding(4, 2), nn.Linear(3, 2), nn.Dropout(0.5)
+
+    def forward(self, value, kind):
+        seen = self.out(torch.cat([value, self.kinds(kind)], -1))
+        return {"mean": self.drop(seen[:, :1]), "log": seen[:, 1]}
+
+
+def likelihood(answer, y):
+    off = (answer["mean"][:, 0] - y["target"]) * torch.exp(-answer["log"])
+    return (off.square() + answer["log"]).mean()
+
+
+def by_name(n, q, seed):
+    def split(count, seed):
+        kind = torch.arange(count) % 4
+        x = {"value": draw(count, 1, seed=seed), "kind": kind}
+        return x, {"target": draw(count, seed=seed)}
+    return ml.tasks.one(*split(n, seed), *split(q, seed + 50))
+
+
+def test_inputs_and_answers_that_are_trees():
+    tasks, model = [by_name(3, 2, 1), by_name(5, 4, 2), by_name(1, 1, 3)], Named().double()
+    J = ml.MAML(model.eval(), likelihood, lr=0.1, steps=2)
+    task = ml.tasks.padded(tasks)
+    for split in task:
+        split.x["value"][~split.mask], split.x["kind"][~split.mask] = torch.nan, 1000
+    for a, b in zip(value_and_gradient(J, task), value_and_gradient(J, tasks), strict=True):
+        close(a, b, 1e-12)
+    assert ml.MAML(model.train(), likelihood)(task).isfinite()
+
+
+def test_looking_at_padded_tasks_takes_no_random_numbers():
+    model = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.5), nn.Linear(4, 1)).double()
+    J, found = ml.MAML(model, F.mse_loss), []
+    for _ in range(2):                                       # the first call looks, the second not
+        torch.manual_seed(0)
+        found.append(value_and_gradient(J, spoiled(regression())))
+    assert same(*found)
+
+
+def test_a_family_may_draw_lists_and_padded_tasks():
+    class Few(ml.Family):
+        def sample(self, batch_size, generator):
+            sizes = torch.randint(2, 5, (batch_size, 2), generator=generator).tolist()
+            return self.made([task.to(torch.float32) for task in regression(sizes)])
+    for made in (list, ml.tasks.padded):
+        family, seen = Few(), []
+        family.made = made
+        J = ml.MAML(net().float(), F.mse_loss)
+        ml.meta_train(J, family, steps=2, batch_size=3, progress=False, watch=seen.append,
+                      validation=ml.Validation(family, every=1, n_tasks=4))
+        found = ml.evaluate(J, family, n_tasks=5, steps=(0, 1))
+        assert len(seen) == 2 and found.per_task.shape == (5, 2) and found.per_task.isfinite().all()
+
+
+def test_a_model_for_one_task_with_a_loss_that_takes_a_mask():
+    (task, *_), J = regression(), ml.MAML(net(), root_with_mask, lr=0.1)
+    x, y = task.support.x[0], task.support.y[0]
+    phi = J.adapt(task.support)
+    for name, p in J.adapted(x, y).named_parameters(): close(p.detach(), phi[name][0].detach())
+
+
 def masked(mask, x=None):
     x = torch.zeros(2, 3, 1) if x is None else x
     return ml.Task(ml.Split(x, x, mask), ml.Split(x, x))
@@ -455,3 +523,108 @@ YES = torch.ones(2, 3, dtype=torch.bool)
 ])
 def test_bad_masks_are_named(make, words):
     with pytest.raises(ValueError, match=words): ml.MAML(net(), F.mse_loss)(make())
+
+
+# Ways that differ
+
+def mixed():
+    "Tasks of two, four and three ways."
+    return [classes(shots=(2,), ways=2)[0], classes(shots=(1, 3), ways=4)[1], classes()[2]]
+
+
+def protonet_by_hand(model, task, lr, steps):
+    "The query loss of one task, from a head of its class means and as many classes as it has."
+    x, y, far, asked = task.support.x[0], task.support.y[0], task.query.x[0], task.query.y[0]
+    means = torch.stack([model[:-1](x[y == k]).mean(0) for k in range(int(y.max()) + 1)])
+    names, body = zip(*model[:-1].named_parameters(), strict=True)
+    phi = [*(p.clone() for p in body), 2 * means, -means.square().sum(1)]
+
+    def answer(phi, x):
+        features = functional_call(model[:-1], dict(zip(names, phi[:-2], strict=True)), (x,))
+        return features @ phi[-2].mT + phi[-1]
+    for _ in range(steps):
+        slopes = torch.autograd.grad(F.cross_entropy(answer(phi, x), y), phi, create_graph=True)
+        phi = [p - lr * g for p, g in zip(phi, slopes, strict=True)]
+    return F.cross_entropy(answer(phi, far), asked)
+
+
+@pytest.mark.parametrize("outputs", [2, 3, 7])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_head_of_class_means_has_the_ways_of_its_tasks(steps, outputs):
+    tasks, model = mixed(), net(4, 5, outputs)
+    expected = torch.stack([protonet_by_hand(model, task, 0.1, steps) for task in tasks]).mean()
+    slopes = torch.autograd.grad(expected, list(model[:-1].parameters()))
+    slopes = torch.cat([slope.flatten() for slope in slopes])
+    def make(**options):
+        return ml.ProtoMAML(model, F.cross_entropy, lr=0.1, steps=steps, **options)
+    for J, given in ((make(), tasks), (make(), spoiled(tasks)), (make(chunk_size=2), tasks),
+                     (make(batching="loop"), spoiled(tasks))):
+        value, slope = value_and_gradient(J, given)
+        close(value, expected.detach(), 1e-12)
+        close(slope[:len(slopes)], slopes, 1e-12)
+        assert not slope[len(slopes):].any()                              # the model's own head
+    alone = torch.stack([make().curve(task, (steps,), ml.accuracy) for task in tasks]).flatten(1)
+    close(make().curve(spoiled(tasks), (steps,), ml.accuracy), alone)
+    wide = classes(shots=(2,), ways=4)[0]
+    assert J.predict(J.adapt(wide.support), wide.query.x).shape[-1] == 4
+
+
+def test_distances_between_heads_of_other_ways_are_no_numbers():
+    J = ml.MetaLoss(net(4, 5, 3), F.cross_entropy, terms=ml.Contrast(),
+                    inner=ml.ProtoNet(net(4, 5, 3), F.cross_entropy).inner)
+    assert not J(spoiled(mixed())).isfinite()
+
+
+def test_labels_beyond_the_ways_of_a_task_never_count_silently():
+    J, (task,) = ml.ProtoNet(net(4, 5, 3), F.cross_entropy), classes(shots=(2,))
+    for y, words in ((task.query.y + 1, "in task 0 a query is of class 3, and no"),
+                     (task.query.y - 1, "in task 0 a query is of class -1, and no")):
+        with pytest.raises(ValueError, match=words):
+            J(ml.Task(task.support, ml.Split(task.query.x, y)))
+    below = ml.Split(task.support.x, task.support.y - 1)
+    with pytest.raises(ValueError, match="y has the label -1: labels are 0, 1, 2"):
+        J(ml.Task(below, below))
+    for label in (4, 3):
+        y = torch.where(task.query.y == 2, label, task.query.y)
+        with pytest.raises(ValueError, match="The model has 3 outputs, so labels are 0 … 2"):
+            ml.MAML(net(4, 5, 3), F.cross_entropy)(
+                ml.tasks.padded([ml.Task(ml.Split(task.support.x, task.support.y),
+                                         ml.Split(task.query.x, y)), *classes()]))
+
+
+def test_episodes_of_two_to_five_ways():
+    images, labels = draw(40, 1, 2, 2).float(), torch.arange(40) % 8
+    episodes = ml.tasks.Episodes(images, labels, ways=(2, 5), shots=2, queries=1)
+    task = episodes.batch(200, seed=3)
+    ways = task.support.mask.sum(1) // 2
+    assert ways.unique(return_counts=True)[1].min() > 30 and ways.unique().tolist() == [2, 3, 4, 5]
+    assert torch.equal(task.query.mask.sum(1), ways)
+    assert torch.equal(task.support.y < ways[:, None], task.support.mask)
+    fixed = episodes.having(ways=5).batch(200, seed=3)
+    assert torch.equal(fixed.support.x, task.support.x) and fixed.support.mask is None
+    halves = episodes.batches(100, seed=3, steps=range(2))
+    again = episodes.batch(100, seed=3, step=1)
+    assert same(ml.tasks.task.leaves(halves[1]), ml.tasks.task.leaves(again))
+    J = ml.ProtoNet(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 5)), F.cross_entropy)
+    assert J(task).isfinite() and episodes.held_out(3).batch_size == 3
+    seen = []
+    ml.meta_train(J, episodes, steps=2, batch_size=4, progress=False, watch=seen.append)
+    assert len(seen) == 2
+    for ways, words in (((5, 2), r"ways=\(5, 2\).*such as \(2, 5\)"), ((1, 3), "ways=1: at least"),
+                        ((2, 9), "only 8 classes"), (2.5, "a whole number")):
+        with pytest.raises(ValueError, match=words): episodes.having(ways=ways)
+
+
+# Pooling
+
+@pytest.mark.parametrize("make", [regression, lambda: spoiled(regression())])
+def test_tasks_count_equally_or_by_their_examples(make):
+    J = ml.MAML(net(), F.mse_loss, lr=0.1)
+    values = J.per_task(regression())[0]
+    close(J(make()), values.mean(), 1e-14)
+    by_size = ml.MAML(J.model, F.mse_loss, lr=0.1, pooling=ml.ByExamples())
+    sizes = torch.tensor([4.0, 2.0, 4.0, 6.0], dtype=torch.float64)
+    close(by_size(make()), (values * sizes).sum() / 16, 1e-14)
+    whole = ml.MAML(J.model, huber_sum, steps=0)
+    single = ml.MAML(J.model, F.huber_loss, steps=0, pooling=ml.ByExamples())
+    close(single(make()) * 16 / 4, whole(make()), 1e-14)

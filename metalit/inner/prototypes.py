@@ -16,19 +16,53 @@ from .rates import Rate
 from .sgd import SGD
 from .walk import Predict, check_made_for
 from ..models import Params
-from ..tasks.task import Split, Tree, mapped, transformed
+from ..tasks.task import Split, Task, Tree, mapped, transformed
 
 # %% auto #0
-__all__ = ['class_means', 'head_shape', 'check_labels', 'check_last', 'head_of_means', 'Prototypes']
+__all__ = ['class_means', 'of_class', 'is_labels', 'ways_of', 'check_shown', 'head_shape', 'check_labels', 'check_last',
+           'head_of_means', 'find_head', 'Prototypes']
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #77ba1196
 def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
     """Each class's mean feature, its prototype: features (S, F), labels y (S,) → (ways, F).
 
+    Of a class without an example: zeros.
+
     Example: `class_means(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]), ways=2)`.
     """
-    member = (y[None] == torch.arange(ways, device=y.device)[:, None]).to(features.dtype)
-    return member @ features / member.sum(1, keepdim=True)
+    member = of_class(y, ways).to(features.dtype)
+    return member @ features / member.sum(1, keepdim=True).clamp_min(1)
+
+
+def of_class(y: Tensor, ways: int) -> Tensor:
+    "Which examples are of which class, (ways, S)."
+    return y[None] == torch.arange(ways, device=y.device)[:, None]
+
+# %% ../../nbs/5_images/53_prototypes.ipynb #53c0de04
+def is_labels(y: Tree, axes: int) -> bool:
+    "Whether targets are whole numbers, with one axis for one task, two for a batch."
+    return isinstance(y, Tensor) and y.ndim == axes and not y.is_floating_point()
+
+
+def ways_of(tasks: list[Task]) -> int:
+    "How many classes batches of tasks have; 0 where labels cannot be seen, or are none."
+    labelled = all(is_labels(split.y, 2) for task in tasks for split in task)
+    if transformed() or not labelled: return 0
+    for task in tasks: check_shown(task)
+    return max(int(task.support.y.max()) for task in tasks) + 1
+
+
+def check_shown(task: Task) -> None:
+    "Raise `ValueError` for labels below 0, and for queries of a class without a support example."
+    shown, asked = task.support.y, task.query.y
+    known = (asked[:, :, None] == shown[:, None]).any(-1)
+    if not known.all():
+        i, place = (~known).nonzero()[0].tolist()
+        raise ValueError(f"in task {i} a query is of class {asked[i, place].item()}, and no "
+                         "support example is: its mean cannot be made. Show every class that is "
+                         "asked about, or leave such queries out")
+    least = shown.min().item()
+    if least < 0: raise ValueError(f"y has the label {least}: labels are 0, 1, 2, …")
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #53c0de01
 def head_shape(model: nn.Module, name: str) -> tuple[int, ...]:
@@ -45,7 +79,7 @@ def head_shape(model: nn.Module, name: str) -> tuple[int, ...]:
 
 def check_labels(inner: nn.Module, y: Tree) -> None:
     "Raise `ValueError` where the targets of one task are no class labels, (S,)."
-    if isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point(): return
+    if is_labels(y, 1): return
     found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
     raise ValueError(f"{type(inner).__name__} makes the head of class means, and y of one task is "
                      f"{found}: whole numbers of shape (examples,) are needed. For numbers to be "
@@ -75,10 +109,21 @@ def head_of_means(predict: Predict, theta: Params, support: Split, head: str,
     bare = {weight: torch.eye(width).to(like), bias: torch.zeros(width).to(like)}
     y = support.y if support.mask is None else torch.where(support.mask, support.y, -1)
     means = class_means(predict(theta | bare, support.x), y, ways)
-    made = {weight: 2 * means, bias: -(means ** 2).sum(1)}
+    # A class without an example is no answer. The square overflows: in a distance it is seen.
+    nowhere = -torch.finfo(means.dtype).max ** 0.75
+    norms = torch.where(of_class(y, ways).any(1), -(means ** 2).sum(1), nowhere)
+    made = {weight: 2 * means, bias: norms}
     # Plus the sum of no numbers of its own: a parameter of θ gets a gradient of zeros, not None.
     return {name: value + theta[name][:0].sum() if name in theta else value
             for name, value in made.items()}
+
+# %% ../../nbs/5_images/53_prototypes.ipynb #53c0de05
+def find_head(inner: Any, model: nn.Module, x: Tree) -> None:
+    "The head of the model, by inputs of one task; it has to be the last thing that the model does."
+    if inner.options["head"] is None: inner.head = used(model, x)[-1]
+    inner.shape = head_shape(model, inner.head)
+    check_last(model, inner.head, x)
+    inner.has_met = True
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #9d5fb92d
 class Prototypes(SGD):
@@ -87,11 +132,10 @@ class Prototypes(SGD):
     φ₀ is θ, with W = 2c and b = −‖c‖² in its head, c the means of the classes. The logits Wf + b
     are then −‖f − c‖² up to a number that all classes share. With `steps=0` this is the
     prototypical network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al. 2020).
-    Gradients flow through the class means, too. `head` names the linear layer that gives the
-    logits, by default the last that the model uses; of its own parameters only the shape counts.
-    A class without a support example has no mean: its logits are NaN. Raises `ValueError` as `SGD`
-    does, where the head is no linear layer with a bias, and, when it adapts, for a model without
-    that head, or one that does something to the logits after it.
+    `head` names the linear layer that gives the logits, by default the last that the model uses. It
+    gets as many classes as the tasks have; one without a support example is no answer.
+    Raises `ValueError` as `SGD` does, where the head is no linear layer with a bias, for a model
+    without it, or one that changes the logits after it, and for queries of a class never shown.
 
     Example: `MetaLoss(model, F.cross_entropy, inner=Prototypes(model, steps=0))`.
     """
@@ -100,24 +144,25 @@ class Prototypes(SGD):
         super().__init__(lr, steps, **options)
         self.options, self.has_met = options | {"head": head}, False
         self.head = ["", *(name for name, _ in owning(model))][-1] if head is None else head
-        self.shape, self.ways = head_shape(model, head) if head is not None else (), 0
+        self.shape = head_shape(model, head) if head is not None else ()
+        self.ways, self.of_batch = 0, 0                      # of one task at hand, and of a batch
 
     def meet(self, model: nn.Module, x: Tree) -> None:
         "Find the head, once, if it has no name; what it says has to be what the model says."
-        if not self.has_met:
-            one = mapped(lambda tensor: tensor[0], x)
-            if self.options["head"] is None: self.head = used(model, one)[-1]
-            self.shape = head_shape(model, self.head)
-            check_last(model, self.head, one)
-            self.has_met = True
+        if not self.has_met: find_head(self, model, mapped(lambda tensor: tensor[0], x))
         check_made_for(self, model, [f"{self.head}.weight".lstrip(".")])
+
+    def see(self, tasks: list[Task]) -> None:
+        "How many classes the tasks have; what is asked about has to be shown."
+        self.of_batch = ways_of(tasks)
 
     def first(self, predict: Predict, theta: Params, support: Split) -> Params:
         "θ, with a head that is made of the support set's class means."
         check_labels(self, support.y)
-        weight = f"{self.head}.weight".lstrip(".")
-        ways, width = theta[weight].shape if weight in theta else self.shape
-        return theta | head_of_means(predict, theta, support, self.head, (self.ways or ways, width))
+        weight = theta.get(f"{self.head}.weight".lstrip("."))
+        ways, width = self.shape if weight is None else weight.shape
+        shape = self.ways or self.of_batch or ways, width
+        return theta | head_of_means(predict, theta, support, self.head, shape)
 
     def for_task(self, support: Split, start: nn.Module | None = None) -> Prototypes:
         "With a head for as many classes as the task at hand has, or as the head of `start` has."

@@ -21,7 +21,7 @@ from ..batching.slope import hvp
 from ..losses import Loss, check_loss
 from ..models import Params
 from ..schedule import Scheduled
-from ..tasks.task import Split, Tree, leaves, length
+from ..tasks.task import Split, Task, Tree, leaves, length
 
 State = Any  # a tree of tensors: what an inner loop remembers from step to step
 InnerLoss = Callable[[Params], Tensor]  # what a step descends: the task loss of its examples
@@ -92,9 +92,12 @@ def real_in_turn(support: Split, mask: Tensor, turn: Tensor) -> Split:
 
 # %% ../../nbs/3_choices/31_walk.ipynb #31c0de01
 class Fitting(Scheduled):
-    "An inner loop as it fits a model and a task: three methods, which few inner loops override."
+    "An inner loop as it fits a model and its tasks: methods that few inner loops override."
     def meet(self, model: nn.Module, x: Tree) -> None:
         "A look at the model and the inputs x (B, S, …) before a batch; raise if they do not fit."
+
+    def see(self, tasks: list[Task]) -> None:
+        "A look at all tasks, in batches, before they are computed; raise if they do not fit."
 
     def for_model(self, model: nn.Module) -> Any:
         "The same for another model. Override it where parameters depend on the model's shapes."

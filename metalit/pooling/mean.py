@@ -15,7 +15,7 @@ from ..tasks.task import Task, length
 from ..tasks.unequal import Unequal
 
 # %% auto #0
-__all__ = ['KNOWN', 'Pooling', 'Mean', 'pooled']
+__all__ = ['KNOWN', 'Pooling', 'Mean', 'ByExamples', 'pooled']
 
 # %% ../../nbs/1_idea/09_pooling.ipynb #60db1033
 class Pooling(nn.Module):
@@ -44,6 +44,18 @@ class Mean(Pooling):
     def forward(self, values: Tensor) -> Tensor:
         "Their mean."
         return values.mean()
+
+
+class ByExamples(Pooling):
+    """The average in which a task counts by how many query examples it has.
+
+    Of query losses that are means over examples it is the mean over all examples of all tasks.
+
+    Example: `ml.MetaLoss(model, loss, pooling=ml.ByExamples())`.
+    """
+    def forward(self, values: Tensor, sizes: Tensor) -> Tensor:  # type: ignore[override]
+        "Their mean, weighted by `sizes` (B,)."
+        return (values * sizes).sum() / sizes.sum()
 
 # %% ../../nbs/1_idea/09_pooling.ipynb #cfbd6d8d
 def pooled(pooling: Callable[..., Tensor], values: Tensor, task: Task | Unequal) -> Tensor:

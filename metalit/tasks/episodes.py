@@ -15,7 +15,8 @@ from .random import Random
 from .task import Split, Task
 
 # %% auto #0
-__all__ = ['distinct', 'check_images', 'check_rotations', 'turned', 'LabelledImages', 'check_enough', 'Episodes']
+__all__ = ['distinct', 'check_images', 'check_rotations', 'turned', 'span', 'chosen_ways', 'in_sets', 'LabelledImages',
+           'check_enough', 'Episodes']
 
 # %% ../../nbs/5_images/50_episodes.ipynb #333ab147
 def distinct(random: Random, shape: tuple[int, int], count: int) -> Tensor:
@@ -61,14 +62,39 @@ def turned(x: Tensor, turn: Tensor, rotations: tuple[int, ...]) -> Tensor:
                                 indexing="ij")
     return all_turns[turn, batch, :, way].transpose(1, 2)
 
+# %% ../../nbs/5_images/50_episodes.ipynb #50a00002
+def span(ways: Any) -> tuple[int, int]:
+    "The least and the largest number of ways; `ValueError` for what is neither a number nor two."
+    least, most = ways if isinstance(ways, tuple) and len(ways) == 2 else (ways, ways)
+    whole = all(hasattr(count, "__index__") for count in (least, most))
+    if whole and least <= most: return least, most
+    raise ValueError(f"ways={ways!r}: a whole number is needed, or the least and the most, such as "
+                     "(2, 5)")
+
+
+def chosen_ways(ways: tuple[int, int], y: Tensor, random: Random) -> Tensor:
+    "Which examples of labels y (B, examples, ways) are in the episode: a number of ways for each."
+    count = ways[0] + random.integers((len(y), 1, 1), ways[1] - ways[0] + 1)
+    return y < count
+
+
+def in_sets(x: Tensor, ways: int | tuple[int, int], shots: int, random: Random) -> Task:
+    "Support and query sets, numbered, of images (B, examples, ways, …); masks where ways differ."
+    y = torch.arange(x.shape[2], device=x.device).expand(*x.shape[:2], -1)
+    parts = [x, y, chosen_ways(ways, y, random)] if isinstance(ways, tuple) else [x, y]
+    support, query = (Split(*(whole[:, part].flatten(1, 2) for whole in parts))
+                      for part in (slice(shots), slice(shots, None)))
+    return Task(support, query)
+
 # %% ../../nbs/5_images/50_episodes.ipynb #14a478de
 class LabelledImages(Family):
     "Images with labels, sorted by class, and the settings of episodes that are drawn from them."
     at_once = 8
 
-    def __init__(self, images: Tensor, labels: Tensor, ways: int, shots: int, queries: int,
-                 rotations: tuple[int, ...], rotations_as_classes: bool):
-        for name, count, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
+    def __init__(self, images: Tensor, labels: Tensor, ways: int | tuple[int, int], shots: int,
+                 queries: int, rotations: tuple[int, ...], rotations_as_classes: bool):
+        for name, count, least in (("ways", span(ways)[0], 2), ("shots", shots, 1),
+                                   ("queries", queries, 1)):
             if count < least: raise ValueError(f"{name}={count}: at least {least} is needed")
         self.ways, self.shots, self.queries = ways, shots, queries
         self.labels, self.images = check_images(images, labels), images
@@ -86,14 +112,15 @@ class LabelledImages(Family):
 
     def drawn_classes(self, n_tasks: int, random: Random) -> tuple[Tensor, Tensor]:
         "The classes of each episode, (B, ways), and which turn each has."
-        drawn = distinct(random, (n_tasks, self.kinds), self.ways)
+        most = span(self.ways)[1]
+        drawn = distinct(random, (n_tasks, self.kinds), most)
         if self.rotations_as_classes: return drawn % len(self.classes), drawn // len(self.classes)
-        return drawn, random.integers((n_tasks, self.ways), len(self.rotations))
+        return drawn, random.integers((n_tasks, most), len(self.rotations))
 
 # %% ../../nbs/5_images/50_episodes.ipynb #b4e1aa63
 def check_enough(source: LabelledImages) -> None:
     "Raise `ValueError` where there are too few classes, or too few images of one."
-    if source.kinds < source.ways:
+    if source.kinds < span(source.ways)[1]:
         raise ValueError(f"ways={source.ways}, but there are only {source.kinds} classes: ask for "
                          "fewer ways, or give more classes")
     least = int(source._counts.argmin())
@@ -107,7 +134,8 @@ class Episodes(LabelledImages):
     """Episodes of N-way classification: which of `ways` classes does an image show?
 
     `images`: (n, channels, height, width), bytes (then divided by 255) or floating point; `labels`:
-    (n,), whole numbers. An episode draws `ways` classes, and of each `shots` support and `queries`
+    (n,), whole numbers. An episode draws `ways` classes (with `ways=(2, 5)` from two to five, in a
+    batch with masks, as `ml.tasks.padded` makes it), and of each `shots` support and `queries`
     query images (default: as many, as in the code of Finn et al. 2017), all different. Within it
     the classes are numbered 0 … ways − 1 anew. `rotations` are angles in degrees, multiples of 90:
     each class of an episode is turned by one; with `rotations_as_classes` a class turned is a class
@@ -119,8 +147,8 @@ class Episodes(LabelledImages):
 
     Example: `Episodes(images, labels, ways=5, shots=1, queries=5).batch(32, seed=0)`.
     """
-    def __init__(self, images: Tensor, labels: Tensor, ways: int = 5, shots: int = 1,
-                 queries: int | None = None, *, rotations: tuple[int, ...] = (0,),
+    def __init__(self, images: Tensor, labels: Tensor, ways: int | tuple[int, int] = 5,
+                 shots: int = 1, queries: int | None = None, *, rotations: tuple[int, ...] = (0,),
                  rotations_as_classes: bool = False):
         super().__init__(images, labels, ways, shots, shots if queries is None else queries,
                          rotations, rotations_as_classes)
@@ -135,10 +163,7 @@ class Episodes(LabelledImages):
         images = self.images[self._order[chosen + self._first[drawn][..., None]]]
         x = turned(images.transpose(1, 2), turn, self.rotations)
         if not x.is_floating_point(): x = x.float() / 255
-        y = torch.arange(self.ways, device=x.device).expand(*x.shape[:2], -1)
-        support, query = (Split(x[:, part].flatten(1, 2), y[:, part].flatten(1, 2))
-                          for part in (slice(self.shots), slice(self.shots, None)))
-        return Task(support, query)
+        return in_sets(x, self.ways, self.shots, random)
 
     def having(self, **changes: Any) -> Episodes:
         "The same images with other settings: `episodes.having(shots=5)`."

@@ -20,7 +20,7 @@ from ..learner import Learner, alone_with, curve
 from ..losses import Loss
 from ..tasks.family import Family, check_count
 from ..tasks.task import Task, check_task, leaves
-from ..tasks.unequal import Unequal, in_groups
+from ..tasks.unequal import Unequal, check_tasks, in_groups
 from .checkpoints import Progress, Row
 from .identity import digest, label, tensor_words
 
@@ -161,7 +161,8 @@ def name_of(metric: Loss | None) -> str:
 def _drawn(family: Family, n_tasks: int | None, seed: int) -> Unequal:
     n_tasks = 600 if n_tasks is None else n_tasks
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks")
-    return Unequal([family.held_out(n_tasks, seed)])
+    drawn = check_tasks(family.held_out(n_tasks, seed))
+    return Unequal([drawn]) if isinstance(drawn, Task) else drawn
 
 
 def _at_hand(tasks: Task | list[Task], n_tasks: int | None) -> tuple[Unequal, tuple[None, str]]:

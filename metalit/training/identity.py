@@ -137,7 +137,7 @@ def named(name: str, function: Callable[..., Any]) -> Named:
 FOUND_OUT = {Scheduled: {"named"}, Parts: {"frozen", "reductions", "looked"},
              MetaLoss: {"_compiled"},
              Masked: {"head", "names"},
-             Prototypes: {"head", "shape", "has_met"},
+             Prototypes: {"head", "shape", "has_met", "of_batch"},
              LRScheduler: {"optimizer", "last_epoch", "_step_count", "_last_lr", "_is_initial",
                            "_get_lr_called_within_step"},
              RandomSampler: {"data_source"}, SequentialSampler: {"data_source"}}

@@ -140,6 +140,7 @@ def meta_loss(run: Setup, together: torch.nn.Module, batch: Task | Unequal,
     "The meta-loss of a step's tasks, with its graph, and as the number that a team agrees on."
     dtype, of = next(run.J.parameters()).dtype, run.team
     for each in (run.J, run.kept): each.at(step, run.plan.steps)
+    if isinstance(batch, list): batch = check_tasks(batch)   # a family may draw one
     check_divisible(run.J, batch.batch_size, of.size)
     task = share(batch, of).to(device=run.device, dtype=dtype)
     seed_step(run.plan.seed, step, of)
