@@ -309,22 +309,27 @@ def cases(chunk_size=None):
 
 batch = ml.tasks.Sinusoids(shots=4).batch(8, seed=0)
 batch = replace(batch, ids=torch.tensor([3, 1, 4, 15, 9, 2, 6, 5]))
+real = torch.arange(4) < torch.tensor([[2], [4], [3], [3], [4], [2], [4], [4]])
+padded = ml.Task(ml.Split(*batch.support, real.flip(0)),
+                 ml.Split(*batch.query, real), batch.ids)
 
 def found(around, task):
-    record = {}
-    for chunk_size in (None, 2):
+    record, masked = {}, task.query.mask is not None
+    for chunk_size in (2,) if masked else (None, 2):
         for name, J in cases(chunk_size):
+            if masked and name not in ("ids", "triplet and tail"): continue
             together = around(J)
             value = together(task)
             value.backward()
-            record[name, chunk_size] = value.detach(), [p.grad for p in J.parameters()]
+            record[name, chunk_size, masked] = value.detach(), [p.grad for p in J.parameters()]
     return record
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, store, out = int(sys.argv[1]), *sys.argv[2:]
     dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-    torch.save(found(parallel, share(batch, team())), f"{out}.{rank}")
+    mine = [share(task, team()) for task in (batch, padded)]
+    torch.save(found(parallel, mine[0]) | found(parallel, mine[1]), f"{out}.{rank}")
     J = dict(cases())["triplet and tail"]
     J.compile(backend="aot_eager")
     try: parallel(J)
@@ -347,16 +352,17 @@ def test_what_looks_at_all_tasks_is_in_two_processes_what_it_is_in_one(tmp_path)
                 "a team") in said
     program = {"__name__": "program"}
     exec(compile(WHOLE, "whole.py", "exec"), program)
-    right = program["found"](lambda J: J, program["batch"])
+    right = {key: value for task in (program["batch"], program["padded"])
+             for key, value in program["found"](lambda J: J, task).items()}
     shares = [torch.load(tmp_path / f"found.{rank}", weights_only=True) for rank in (0, 1)]
-    assert len(right) == 14
+    assert len(right) == 16
     for name, (value, gradients) in right.items():
         # what is compared is more than the mean of two shares
         assert any(gradient.abs().max() > 1e-3 for gradient in gradients), name
         for of_one in shares:
             torch.testing.assert_close(of_one[name][0], value, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(of_one[name][1], gradients, rtol=1e-4, atol=1e-6)
-    for name in ("learned", "ids"): assert right[name, None][1][-1].abs().max() > 1e-3
+    for name in ("learned", "ids"): assert right[name, None, False][1][-1].abs().max() > 1e-3
 
 
 class Worst(ml.Pooling):
