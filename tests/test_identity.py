@@ -42,6 +42,11 @@ shifted = ml.Split(torch.zeros(2, 3, 1), torch.ones(2, 3, 1))
 zeros, ones = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
 
 # For each argument, by its name, a value and another one; of some classes their own.
+def rows_of(i): return {f"task {i}": (torch.zeros(4, 1), torch.arange(4.0)[:, None] + i)}
+
+
+columns = {"who": list("aaaabbbb"), "town": list("xxxxyyyy"), "t": list(range(8)),
+           "v": [0, 1, 4, 9, 16, 25, 36, 49]}
 VALUES = {
     "model": (net(), net(activation=nn.Tanh)), "loss": (F.mse_loss, F.l1_loss),
     "lr": (0.1, 0.1000001), "steps": (2, 3), "batch_size": (2, 3), "margin": (1.0, 2.0),
@@ -89,6 +94,13 @@ OWN = {
     ml.Sum: {"parts": [((1.0, ml.QueryLoss()),), ((1.0 + 1e-15, ml.QueryLoss()),)]},
     ml.as_written.AsWritten: {"options": [{"m": 1.0}, {"m": 2.0}]},
     ml.Reptile: {"inner": (None, ml.SGD(0.3))},
+    ml.tasks.Given: {"train": (rows_of(0), rows_of(1)), "test": (None, rows_of(2)),
+                     "split": ("random", "first")},
+    ml.tasks.Table: {"source": (columns, columns | {"v": columns["t"][::-1]}),
+                     "task": ("who", "town"), "x": ("t", "v"), "y": ("v", "t"),
+                     "test": (0.5, ("a",)), "groups": (None, "town"), "order": (None, "t"),
+                     "missing": ("refuse", "drop"), "short": ("refuse", "drop"),
+                     "scale": (True, False), "classes": (False, True)},
     ml.Run: {"J": (maml(), maml(lr=0.2)), "settings": ({"seed": 0}, {"seed": 1}), "step": (1, 2)},
 }
 UNFINISHED = {ml.Preconditioned}                              # its subclasses are, and are here

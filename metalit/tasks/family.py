@@ -28,9 +28,11 @@ class Source:
 
     `device` is where `draw` is given its numbers; `at_once` how many steps a stream draws together.
     It is 1 where a task's last bit may depend on what is computed beside it, as in linear algebra.
+    `n_held_out`: how many tasks there are to judge with; None where as many as one asks for.
     """
     device: str | torch.device = "cpu"
     at_once = 100
+    n_held_out: int | None = None
 
     def draw(self, n_tasks: int, random: Random) -> Task:
         "`n_tasks` tasks; every shape that is asked of `random` begins with n_tasks."

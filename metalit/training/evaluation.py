@@ -25,7 +25,7 @@ from .checkpoints import Progress, Row
 from .identity import digest, label, tensor_words
 
 # %% auto #0
-__all__ = ['Metrics', 'Given', 'Evaluation', 'evaluate', 'named_metrics', 'name_of', 'accuracy', 'own_random_numbers',
+__all__ = ['Metrics', 'Unseen', 'Evaluation', 'evaluate', 'named_metrics', 'name_of', 'accuracy', 'own_random_numbers',
            'Validation', 'measure', 'best_so_far']
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #67d49d8a
@@ -100,10 +100,10 @@ def _under(found: Evaluation) -> str:
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #3e0d85af
 Metrics = dict[str, Loss] | list[Loss]
-Given = Family | Task | list[Task]
+Unseen = Family | Task | list[Task]
 
 
-def evaluate(J: Learner, tasks: Given, *, n_tasks: int | None = None,
+def evaluate(J: Learner, tasks: Unseen, *, n_tasks: int | None = None,
              steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0,
              metric: Loss | Metrics | None = None, batch_size: int = 100,
              transductive: bool = True, train: bool = False) -> Any:
@@ -112,12 +112,13 @@ def evaluate(J: Learner, tasks: Given, *, n_tasks: int | None = None,
     The query loss, or another metric, after `steps` inner steps: an `Evaluation`. Several metrics,
     by name or in a list, of the same answers: a dictionary, with an `Evaluation` for each name.
 
-    Mean over `n_tasks` tasks of a family, by default 600 as in the code of Finn et al. (2017),
-    ± 1.96 standard errors. Or `tasks` are tasks at hand, a `Task` or a list of them, which are all
-    looked at. For sinusoids the query set is a grid of 100 points. `batch_size` tasks adapt at a
-    time. `transductive`: a model with batch normalisation sees all queries of a task together;
-    without, each by itself with the support set. The model is in evaluation mode, without dropout,
-    unless `train` says to look at it as in training; afterwards it is as it was.
+    Mean over `n_tasks` tasks of a family, by default 600 as in the code of Finn et al. (2017), or
+    all that a finite family holds out, ± 1.96 standard errors. Or `tasks` are tasks at hand, a
+    `Task` or a list of them, which are all looked at. For sinusoids the query set is a grid of 100
+    points. `batch_size` tasks adapt at a time. `transductive`: a model with batch normalisation
+    sees all queries of a task together; without, each by itself with the support set. The model is
+    in evaluation mode, without dropout, unless `train` says to look at it as in training;
+    afterwards it is as it was.
 
     Raises `ValueError` for fewer than two tasks, or a number of steps that is none.
 
@@ -159,7 +160,7 @@ def name_of(metric: Loss | None) -> str:
 
 
 def _drawn(family: Family, n_tasks: int | None, seed: int) -> Unequal:
-    n_tasks = 600 if n_tasks is None else n_tasks
+    if n_tasks is None: n_tasks = family.n_held_out or 600
     if n_tasks < 2: raise ValueError(f"n_tasks={n_tasks}: an interval needs at least 2 tasks")
     drawn = check_tasks(family.held_out(n_tasks, seed))
     return Unequal([drawn]) if isinstance(drawn, Task) else drawn
@@ -200,11 +201,11 @@ def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
 class Validation:
     """Tasks to look at while training: which parameters were best, and when to stop.
 
-    `tasks`: their held-out tasks are used, the same `n_tasks` each time. `metric`: as in
-    `evaluate`, by default J's loss, where less is better; with `maximize` (by default for
-    `accuracy`) more is. `steps`: inner steps, by default J's own. `patience`: stop when so many
-    looks in a row were no better than the best; None never stops. A look is in evaluation mode,
-    unless `train`.
+    `tasks`: their held-out tasks are used, the same `n_tasks` each time, or all if there are fewer.
+    `metric`: as in `evaluate`, by default J's loss, where less is better; with `maximize` (by
+    default for `accuracy`) more is. `steps`: inner steps, by default J's own. `patience`: stop when
+    so many looks in a row were no better than the best; None never stops. A look is in evaluation
+    mode, unless `train`.
 
     Example: `meta_train(J, train, steps=5000, validation=Validation(tasks, every=250))`.
     """
@@ -245,7 +246,8 @@ def measure(validation: Validation, J: Learner) -> Row:
     "The metric on the validation tasks: mean and interval."
     steps = J.inner.steps if validation.steps is None else validation.steps
     with own_random_numbers(0, next(J.parameters()).device):
-        found = evaluate(J, validation.tasks, n_tasks=validation.n_tasks, steps=(steps,),
+        n_tasks = min(validation.n_tasks, validation.tasks.n_held_out or validation.n_tasks)
+        found = evaluate(J, validation.tasks, n_tasks=n_tasks, steps=(steps,),
                          metric=validation.metric, batch_size=validation.batch_size,
                          train=validation.train)
     return {"validation": found.mean[0], "ci95": found.ci95[0]}

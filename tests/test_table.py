@@ -1,0 +1,142 @@
+"""A table of examples: what is read, grouped, scaled and refused."""
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import metalit as ml
+from metalit.tasks.table import Scale, columns_of
+
+LINES = ["who,t,v,town,kind", *[f"{who},{t},{10 * t + ord(who)},{'x' if who < 'c' else 'y'},"
+                                f"{'even' if t % 2 == 0 else 'odd'}"
+                                for who in "abcd" for t in (3, 1, 2, 0)]]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    return path
+
+
+def table(source, **changes):
+    return ml.tasks.Table(source, **{"task": "who", "x": "t", "y": "v", "shots": 2} | changes)
+
+
+def rows_of(pile, family):
+    return {(name, *family.x_scale.back(pile.x[i, j].double()).tolist(),
+             *family.y_scale.back(pile.y[i, j].double()).tolist())
+            for i, name in enumerate(pile.names) for j in range(int(pile.counts[i]))}
+
+
+def test_what_is_read_is_what_was_written(file):
+    family = table(file, test=["b"])
+    assert (family.train.names, family.test.names) == (("a", "c", "d"), ("b",))
+    found = rows_of(family.train, family) | rows_of(family.test, family)
+    cells = [line.split(",") for line in LINES[1:]]
+    wanted = {(who, float(t), float(v)) for who, t, v, *_ in cells}
+    assert {(a, round(b, 4), round(c, 3)) for a, b, c in found} == wanted
+
+
+def test_files_dictionaries_and_frames_say_the_same(file, tmp_path):
+    columns = columns_of(file, ["who", "t", "v"])
+    plain = {"who": columns["who"], "t": [int(t) for t in columns["t"]],
+             "v": [float(v) for v in columns["v"]]}
+    tabbed = tmp_path / "data.tsv"
+    tabbed.write_text("\ufeff" + "\n".join(line.replace(",", "\t") for line in LINES) + "\n\n",
+                      encoding="utf-8")
+
+    class Frame:
+        "What data frames have in common."
+        columns = tuple(plain)
+
+        def __getitem__(self, name): return np.array(plain[name])
+    first = table(file, seed=3)
+    for source in (plain, tabbed, str(file), Frame()):
+        other = table(source, seed=3)
+        assert (other.train.names, other.test.names) == (first.train.names, first.test.names)
+        assert torch.equal(other.train.x, first.train.x)
+        assert torch.equal(other.train.y, first.train.y)
+
+
+def test_scales_come_from_the_training_rows_alone(file):
+    family = table(file, test=["d"])
+    values = torch.tensor([[10.0 * t + ord(who)] for who in "abc" for t in range(4)]).double()
+    torch.testing.assert_close(family.y_scale.mean, values.mean(0))
+    torch.testing.assert_close(family.y_scale.size, values.std(0, unbiased=False))
+    raw = table(file, test=["d"], scale=False)
+    assert raw.train.y[0].flatten().tolist() == [10 * t + ord("a") for t in (3, 1, 2, 0)]
+    assert Scale.of(torch.ones(3, 1)).to(torch.ones(3, 1)).tolist() == [[0.0]] * 3
+
+
+def test_rows_in_order_are_learned_from_first(file):
+    family = table(file, order="t", scale=False, test=["a"])
+    task = family.held_out()
+    assert task.support.x.flatten().tolist() == [0, 1] and task.query.x.flatten().tolist() == [2, 3]
+
+
+def test_groups_are_held_out_whole(file):
+    for seed in range(4):
+        family = table(file, groups="town", test=0.5, seed=seed)
+        assert family.test.names in (("a", "b"), ("c", "d"))
+
+
+def test_classes_are_numbered_in_the_order_of_their_names(file):
+    family = table(file, y="kind", classes=True, test=["a"])
+    assert family.classes == ("even", "odd")
+    assert family.train.y[0].tolist() == [1, 1, 0, 0]
+    J = ml.MAML(ml.models.mlp(1, 4, 2), F.cross_entropy)
+    assert math.isfinite(J(family.batch(3)).item())
+
+
+def test_several_columns_stand_side_by_side(file):
+    family = table(file, x=["t", "v"], y=["v"], test=0)
+    assert family.train.x.shape == (4, 4, 2) and family.n_held_out == 0
+
+
+def test_gaps_are_refused_or_left_out(tmp_path):
+    path = tmp_path / "gaps.csv"
+    path.write_text("\n".join([*LINES[:-1], "d,0,,y,odd", "e,1,2,y,odd", "b,,5,x,odd",
+                               ",1,2,x,odd"]))
+    with pytest.raises(ValueError, match=r"empty: 1 in 'who', 1 in 't', 1 in 'v'\. missing='drop'"):
+        table(path, short="drop")
+    with pytest.raises(ValueError, match="task 'e' has 1 examples"): table(path, missing="drop")
+    family = table(path, missing="drop", short="drop", test=["a"])
+    assert family.train.names == ("b", "c", "d") and family.train.counts.tolist() == [4, 4, 3]
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"y": "vv"}, "no column 'vv': did you mean 'v'"), ({"x": "qqqq"}, "there are 'who', 't'"),
+    ({"y": "kind"}, "column 'kind' holds 'odd' in row 1.* classes=True"),
+    ({"task": "patient"}, "no column 'patient'"), ({"x": []}, "name one column"),
+    ({"test": ["z"]}, "test names 'z'"), ({"missing": "skip"}, "missing='skip'"),
+    ({"short": "skip"}, "short='skip'"), ({"shots": 4}, "'a' has 4 examples, and 4 \\+ 1"),
+    ({"groups": "kind"}, "'a' has rows in the groups 'odd' and"),
+    ({"shots": 9, "short": "drop"}, "no task has 9 \\+ 1 rows"), ({"test": 1.5}, "test=1.5"),
+])
+def test_what_cannot_be_read_is_named(changes, words, file):
+    with pytest.raises(ValueError, match=words): table(file, **changes)
+
+
+def test_a_file_that_is_no_table_is_named(tmp_path):
+    path = tmp_path / "torn.csv"
+    path.write_text("who,t,v\na,1,2\na,1\n")
+    with pytest.raises(ValueError, match=r"line 3 of torn\.csv has 2 cells, the first line 3"):
+        table(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="no column 'who'"): table(path)
+    path.write_text("who,t,v\n")
+    with pytest.raises(ValueError, match="the table has no row"): table(path)
+    with pytest.raises(FileNotFoundError): table(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match="'t' 2, 'v' 3 rows"):
+        table({"who": ["a", "a"], "t": [1, 2], "v": [1, 2, 3]})
+
+
+def test_a_model_learns_from_a_table(file):
+    family = table(file, test=["d"])
+    J = ml.MAML(ml.models.mlp(1, 4, 1, seed=0), F.mse_loss, lr=0.1)
+    before = J(family.batch(3)).item()
+    ml.meta_train(J, family, steps=100, batch_size=3, progress=False)
+    assert J(family.batch(3)).item() < 0.9 * before
