@@ -6,8 +6,8 @@
 .DEFAULT_GOAL := help
 SCRIPT_TESTS := $(wildcard tests/js/*.test.mjs)
 
-.PHONY: help lab test test-versions sync lint notebooks js pytest site-test export site site-serve \
-  reproduce bench lock clean setup check-python
+.PHONY: help lab test test-versions sync lint lint-examples lint-types lint-text notebooks js \
+  pytest site-test export site site-serve reproduce bench lock clean setup check-python
 
 # The Python that .venv is made with; an explicit PYTHON=... also replaces a .venv made by another.
 ifneq ($(PYTHON),)
@@ -57,11 +57,20 @@ sync: setup ## check that notebooks are clean and the library is what they expor
 	@$(VENV_PYTHON) tools/check_sync.py
 
 lint: setup ## check style, the order of the book, types, and that the examples of docstrings run
+	@# Two at a time, the longest first; what each prints stays together where make can do that.
+	@$(MAKE) --no-print-directory --keep-going -j 2 \
+	  $(if $(filter output-sync,$(.FEATURES)),--output-sync) lint-examples lint-types lint-text
+
+lint-examples:
+	@$(VENV_PYTHON) tools/run_examples.py
+
+lint-types:
+	@$(VENV_PYTHON) -m mypy
+
+lint-text:
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) tools/check_style.py
 	@$(VENV_PYTHON) tools/check_book.py
-	@$(VENV_PYTHON) -m mypy
-	@$(VENV_PYTHON) tools/run_examples.py
 
 notebooks: setup ## execute every notebook in a fresh kernel
 	@$(VENV_PYTHON) tools/run_notebooks.py --keep .cache/executed --times .cache/times/notebooks.txt \
@@ -78,7 +87,7 @@ pytest: setup ## run the tests in tests/, two at a time
 site-test: setup ## build the site, then move and read it in a real browser (needs Chromium)
 	@if $(VENV_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 	  $(MAKE) --no-print-directory site && \
-	  $(VENV_PYTHON) -m pytest -n 2 --dist loadfile tests/browser \
+	  $(VENV_PYTHON) -m pytest -n 2 --dist loadgroup tests/browser \
 	    $(call TIMED,browser) $(PYTEST_ARGS); \
 	else echo "skipped: the site is built on Python 3.11 or newer"; fi
 
