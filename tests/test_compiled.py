@@ -72,18 +72,14 @@ def test_first_order_with_a_learned_step_size_agrees(waves):
 
 
 @needs_compiler
-def test_float64_agrees_to_the_last_digits(waves):
-    J = ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, inner=LearnedStep(0.1, 2)).double()
-    assert_agrees(J, waves.to(dtype=torch.float64), rtol=0, atol=1e-10)
-
-
-@needs_compiler
-def test_conv_net_agrees():
+def test_conv_net_with_a_learned_step_size_agrees_in_float64_to_the_last_digits():
+    "In C++: a convolution, a linear layer, two steps, and the step size is a meta-parameter."
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)).double()
     x = torch.randn(2, 6, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.arange(6).remainder(3).expand(2, 6)
     task = ml.Task(ml.Split(x, y), ml.Split(x.flip(1), y.flip(1)))
-    assert_agrees(ml.MAML(net, F.cross_entropy, lr=0.1), task, rtol=0, atol=1e-10)
+    J = ml.MetaLoss(net, F.cross_entropy, inner=LearnedStep(0.1, 2)).double()
+    assert_agrees(J, task, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", [ml.MAML, ml.FOMAML])
@@ -106,7 +102,7 @@ def test_tied_and_frozen_parameters(waves):
         def forward(self, x):
             return self.last(torch.tanh(self.b(torch.tanh(self.a(self.first(x))))))
     J = ml.MetaLoss(Tied(), F.mse_loss, inner=LearnedStep(0.1, 1))
-    assert_agrees(J, waves, backend="aot_eager")
+    assert_agrees(J, waves, backend="eager")
     for layer in (J.model.first, J.model.a, J.model.b): layer.requires_grad_(False)
     plain = copy.deepcopy(J)
     found, right = (torch.autograd.grad(which(waves), which.inner.step_size)
@@ -254,22 +250,26 @@ def test_another_number_of_tasks_and_examples(compiled):
     torch.testing.assert_close(compiled(more), copy.deepcopy(compiled)(more), rtol=1e-5, atol=1e-5)
 
 
-def test_ten_meta_losses_are_ten_graphs(waves):
-    "PyTorch compiles one code object eight times, then runs it uncompiled, with a warning."
+def test_more_meta_losses_than_pytorch_compiles_one_code_object_are_as_many_graphs(waves):
+    "Eight times, by itself; here once, and then it is an error."
     graphs = []
-    for width in range(3, 13):
-        J = ml.MAML(ml.models.mlp(1, width, 1), F.mse_loss, steps=0)
-        J.compile(backend=counting(graphs))
-        J(waves)
-    assert len(graphs) == 10
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for width in range(3, 6):
+            J = ml.MAML(ml.models.mlp(1, width, 1), F.mse_loss, steps=0)
+            J.compile(backend=counting(graphs))
+            J(waves)
+    assert len(graphs) == 3
 
 
 def test_too_many_kinds_of_tasks_are_an_error():
     J = ml.MAML(ml.models.mlp(1, 3, 1), F.mse_loss, steps=0)
     J.compile(backend=counting(graphs := []), dynamic=False)
-    for n in range(2, 10): J(ml.tasks.Sinusoids().batch(n))
-    assert len(graphs) == 8
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit): J(ml.tasks.Sinusoids().batch(10))
+    assert torch._dynamo.config.recompile_limit == 8
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for n in range(2, 4): J(ml.tasks.Sinusoids().batch(n))
+        assert len(graphs) == 2
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            J(ml.tasks.Sinusoids().batch(4))
 
 
 def test_options_go_to_the_compiler(monkeypatch, waves):
