@@ -2,8 +2,8 @@
 
 The gradient of DistributedDataParallel, and whole runs under torchrun.
 
-Started as a program, this file is such a run: `torchrun test_distributed.py FOLDER METHOD EVENT
-STEPS`.
+Started as a program, this file is such runs: `torchrun test_distributed.py STEPS FOLDER METHOD
+EVENT`, with as many of the last three as there are runs, one after the other.
 """
 import csv
 import os
@@ -75,11 +75,10 @@ def lower(optimizer): return ReduceLROnPlateau(optimizer, patience=0, factor=0.5
 def run(folder: str, method: str = "maml", event: str = "none", steps: int = STEPS) -> ml.MetaLoss:
     watch = (Validation(Images(), every=3, n_tasks=4, patience=2, metric=same_for_all)
              if event == "patience" else None)
-    with joined("cpu") as device:
-        meta_train(J := meta_loss(method), Images(event), steps=steps, batch_size=4,
-                   checkpoint=folder, save_every=5, log_every=3, progress=False, device=device,
-                   validation=watch, scheduler=lower if watch else None, clip=0.5,
-                   ema=0.5 if watch else None)
+    meta_train(J := meta_loss(method), Images(event), steps=steps, batch_size=4,
+               checkpoint=folder, save_every=5, log_every=3, progress=False, device="cpu",
+               validation=watch, scheduler=lower if watch else None, clip=0.5,
+               ema=0.5 if watch else None)
     return J
 
 
@@ -109,12 +108,24 @@ def table(path: Path) -> list[dict]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-@pytest.mark.parametrize("method", ["maml", "protonet"])
-def test_two_processes_end_where_one_ends(tmp_path, method):
-    "ProtoNet has parameters that nobody uses; both stop by patience, which only rank 0 looks at."
-    done = torchrun(tmp_path / "two", method, "patience" if method == "protonet" else "none")
+RUNS = {"maml": "none", "protonet": "patience"}
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    "The folder of two runs, each made by two processes."
+    folder = tmp_path_factory.mktemp("two")
+    words = (word for method, event in RUNS.items() for word in (folder / method, method, event))
+    done = torchrun(STEPS, *words)
     assert (done.returncode, done.stderr) == (0, "") and GLOO.fullmatch(done.stdout)
-    J = run(tmp_path / "one", method, "patience" if method == "protonet" else "none")
+    return folder
+
+
+@pytest.mark.parametrize("method", RUNS)
+def test_two_processes_end_where_one_ends(tmp_path, two_runs, method):
+    "ProtoNet has parameters that nobody uses; both stop by patience, which only rank 0 looks at."
+    (tmp_path / "two").symlink_to(two_runs / method)
+    J = run(tmp_path / "one", method, RUNS[method])
     two, one = stored(tmp_path / "two"), stored(tmp_path / "one")
     assert two["progress"]["step"] == one["progress"]["step"] == (
         9 if method == "protonet" else STEPS
@@ -133,7 +144,7 @@ def test_two_processes_end_where_one_ends(tmp_path, method):
 def test_a_process_that_dies_ends_the_run_with_a_message_and_it_goes_on_with_one(tmp_path, rank,
                                                                                  saved):
     "Where rank 0 is left, it saves the step that all had done; else the last checkpoint stands."
-    done = torchrun(tmp_path / "run", "maml", f"dies-{rank}")
+    done = torchrun(STEPS, tmp_path / "run", "maml", f"dies-{rank}")
     assert done.returncode == 1
     message = (r"LostProcessError: another process of this run has ended \(.*\)\. The last "
                r"checkpoint is whole: "
@@ -146,7 +157,7 @@ def test_a_process_that_dies_ends_the_run_with_a_message_and_it_goes_on_with_one
 
 
 def test_sigterm_stops_all_after_the_same_step_and_saves(tmp_path):
-    process = subprocess.Popen([*LAUNCH, str(tmp_path / "run"), "maml", "none", "100000"],
+    process = subprocess.Popen([*LAUNCH, "100000", str(tmp_path / "run"), "maml", "none"],
                                stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
     while (not (tmp_path / "run" / "log.csv").exists()
            or len(table(tmp_path / "run" / "log.csv")) < 3):
@@ -166,7 +177,7 @@ def alive(number: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
 def test_a_launcher_that_is_killed_leaves_no_process_that_trains_on(tmp_path):
-    process = subprocess.Popen([*LAUNCH, str(tmp_path / "run"), "maml", "none", "100000"],
+    process = subprocess.Popen([*LAUNCH, "100000", str(tmp_path / "run"), "maml", "none"],
                                stderr=subprocess.DEVNULL, env=ONE_THREAD)
     while not (tmp_path / "run" / "log.csv").exists(): time.sleep(0.02)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -199,7 +210,7 @@ with launched(every=0.05, patience=0.2): time.sleep(60)
 
 
 def test_a_loss_that_is_infinite_on_one_process_alone_ends_all(tmp_path):
-    done = torchrun(tmp_path, "maml", "overflow")
+    done = torchrun(STEPS, tmp_path, "maml", "overflow")
     assert done.returncode == 1
     assert re.search(r"DivergedError: the meta-loss is (nan|inf) at step 7", done.stderr)
     assert all(
@@ -220,7 +231,7 @@ shard = ml.tasks.Sinusoids().batch(8, seed=0).select(slice(4 * rank, 4 * rank + 
 for kind in ("plain", "chunked", "compiled"):
     chunk_size = 2 if kind == "chunked" else None
     J = ml.MAML(ml.models.mlp(1, 8, 1), F.mse_loss, lr=0.1, steps=2, chunk_size=chunk_size)
-    if kind == "compiled": J.compile(backend="aot_eager")
+    if kind == "compiled": J.compile(backend="eager")
     parallel = torch.nn.parallel.DistributedDataParallel(J)
     parallel(shard).backward()
     torch.save([p.grad for p in J.parameters()], f"{out}.{kind}.{rank}")
@@ -448,4 +459,6 @@ def test_a_broken_connection_is_a_lost_process_and_other_errors_are_themselves(m
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(sys.argv[1], *sys.argv[2:4], steps=int(sys.argv[4]) if len(sys.argv) > 4 else STEPS)
+    words = iter(sys.argv[2:])
+    with joined("cpu"):
+        for of_one in zip(words, words, words, strict=True): run(*of_one, steps=int(sys.argv[1]))

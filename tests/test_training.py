@@ -54,19 +54,26 @@ def contents(folder: Path) -> dict:
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "What a run of 300 steps leaves that nobody stops."
+    folder = tmp_path_factory.mktemp("whole")
+    program(folder, 300).communicate()
+    return contents(folder)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path, number):
-    program(tmp_path / "whole", 600).communicate()
-    process = program(tmp_path / "stopped", 600)
+def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(tmp_path, whole, number):
+    process = program(tmp_path / "stopped", 300)
     time.sleep(0.1)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt: stopped after step" in errors
     stopped = int(errors.splitlines()[-1].split("after step ")[1])
-    assert 0 < stopped < 600
+    assert 0 < stopped < 300
     assert contents(tmp_path / "stopped")["progress"]["step"] == stopped
-    program(tmp_path / "stopped", 600).communicate()
-    assert same(contents(tmp_path / "whole"), contents(tmp_path / "stopped"))
+    program(tmp_path / "stopped", 300).communicate()
+    assert same(whole, contents(tmp_path / "stopped"))
 
 
 def test_same_comparison_can_fail(tmp_path):
