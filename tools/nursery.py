@@ -18,9 +18,18 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 from importlib.metadata import EntryPoint
 
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
+
+# What is imported for all. Nothing that looks for its notebook when it is imported, as matplotlib's
+# inline backend and ipywidgets do.
+COMMON = ("matplotlib.pyplot", "matplotlib.backends.backend_svg",
+          "torch._dynamo",                                   # by every optimizer, at its first call
+          "torch.utils.flop_counter", "filelock",            # by metalit
+          "ipykernel.debugger", "psutil", "IPython.core.completerlib", "IPython.core.pylabtools",
+          "IPython.extensions.storemagic")                   # by every kernel
 
 
 class Child:
@@ -61,7 +70,8 @@ class Nursery:
 
     def __enter__(self):
         # matplotlib asks when it is imported; the same that a kernel would set.
-        environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+        environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                                    "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # no word of debugging
         self.process = subprocess.Popen([sys.executable, __file__], env=environment, text=True,
                                         bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         factory = KernelProvisionerFactory.instance()
@@ -119,10 +129,7 @@ def become(kernelapp, order):
 
 def main():
     del sys.path[0]  # this folder
-    # Nothing that looks for its notebook when it is imported, as matplotlib's backend and
-    # ipywidgets do.
-    import matplotlib.pyplot  # noqa: F401
-    import torch._dynamo  # noqa: F401 - vmap and every optimizer import it at their first call
+    for name in COMMON: import_module(name)
     from ipykernel import kernelapp
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended

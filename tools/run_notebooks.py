@@ -207,7 +207,8 @@ def main(arguments=None):
         try:
             kept = Kept(root, args.keep.resolve(), args.reuse) if args.keep else None
             todo = [path for path in paths if not (kept and kept.has(path))]
-            forks = sys.platform == "linux" and len(todo) > 1
+            # To make one that forks takes as long as to start one.
+            forks = sys.platform == "linux" and len(todo) > args.jobs
             with Nursery() if forks else contextlib.nullcontext():
                 failures, times = run_all(root, todo, args.limit, args.jobs, kept)
         except KeyboardInterrupt:
