@@ -35,11 +35,11 @@ def by_loop(model, loss, task, *, first_order=False, lr=0.3, steps=2):
     return [value.detach(), *(slope.to_dense() for slope in slopes)]
 
 
-def by_library(model, loss, task, *, first_order=False, lr=0.3, steps=2, compiled=False, **options):
-    "The same by metalit."
+def by_library(model, loss, task, *, first_order=False, lr=0.3, steps=2, compiled=None, **options):
+    "The same by metalit; `compiled` names a backend."
     J = ml.MetaLoss(model, loss, inner=ml.SGD(lr, steps), **options,
                     gradient=ml.FirstOrder() if first_order else ml.Exact())
-    if compiled: J.compile(backend="aot_eager")
+    if compiled: J.compile(backend=compiled)
     value = J(task)
     return [value.detach(), *torch.autograd.grad(value, list(model.parameters()), allow_unused=True,
                                                  materialize_grads=True)]

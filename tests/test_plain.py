@@ -189,6 +189,7 @@ def test_value_and_gradient_equal_those_of_a_loop(name, first_order):
 COMPILED = ["torch.layer_norm", "torch.native_batch_norm", "F.instance_norm, constants", "padding",
             "one_hot", "LSTM", "GRU, no bias", "RNNCell, ReLU", "attention, mask", "heads",
             "one layer, evaluating"]
+ALL_THE_WAY = {"torch.native_batch_norm", "heads"}  # for the others tracing is what may go wrong
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -196,7 +197,8 @@ def test_compiled_is_the_same(name):
     model, task = case(name)
     expected = by_library(model, F.mse_loss, task, steps=1)
     fast = torch.backends.mha.get_fastpath_enabled()
-    assert off(by_library(model, F.mse_loss, task, steps=1, compiled=True), expected) < 1e-13
+    backend = "aot_eager" if name in ALL_THE_WAY else "eager"
+    assert off(by_library(model, F.mse_loss, task, steps=1, compiled=backend), expected) < 1e-13
     assert torch.backends.mha.get_fastpath_enabled() == fast
     assert not torch._dynamo.config.allow_rnn
     assert "_flat_weights" not in vars(nn.RNNBase)
