@@ -189,14 +189,14 @@ class LiveFigure(Answering):
 
     def html(self) -> str:
         "The figure as a piece of a page that needs no kernel, no network, no other script."
-        return as_page(self)
+        return as_page(self, self.still())
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         shown = super()._repr_mimebundle_(**options)
         bundled, metadata = shown if isinstance(shown, tuple) else (shown or {}, {})
-        still = base64.b64encode(self.still()).decode()
-        return bundled | {"text/html": self.html(), "image/png": still,
-                          "text/plain": self.spec["alt"]}, metadata
+        still = self.still()                                 # drawn once, for both
+        return bundled | {"text/html": as_page(self, still), "text/plain": self.spec["alt"],
+                          "image/png": base64.b64encode(still).decode()}, metadata
 
 # %% ../../nbs/8_figures/80_live_figures.ipynb #8d76002e
 def written(message: str) -> Figure:
@@ -216,15 +216,15 @@ def as_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def as_page(live: LiveFigure) -> str:
-    "A live figure as a piece of a page: see `LiveFigure.html`."
+def as_page(live: LiveFigure, still: bytes) -> str:
+    "A live figure, and its picture as a PNG, as a piece of a page: see `LiveFigure.html`."
     place = f"metalit-{uuid.uuid4().hex[:12]}"
     frames = [frame | {"picture": short(frame["picture"])} for frame in live.frames]
     data = {"spec": live.spec, "state": live.state, "answer": short(live.answer), "frames": frames}
     inline = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
-    still = base64.b64encode(live.still()).decode()
+    picture = base64.b64encode(still).decode()
     script = bundle(live.name).replace("</script", "<\\/script")
-    return (f'<div id="{place}"><img src="data:image/png;base64,{still}" '
+    return (f'<div id="{place}"><img src="data:image/png;base64,{picture}" '
             f'alt="{html.escape(live.spec["alt"])}">'
             '<noscript><p>This figure moves where JavaScript is allowed; the picture is its '
             'first state.</p></noscript>'
