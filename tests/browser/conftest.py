@@ -15,7 +15,9 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 NEED = bool(os.environ.get("METALIT_NEED_BROWSER"))
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             # Nothing gets out. (To stop each request in Python would take longer than the pages.)
+             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"]
 
 
 def missing(reason):
@@ -48,24 +50,38 @@ class Watch:
         self.expected = []  # beginnings of messages that a test provokes
 
     def over(self, page):
-        "Watch a page, and let nothing out."
-        page.route("**/*", self.route)
+        "Watch a page."
+        page.on("request", self.note)
         page.on("console",
                 lambda message: message.type == "error" and self.errors.append(message.text))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.watch = self
 
-    def route(self, route):
-        address = urlsplit(route.request.url)
-        if address.scheme in ("data", "blob", "about") or address.hostname in ("127.0.0.1",
-                                                                               "localhost"):
-            return route.continue_()
-        self.requests.append(route.request.url)
-        return route.abort()
+    def note(self, request):
+        "Remember a request to elsewhere."
+        address = urlsplit(request.url)
+        here = address.scheme in ("data", "blob", "about") or address.hostname in ("127.0.0.1",
+                                                                                   "localhost")
+        if not here: self.requests.append(request.url)
 
     def complaints(self):
         errors = [text for text in self.errors if not text.startswith(tuple(self.expected))]
         return [f"asked for {url}" for url in self.requests] + [f"console: {text}"
                                                                 for text in errors]
+
+
+def new_context(chromium, **options):
+    context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
+    context.set_default_timeout(15_000)
+    return context
+
+
+@pytest.fixture(scope="session")
+def usual(chromium):
+    "Where usual pages are opened one after the other: what one has loaded, the next one has."
+    context = new_context(chromium)
+    yield context
+    context.close()
 
 
 @pytest.fixture
@@ -74,11 +90,9 @@ def new_page(chromium):
     contexts, watches = [], []
 
     def make(**options):
-        context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}} | options)
-        context.set_default_timeout(15_000)
+        context = new_context(chromium, **options)
         page, watch = context.new_page(), Watch()
         watch.over(page)
-        page.watch = watch
         contexts.append(context)
         watches.append(watch)
         return page
@@ -90,14 +104,29 @@ def new_page(chromium):
 
 
 @pytest.fixture
-def browser_page(new_page):
-    "One page, 1200 × 900."
-    return new_page()
+def browser_page(usual):
+    "One page, 1200 × 900, that must stay silent and knows nothing of those before it."
+    page, watch = usual.new_page(), Watch()
+    watch.over(page)
+    yield page
+    complaints = watch.complaints()
+    if page.url.startswith("http"):
+        page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+    page.close()
+    usual.clear_cookies()
+    assert not complaints, "\n".join(complaints)
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"                            # one connection for many requests
+
     def log_message(self, *arguments):
         "Requests are no news."
+
+    def end_headers(self):
+        "What a page has loaded need not be asked for by the next one."
+        self.send_header("Cache-Control", "max-age=3600")
+        super().end_headers()
 
 
 def serve(folder):
@@ -119,8 +148,7 @@ def site():
 
 
 @pytest.fixture
-def lab_page(new_page):
+def lab_page(browser_page):
     "A page for JupyterLab, which logs what is no fault of a figure."
-    page = new_page()
-    yield page
-    page.watch.errors.clear()
+    yield browser_page
+    browser_page.watch.errors.clear()

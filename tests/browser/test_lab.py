@@ -18,6 +18,7 @@ import pytest
 import torch
 from helpers import assert_same_picture
 
+pytestmark = pytest.mark.xdist_group("lab")                  # one JupyterLab for all
 TOKEN = "metalit"
 
 BUILT_IN = """
