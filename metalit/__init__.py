@@ -7,8 +7,8 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
            'Proximal', 'Sign', 'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance',
            'GradientNorm', 'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted',
-           'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML',
-           'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL',
+           'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Learner', 'TaskLoss', 'MetaLoss',
+           'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL',
            'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation',
            'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError',
            'judge', 'compare', 'load', 'Run', 'named']
@@ -27,6 +27,7 @@ from .data.images import Images, from_folder
 from .data.omniglot import omniglot
 from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
+from .gradient.implicit import Implicit
 from .gradient.mixed import MixedMode
 from .gradient.truncated import Truncated
 from .inner.adam import Adam
@@ -85,7 +86,7 @@ _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images
          Masked, Proximal, Sign, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance,
          GradientNorm, EveryStep, Triplet, Contrast, Pooling, Mean, ByExamples, Tail, Tilted,
          Worst, Exact,
-         FirstOrder, MixedMode, Truncated, Learner, TaskLoss, MetaLoss, MAML,
+         FirstOrder, MixedMode, Truncated, Implicit, Learner, TaskLoss, MetaLoss, MAML,
          FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
          CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,
          accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,

@@ -9,20 +9,26 @@ from helpers import close, flat, quick, value_and_gradient
 
 import metalit as ml
 
-RULES = {"truncated": lambda: ml.Truncated(2)}
+RULES = {"truncated": lambda: ml.Truncated(2), "implicit": lambda: ml.Implicit(5)}
 WORKS = True
 TABLE = {
     ("truncated", "loop"): WORKS, ("truncated", "chunks"): WORKS,
     ("truncated", "chunks in a loop"): WORKS, ("truncated", "compiled"): WORKS,
     ("truncated", "processes"): WORKS, ("truncated", "resume"): WORKS,
     ("truncated", "torch.func"): WORKS, ("truncated", "twice"): WORKS,
+    ("implicit", "loop"): WORKS, ("implicit", "chunks"): WORKS,
+    ("implicit", "chunks in a loop"): WORKS,
+    ("implicit", "compiled"): (ValueError, r"no part of a compiled graph.*ml.Truncated"),
+    ("implicit", "processes"): WORKS, ("implicit", "resume"): WORKS,
+    ("implicit", "torch.func"): (RuntimeError, r"differentiated once only.*ml.Exact"),
+    ("implicit", "twice"): (RuntimeError, r"differentiated once only.*ml.Exact"),
 }
 OPTIONS = {"loop": {"batching": "loop"}, "chunks": {"chunk_size": 4},
            "chunks in a loop": {"chunk_size": 1, "batching": "loop"}}
 
 
 def meta_loss(rule, net, **options):
-    return ml.MetaLoss(net, F.mse_loss, inner=ml.Proximal(0.1, 4, pull=1.5),
+    return ml.MetaLoss(net, F.mse_loss, inner=ml.Proximal(0.02, 4, pull=20.0),
                        gradient=RULES[rule](), **options)
 
 

@@ -29,7 +29,7 @@ from ..tasks.task import Split
 
 # %% auto #0
 __all__ = ['Scalar', 'Moment', 'FORWARD', 'Elementary', 'load_forward_mode', 'product', 'moment', 'back_to', 'Anew', 'unrecorded',
-           'asks', 'innermost', 'check_all_seen', 'Unrecorded', 'MixedMode']
+           'asks', 'innermost', 'check_all_seen', 'Unrecorded', 'check_not_traced', 'MixedMode']
 
 # %% ../../nbs/3_choices/35_mixed_mode.ipynb #bd9cece1
 def _mean_squares(prediction: Tensor, y: Tensor, *others: Any, reduction: str = "mean",
@@ -257,20 +257,31 @@ class Unrecorded(nn.Module):
         "The loss itself."
         return self.on(phi, split)
 
-    def measured(self, phi: Params, split: Split) -> Tensor:
-        "The loss, as a function of all that it reads: φ, the examples, and its own parameters."
+    def anew(self, phi: Params, split: Split) -> tuple[Anew, Params]:
+        "The loss as a function of all that it reads, and these: φ, the examples, parameters."
         tensors, spec = pytree.tree_flatten((phi, split, dict(self.named_parameters())))
-        at = _named(tensors)
 
         def f(at: Params) -> Tensor:
             phi, split, own = pytree.tree_unflatten(list(at.values()), spec)
             return called(self, self.places, own, phi, split)
-        again = Anew(f, moment(self.parts), precision_of(tensors))
+        return Anew(f, moment(self.parts), precision_of(tensors)), _named(tensors)
+
+    def measured(self, phi: Params, split: Split) -> Tensor:
+        "The loss at these parameters, on these examples."
+        again, at = self.anew(phi, split)
         if not self.all_seen: check_all_seen(again, at)
         self.all_seen = True
         return unrecorded(again, at, innermost(dict(list(at.items())[:len(phi)])))
 
 # %% ../../nbs/3_choices/35_mixed_mode.ipynb #51a2c881
+def check_not_traced(rule: str) -> None:
+    "Raise `ValueError` where a program is traced, which would keep what is drawn by chance now."
+    traces: Any = torch._C._TorchDispatchModeKey.PROXY
+    if torch._C._get_dispatch_mode(traces) is not None:
+        raise ValueError(f"gradient=ml.{rule}() has a derivative of its own, and cannot be traced: "
+                         "take gradient=ml.Exact()")
+
+
 class MixedMode(nn.Module):
     """The gradient of `Exact`, with the memory of the path: second derivatives are computed anew.
 
@@ -294,9 +305,6 @@ class MixedMode(nn.Module):
 
     def forward(self, walk: Walk, value: Value, theta: Params) -> list[Tensor]:
         "What is measured along a walk of which no graph through the model is kept."
-        traces: Any = torch._C._TorchDispatchModeKey.PROXY
-        if torch._C._get_dispatch_mode(traces) is not None:
-            raise ValueError("gradient=ml.MixedMode() computes anew what it has drawn by chance, "
-                             "and cannot be traced: take gradient=ml.Exact()")
+        check_not_traced("MixedMode")
         descends: LossOn = Unrecorded(walk).measured
         return value(replace(walk, descends=descends))
