@@ -7,11 +7,11 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
            'Proximal', 'Sign', 'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance',
            'GradientNorm', 'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted',
-           'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Learner', 'TaskLoss', 'MetaLoss',
-           'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL',
-           'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation',
-           'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError',
-           'judge', 'compare', 'load', 'Run', 'named']
+           'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss',
+           'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
+           'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate',
+           'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError',
+           'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -25,6 +25,7 @@ from . import as_written, models, plots, schedule, tasks
 from .data.glyphs import glyphs
 from .data.images import Images, from_folder
 from .data.omniglot import omniglot
+from .gradient.evolution import Evolution
 from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
 from .gradient.implicit import Implicit
@@ -86,7 +87,7 @@ _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images
          Masked, Proximal, Sign, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance,
          GradientNorm, EveryStep, Triplet, Contrast, Pooling, Mean, ByExamples, Tail, Tilted,
          Worst, Exact,
-         FirstOrder, MixedMode, Truncated, Implicit, Learner, TaskLoss, MetaLoss, MAML,
+         FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss, MAML,
          FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
          CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,
          accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,

@@ -32,9 +32,9 @@ from .terms.query import QueryLoss
 from .terms.term import Path, Sum, Term, as_sum
 
 # %% auto #0
-__all__ = ['Choices', 'MetaLoss', 'check_choice', 'check_theta', 'check_derivatives', 'Calls', 'function_of', 'check_plain', 'on',
-           'check_no_piece', 'probe_of', 'measured_on', 'per_group', 'check_no_probe', 'check_one_size',
-           'in_recomputed_chunks', 'as_now', 'compiled', 'written_in', 'report']
+__all__ = ['Choices', 'MetaLoss', 'check_choice', 'shown_to_rule', 'check_theta', 'check_derivatives', 'check_nothing_held',
+           'Calls', 'function_of', 'check_plain', 'on', 'check_no_piece', 'probe_of', 'measured_on', 'per_group',
+           'check_no_probe', 'check_one_size', 'in_recomputed_chunks', 'as_now', 'compiled', 'written_in', 'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -70,6 +70,7 @@ class Choices(Learner):
         "What each term measures on each task, (B, …), before pooling. `theta`: other parameters."
         if not isinstance(task, Task): return per_group(self, check_tasks(task), theta)
         self.terms.meet(task)
+        shown_to_rule(self, task)
         return measured_on(self, task, probe_of(task.query), theta)
 
     def _all_tasks(self, task: Task, probe: Tree, theta: Params | None = None) -> list[Tensor]:
@@ -80,7 +81,7 @@ class Choices(Learner):
                   task: Task) -> list[Tensor]:
         def value(walk: Walk) -> list[Tensor]:
             points = walk(task.support)
-            path = Path(points, theta, walk.predict, walk.loss, walk, probe)
+            path = Path(points, walk.theta, walk.predict, walk.loss, walk, probe)
             return self.terms.per_task(path, task)
         return self.gradient(walk(theta), value, theta)
 
@@ -116,7 +117,7 @@ class MetaLoss(Choices):
         `options` are those of `torch.compile`. A C++ compiler is needed. A compiled J can be
         differentiated once only, by its parameters only; a copy or a pickle of it is not compiled.
         Raises `ValueError` for a J with `chunk_size`, one that takes its tasks by a loop, or one
-        with `MixedMode`.
+        with `MixedMode`, `Implicit` or `Evolution`.
         """
         self._compiled = compiled(self, **options)
 
@@ -146,6 +147,12 @@ def check_choice(name: str, choice: Any) -> Any:
     return choice
 
 
+def shown_to_rule(J: Choices, task: Task) -> None:
+    "A look at a batch, at its first tasks, by a gradient rule that has a method for it."
+    look: Any = getattr(J.gradient, "meet", None)
+    if look is not None: look(task)
+
+
 def check_theta(theta: Params, own: Params, at_once: bool) -> None:
     "Raise `ValueError` where other parameters cannot take the place of the model's own."
     if not at_once:
@@ -164,6 +171,16 @@ def check_derivatives(J: Choices, model: nn.Module) -> None:
     first_order = isinstance(J.gradient, FirstOrder)
     once = all(isinstance(term, (QueryLoss, ParameterDistance)) for _, term in J.terms.addends())
     if J.batching == "vmap" and not (first_order and once): check_twice(model)
+    check_nothing_held(J)
+
+
+def check_nothing_held(J: Choices) -> None:
+    "Raise `ValueError` where a term holds something constant, and the gradient comes from values."
+    held = any(isinstance(term, ParameterDistance) for _, term in J.terms.addends())
+    if held and getattr(J.gradient, "values_only", False):
+        raise ValueError("ParameterDistance holds the end of adaptation constant, and gradient="
+                         f"ml.{type(J.gradient).__name__}() knows of values only, so that it would "
+                         "descend another thing: take gradient=ml.FirstOrder(), or another term")
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #036d1b48
 class Calls(nn.Module):
@@ -237,6 +254,7 @@ def per_group(J: Choices, tasks: Any, theta: Params | None) -> list[Tensor]:
     for place, task in enumerate(tasks):
         try: J.terms.meet(task)
         except ValueError as error: raise ValueError(f"[{place}] of the tasks: {error}") from None
+    shown_to_rule(J, tasks.tasks[0])
     probe = probe_of(tasks.tasks[0].query)
     return in_groups(lambda task: measured_on(J, task, probe, theta), tasks)
 

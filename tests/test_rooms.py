@@ -24,7 +24,7 @@ ROWS = (
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness terms",
     "pooling.mean pooling.tail pooling",
     "gradient.exact gradient.first_order gradient.mixed gradient.truncated",
-    "gradient.implicit gradient",
+    "gradient.implicit gradient.evolution gradient",
     "adapted learner program meta_loss methods as_written",
     "training.identity training.checkpoints training.evaluation training.processes training.memory",
     "training.watching training.outer training.loop training",

@@ -9,7 +9,8 @@ from helpers import close, flat, quick, value_and_gradient
 
 import metalit as ml
 
-RULES = {"truncated": lambda: ml.Truncated(2), "implicit": lambda: ml.Implicit(5)}
+RULES = {"truncated": lambda: ml.Truncated(2), "implicit": lambda: ml.Implicit(5),
+         "evolution": lambda: ml.Evolution(0.1, n=6)}
 WORKS = True
 TABLE = {
     ("truncated", "loop"): WORKS, ("truncated", "chunks"): WORKS,
@@ -22,6 +23,12 @@ TABLE = {
     ("implicit", "processes"): WORKS, ("implicit", "resume"): WORKS,
     ("implicit", "torch.func"): (RuntimeError, r"differentiated once only.*ml.Exact"),
     ("implicit", "twice"): (RuntimeError, r"differentiated once only.*ml.Exact"),
+    ("evolution", "loop"): WORKS, ("evolution", "chunks"): WORKS,
+    ("evolution", "chunks in a loop"): WORKS,
+    ("evolution", "compiled"): (ValueError, r"no part of a compiled graph.*ml.Exact"),
+    ("evolution", "processes"): WORKS, ("evolution", "resume"): WORKS,
+    ("evolution", "torch.func"): WORKS,
+    ("evolution", "twice"): (RuntimeError, "does not require grad"),
 }
 OPTIONS = {"loop": {"batching": "loop"}, "chunks": {"chunk_size": 4},
            "chunks in a loop": {"chunk_size": 1, "batching": "loop"}}

@@ -25,7 +25,8 @@ class Exact(nn.Module):
     A gradient rule is called as `rule(walk, value, theta)` for one task. `walk(split)` gives the
     points φ₀ … φ_K (see `metalit.inner.walk.Walk`, which also has the task loss and its
     Hessian-vector products); `value(walk)` measures along a walk. A rule hands `value` another walk
-    with the same points, whose derivative in θ is the rule's.
+    with the same points, whose derivative in θ is the rule's. One that has a method `meet(task)` is
+    shown each batch before it is computed.
 
     Costs K Hessian-vector products and the memory of K graphs.
 
