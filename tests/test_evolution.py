@@ -100,7 +100,7 @@ def test_a_plain_loop_over_the_same_starts(way, small_net, sines):
 class Apart(ml.Term):
     "How far a task goes from θ, nothing held constant."
     def per_task(self, path, task):
-        return (path.final["theta"] - path.theta["theta"]).square().sum()
+        return (path.final["theta"] - path.theta["theta"]).pow(4).sum()
 
 
 def test_terms_that_compare_tasks_and_look_at_theta(bowls, start):
@@ -108,6 +108,16 @@ def test_terms_that_compare_tasks_and_look_at_theta(bowls, start):
     terms = ml.QueryLoss() + 0.3 * Apart() - 0.2 * ml.Contrast("parameters")
     J, K = (bowl_J(rule, start, terms=terms) for rule in (Axes(1e-5, n=4), ml.Exact()))
     close(value_and_gradient(J, bowls)[1], value_and_gradient(K, bowls)[1], atol=1e-7)
+
+
+def test_theta_of_a_term_is_where_the_trial_starts(bowls, start):
+    "Which a small sigma would not show: the derivative by θ alone could come from elsewhere."
+    J = bowl_J(Axes(0.5, n=4), start, terms=Apart())
+    def value(theta): return J.per_task(bowls, {"theta": theta})[0].mean()
+    with torch.no_grad():
+        expected = sum((value(start + 0.5 * e) - value(start - 0.5 * e)) * e / 4
+                       for e in J.gradient.directions({})["theta"])
+    close(value_and_gradient(J, bowls)[1], expected, atol=1e-11)
 
 
 def test_the_cosine_to_the_exact_gradient():

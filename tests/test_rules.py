@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import close, flat, quick, value_and_gradient
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import metalit as ml
 
@@ -17,18 +18,21 @@ TABLE = {
     ("truncated", "chunks in a loop"): WORKS, ("truncated", "compiled"): WORKS,
     ("truncated", "processes"): WORKS, ("truncated", "resume"): WORKS,
     ("truncated", "torch.func"): WORKS, ("truncated", "twice"): WORKS,
+    ("truncated", "traced"): WORKS,
     ("implicit", "loop"): WORKS, ("implicit", "chunks"): WORKS,
     ("implicit", "chunks in a loop"): WORKS,
     ("implicit", "compiled"): (ValueError, r"no part of a compiled graph.*ml.Truncated"),
     ("implicit", "processes"): WORKS, ("implicit", "resume"): WORKS,
     ("implicit", "torch.func"): (RuntimeError, r"differentiated once only.*ml.Exact"),
     ("implicit", "twice"): (RuntimeError, r"differentiated once only.*ml.Exact"),
+    ("implicit", "traced"): (ValueError, r"ml.Implicit\(\) .* cannot be traced.*ml.Exact"),
     ("evolution", "loop"): WORKS, ("evolution", "chunks"): WORKS,
     ("evolution", "chunks in a loop"): WORKS,
     ("evolution", "compiled"): (ValueError, r"no part of a compiled graph.*ml.Exact"),
     ("evolution", "processes"): WORKS, ("evolution", "resume"): WORKS,
     ("evolution", "torch.func"): WORKS,
     ("evolution", "twice"): (RuntimeError, "does not require grad"),
+    ("evolution", "traced"): (ValueError, r"ml.Evolution\(\) .* cannot be traced.*ml.Exact"),
 }
 OPTIONS = {"loop": {"batching": "loop"}, "chunks": {"chunk_size": 4},
            "chunks in a loop": {"chunk_size": 1, "batching": "loop"}}
@@ -72,9 +76,18 @@ def twice(rule, net, task):
     return value.detach(), torch.cat([g.detach().flatten() for g in first])
 
 
+def traced(rule, net, task):
+    J = meta_loss(rule, net)
+    theta = {name: p.detach() for name, p in J.named_parameters()}
+    program = make_fx(torch.func.grad_and_value(
+        lambda p: torch.func.functional_call(J, p, (task,))))(theta)
+    slopes, value = program(theta)
+    return value, torch.cat([g.flatten() for g in slopes.values()])
+
+
 def in_one_way(rule, way, net, task):
     ways = {"compiled": compiled, "processes": of_halves, "torch.func": by_torch_func,
-            "twice": twice}
+            "twice": twice, "traced": traced}
     if way in ways: return ways[way](rule, net, task)
     return value_and_gradient(meta_loss(rule, net, **OPTIONS[way]), task)
 

@@ -63,6 +63,7 @@ INNER = {
     "masked": lambda net: ml.Masked(net, 0.1, STEPS, only="2.*"),
     "proximal": lambda net: ml.Proximal(0.1, STEPS, pull=1.5, momentum=0.5),
     "growing": lambda net: Growing(STEPS), "fading": lambda net: Fading(0.1, STEPS),
+    "fading with momentum": lambda net: Fading(0.1, STEPS, momentum=0.5),
 }
 
 
@@ -77,6 +78,7 @@ def test_both_ends_to_the_last_bit(name, batching, small_net, sines):
         return value.detach(), *torch.autograd.grad(value, list(J.parameters()))
     for k, rule in ((0, ml.FirstOrder()), (STEPS, ml.Exact()), (9, ml.Exact())):
         assert all(map(torch.equal, found(ml.Truncated(k)), found(rule)))
+    for k in (1, 2): assert torch.equal(found(ml.Truncated(k))[0], found(ml.Exact())[0])
 
 
 def error(phi, x, y):
