@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import metalit as ml
 
-RULES = {"truncated": lambda: ml.Truncated(2), "implicit": lambda: ml.Implicit(5),
+RULES = {"truncated": lambda: ml.Truncated(1), "implicit": lambda: ml.Implicit(5),
          "evolution": lambda: ml.Evolution(0.1, n=6)}
 WORKS = True
 TABLE = {
@@ -39,7 +39,7 @@ OPTIONS = {"loop": {"batching": "loop"}, "chunks": {"chunk_size": 4},
 
 
 def meta_loss(rule, net, **options):
-    return ml.MetaLoss(net, F.mse_loss, inner=ml.Proximal(0.02, 4, pull=20.0),
+    return ml.MetaLoss(net, F.mse_loss, inner=ml.Proximal(0.02, 2, pull=20.0),
                        gradient=RULES[rule](), **options)
 
 
