@@ -290,6 +290,28 @@ def test_losses_of_all_starts_at_once_are_those_in_turn(loss, sines):
     close(gradient_at(J, task), gradient_at(K, task), atol=1e-12)
 
 
+PARTS = {
+    "gradient norm": lambda net: {"terms": ml.QueryLoss() + 0.1 * ml.GradientNorm()},
+    "at the start": lambda net: {"terms": ml.GradientNorm(at="init")},
+    "triplet": lambda net: {"terms": ml.QueryLoss() + ml.Triplet()},
+    "contrast": lambda net: {"terms": ml.QueryLoss() - 0.2 * ml.Contrast()},
+    "every step": lambda net: {"terms": ml.EveryStep()},
+    "worst": lambda net: {"pooling": ml.Worst()}, "adam": lambda net: {"inner": ml.Adam(0.01, 2)},
+    "sam": lambda net: {"inner": ml.SAM(0.1, 2, rho=0.1)},
+    "kronecker": lambda net: {"inner": ml.Kronecker(net, 0.1, 2)},
+    "masked": lambda net: {"inner": ml.Masked(net, 0.1, 2, only="2.*")},
+    "habits": lambda net: {"inner": ml.SGD(0.1, 2, momentum=0.9, weight_decay=0.1, clip=1.0,
+                                           batch_size=3)}}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_with_every_part_all_starts_at_once_are_those_in_turn(part, small_net, sines):
+    J, K = (ml.MetaLoss(small_net, F.mse_loss, gradient=ml.Evolution(0.1, n=2), batching=batching,
+                        **({"inner": ml.SGD(0.1, 2)} | PARTS[part](small_net)))
+            for batching in ("vmap", "loop"))
+    close(gradient_at(J, sines), gradient_at(K, sines), atol=1e-11)
+
+
 def test_complex_numbers_are_refused():
     net = nn.Linear(1, 1, dtype=torch.complex128)
     J = ml.MetaLoss(net, lambda p, y: (p - y).abs().square().mean(), gradient=ml.Evolution(n=2))
