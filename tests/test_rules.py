@@ -18,11 +18,13 @@ TABLE = {
     ("truncated", "chunks in a loop"): WORKS, ("truncated", "compiled"): WORKS,
     ("truncated", "processes"): WORKS, ("truncated", "resume"): WORKS,
     ("truncated", "torch.func"): WORKS, ("truncated", "twice"): WORKS,
-    ("truncated", "traced"): WORKS,
+    ("truncated", "traced"): WORKS, ("truncated", "a list"): WORKS,
+    ("truncated", "padded"): WORKS,
     ("implicit", "loop"): WORKS, ("implicit", "chunks"): WORKS,
     ("implicit", "chunks in a loop"): WORKS,
     ("implicit", "compiled"): (ValueError, r"no part of a compiled graph.*ml.Truncated"),
     ("implicit", "processes"): WORKS, ("implicit", "resume"): WORKS,
+    ("implicit", "a list"): WORKS, ("implicit", "padded"): WORKS,
     ("implicit", "torch.func"): (RuntimeError, r"differentiated once only.*ml.Exact"),
     ("implicit", "twice"): (RuntimeError, r"differentiated once only.*ml.Exact"),
     ("implicit", "traced"): (ValueError, r"ml.Implicit\(\) .* cannot be traced.*ml.Exact"),
@@ -30,7 +32,8 @@ TABLE = {
     ("evolution", "chunks in a loop"): WORKS,
     ("evolution", "compiled"): (ValueError, r"no part of a compiled graph.*ml.Exact"),
     ("evolution", "processes"): WORKS, ("evolution", "resume"): WORKS,
-    ("evolution", "torch.func"): WORKS,
+    ("evolution", "torch.func"): WORKS, ("evolution", "a list"): WORKS,
+    ("evolution", "padded"): WORKS,
     ("evolution", "twice"): (RuntimeError, "does not require grad"),
     ("evolution", "traced"): (ValueError, r"ml.Evolution\(\) .* cannot be traced.*ml.Exact"),
 }
@@ -85,9 +88,28 @@ def traced(rule, net, task):
     return value, torch.cat([g.flatten() for g in slopes.values()])
 
 
+def of_list(rule, net, task):
+    "A list of the six tasks, as two groups of one shape would be."
+    ones = [task.select(slice(i, i + 1)) for i in range(6)]
+    return value_and_gradient(meta_loss(rule, net), ones)
+
+
+def of_padded(rule, net, task):
+    "The six tasks, beside one with more examples, and padding for all others; without its part."
+    def doubled(part): return ml.Split(*(torch.cat([t, t], 1)[:1] for t in (part.x, part.y)))
+    longer = ml.Task(doubled(task.support), doubled(task.query))
+    batch = ml.tasks.padded([*(task.select(slice(i, i + 1)) for i in range(6)), longer])
+    J = meta_loss(rule, net)
+    assert batch.support.mask is not None
+    J.zero_grad()
+    value = J.per_task(batch)[0][:6].mean()
+    value.backward()
+    return value.detach(), flat(J.model)
+
+
 def in_one_way(rule, way, net, task):
     ways = {"compiled": compiled, "processes": of_halves, "torch.func": by_torch_func,
-            "twice": twice, "traced": traced}
+            "twice": twice, "traced": traced, "a list": of_list, "padded": of_padded}
     if way in ways: return ways[way](rule, net, task)
     return value_and_gradient(meta_loss(rule, net, **OPTIONS[way]), task)
 
