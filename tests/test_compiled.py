@@ -11,7 +11,7 @@ from helpers import counting
 from torch import nn
 
 import metalit as ml
-from metalit.batching.compiled import one_graph, watched, with_code_of_its_own
+from metalit.batching.compiled import can_change, one_graph, with_code_of_its_own
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
@@ -165,7 +165,7 @@ def test_whatever_a_user_changes_is_seen_by_the_next_call(monkeypatch):
     def value(tensors, x):
         return (SHARPER * net.factor * about["rate"] * net(tensors["w"] * x)).sum()
     run = one_graph(value, lambda: [("w", w)], backend=counting(graphs := []),
-                    options={"guard_filter_fn": watched})
+                    options={"guard_filter_fn": can_change})
     x = torch.rand(3, 2)
     for change in (dict, lambda: monkeypatch.setattr(f"{__name__}.SHARPER", 3.0),
                    lambda: setattr(net, "factor", 2.0), lambda: about.update(rate=5.0),

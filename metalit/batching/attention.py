@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .norms import HALF, Table
+from .norms import HALF, Mended
 
 # %% ../../nbs/7_workshop/63c_attention.ipynb #bffb05b8
 def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
@@ -60,5 +60,5 @@ def _with_names(function: Callable[..., Any], **names: Any) -> Callable[..., Any
 _multi_head = _with_names(F.multi_head_attention_forward, scaled_dot_product_attention=_attention,
                           has_torch_function=lambda tensors: False)
 _aten = torch.ops.aten.scaled_dot_product_attention
-ATTENTION: Table = {F.scaled_dot_product_attention: _attention, _aten: _attention,
+ATTENTION: Mended = {F.scaled_dot_product_attention: _attention, _aten: _attention,
                     _aten.default: _attention, F.multi_head_attention_forward: _multi_head}

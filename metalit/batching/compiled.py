@@ -25,7 +25,7 @@ except ImportError:
     GraphPass = object
 
 # %% auto #0
-__all__ = ['GraphPass', 'Value', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'watched', 'one_graph', 'WideProducts',
+__all__ = ['GraphPass', 'Value', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'can_change', 'one_graph', 'WideProducts',
            'cpu_options']
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #77c978f3
@@ -66,14 +66,14 @@ UNCHANGING = re.compile(r"__import_(metalit|torch_dot__functorch|torch_dot_utils
                         r"|__import__\('torch'\)\.utils\._pytree")
 
 
-def watched(guards: Iterable[Any]) -> list[bool]:
+def can_change(guards: Iterable[Any]) -> list[bool]:
     """Which of its assumptions the compiler looks at before each call.
 
     These are all that a user can change: the batch, the parts of J, the functions and numbers of
     one's own. What it read in the files of this library, and in those of PyTorch that take
     derivatives and trees apart, stays as it is, and was half of the looks.
 
-    Example: `torch.compile(torch.sin, options={"guard_filter_fn": watched})`.
+    Example: `torch.compile(torch.sin, options={"guard_filter_fn": can_change})`.
     """
     return [not UNCHANGING.search(guard.name) for guard in guards]
 
@@ -85,7 +85,7 @@ def one_graph(value: Value, parameters: Callable[[], Any],
 
     `parameters()` gives the pairs of names and tensors to differentiate by, anew at each call;
     `around()` is a context for the graph to run in. `options` are those of `torch.compile`; without
-    `options`, `mode` and `backend` each call looks at what is `watched` alone, and a CPU gets
+    `options`, `mode` and `backend` each call looks at what `can_change` alone, and a CPU gets
     `cpu_options()`. The first call, and each with a new kind of batch, takes a while.
 
     Raises `ValueError` for data that ask for a gradient; `RuntimeError` where the scalar is
@@ -96,7 +96,7 @@ def one_graph(value: Value, parameters: Callable[[], Any],
     """
     on_cpu = next(iter(parameters()))[1].device.type == "cpu"
     if not options.keys() & {"options", "mode", "backend"}:
-        options["options"] = {"guard_filter_fn": watched} | (cpu_options() if on_cpu else {})
+        options["options"] = {"guard_filter_fn": can_change} | (cpu_options() if on_cpu else {})
 
     def value_and_gradient(parameters: Params, batch: Tree) -> tuple[Params, Tensor]:
         return grad_and_value(value)(parameters, batch)

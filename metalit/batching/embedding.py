@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .norms import Table, by_names
+from .norms import Mended, by_names
 from .slope import in_transform
 
 # %% ../../nbs/7_workshop/63a_embedding.ipynb #5f842549
@@ -109,5 +109,5 @@ def _beneath(tensor: Tensor) -> Tensor | None:
     return tensor
 
 # %% ../../nbs/7_workshop/63a_embedding.ipynb #3b5aa51e
-EMBEDDING: Table = by_names({"embedding": _torch_embedding, "one_hot": _one_hot}) | {
+EMBEDDING: Mended = by_names({"embedding": _torch_embedding, "one_hot": _one_hot}) | {
     F.embedding: _embedding, F.embedding_bag: _embedding_bag, F.one_hot: _one_hot}

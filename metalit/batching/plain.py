@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .attention import ATTENTION
 from .embedding import EMBEDDING
-from .norms import NORMS, Table
+from .norms import NORMS, Mended
 from .recurrent import RECURRENT
 from .slope import in_transform
 
@@ -35,7 +35,7 @@ def _hooked(tensor: Tensor, hook: Callable[..., Any]) -> Any:
 
 
 GETTER: Any = torch.Tensor.data
-PLAIN: Table = (NORMS | EMBEDDING | RECURRENT | ATTENTION
+PLAIN: Mended = (NORMS | EMBEDDING | RECURRENT | ATTENTION
                 | {GETTER.__get__: _data, torch.Tensor.register_hook: _hooked})
 
 # %% ../../nbs/7_workshop/63d_plain.ipynb #3e6d9134

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .norms import Table, by_names
+from .norms import Mended, by_names
 from .slope import in_transform
 
 # %% ../../nbs/7_workshop/63b_recurrent.ipynb #50357241
@@ -112,6 +112,6 @@ def _step_of(name: str) -> Callable[..., Any]:
 
 
 PACK = torch._VF._pack_padded_sequence
-RECURRENT: Table = {PACK: partial(_packed, PACK),
+RECURRENT: Mended = {PACK: partial(_packed, PACK),
                     **by_names({name: _layer_of(name) for name in CELLS}, "input"),
                     **by_names({f"{name}_cell": _step_of(name) for name in CELLS})}

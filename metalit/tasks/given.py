@@ -19,7 +19,7 @@ from .random import Random
 from .task import Split, Task, Tree, leaves, length, mapped
 
 # %% auto #0
-__all__ = ['SPLITS', 'as_tensor', 'examples', 'check_examples', 'Pile', 'by_name', 'piled', 'kind_of', 'check_same_kind',
+__all__ = ['SPLITS', 'as_tensor', 'examples', 'check_examples', 'Pile', 'by_name', 'piled', 'form_of', 'check_same_kind',
            'FiniteSet', 'Given', 'visited', 'dealt', 'check_sides', 'held_out_names', 'parted', 'leave_one_out']
 
 # %% ../../nbs/6_yours/59_given.ipynb #59eecdd9
@@ -85,8 +85,8 @@ class Pile:
 
     @property
     def kind(self) -> str:
-        "The form of one example: see `kind_of`."
-        return kind_of(mapped(lambda leaf: leaf[0], (self.x, self.y)))
+        "The form of one example: see `form_of`."
+        return form_of(mapped(lambda leaf: leaf[0], (self.x, self.y)))
 
     def to(self, device: str | torch.device) -> Pile:
         "The same on another device."
@@ -105,7 +105,7 @@ def piled(tasks: Any) -> Pile:
     if isinstance(tasks, Pile): return tasks
     read = {name: examples(name, task) for name, task in by_name(tasks).items()}
     if not read: raise ValueError("there is no task to train on")
-    kinds = {name: kind_of(pair) for name, pair in read.items()}
+    kinds = {name: form_of(pair) for name, pair in read.items()}
     for name, kind in kinds.items(): check_same_kind(name, kind, *next(iter(kinds.items())))
 
     def together(*rows: Tensor) -> Tensor: return pad_sequence(list(rows), batch_first=True)
@@ -114,7 +114,7 @@ def piled(tasks: Any) -> Pile:
     return Pile(tuple(read), x, y, counts)
 
 
-def kind_of(pair: Tree) -> str:
+def form_of(pair: Tree) -> str:
     "The form of one example: the shapes and types of what comes after the first axis."
     return str(mapped(lambda leaf: (tuple(leaf.shape[1:]), leaf.dtype), pair))
 

@@ -20,11 +20,11 @@ from torch import Tensor
 from .given import Given, held_out_names
 
 # %% auto #0
-__all__ = ['NOTHING', 'columns_of', 'from_file', 'check_names', 'is_missing', 'number', 'numbers', 'Scale', 'Rows', 'read',
-           'numbered', 'groups_of', 'gap_words', 'Table', 'check_rules', 'listed', 'held_out', 'tasks_of']
+__all__ = ['BLANK', 'columns_of', 'from_file', 'check_names', 'is_missing', 'as_number', 'as_numbers', 'Scale', 'Rows', 'read',
+           'classes_of', 'groups_of', 'gap_words', 'Table', 'check_rules', 'names_in', 'held_out', 'tasks_of']
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a0737c9
-NOTHING = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell of a file may say
+BLANK = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell of a file may say
 
 
 def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -71,11 +71,11 @@ def check_names(names: Iterable[str], there: Sequence[str]) -> None:
 # %% ../../nbs/6_yours/59a_table.ipynb #5a7fe4fc
 def is_missing(cell: Any) -> bool:
     "Whether a cell is empty."
-    if isinstance(cell, str): return cell.strip().lower() in NOTHING
+    if isinstance(cell, str): return cell.strip().lower() in BLANK
     return cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
 
 
-def number(cell: Any, column: str, row: int) -> float:
+def as_number(cell: Any, column: str, row: int) -> float:
     "A cell as a number; NaN for an empty one; `ValueError` for a word."
     if is_missing(cell): return float("nan")
     try: return float(cell)
@@ -84,9 +84,9 @@ def number(cell: Any, column: str, row: int) -> float:
                          "for a column of classes use classes=True") from None
 
 
-def numbers(columns: dict[str, list[Any]], names: Sequence[str]) -> Tensor:
+def as_numbers(columns: dict[str, list[Any]], names: Sequence[str]) -> Tensor:
     "Some columns side by side, (rows, columns), in float64; gaps are NaN."
-    return torch.tensor([[number(cell, name, row) for row, cell in enumerate(columns[name])]
+    return torch.tensor([[as_number(cell, name, row) for row, cell in enumerate(columns[name])]
                          for name in names], dtype=torch.float64).T
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a6b8eb2
@@ -137,22 +137,22 @@ def read(source: Any, task: str, x: Sequence[str], y: Sequence[str], *, order: s
     "The rows of a table that are whole, sorted where asked."
     more = [name for name in (order, groups) if name is not None]
     columns = columns_of(source, list(dict.fromkeys([task, *x, *y, *more])))
-    kinds = numbered(columns, y[0]) if classes else ()
+    kinds = classes_of(columns, y[0]) if classes else ()
     owners = ["" if is_missing(cell) else str(cell) for cell in columns[task]]
     if not owners: raise ValueError("the table has no row")
-    inputs, targets = numbers(columns, x), numbers(columns, y)
+    inputs, targets = as_numbers(columns, x), as_numbers(columns, y)
     gaps = torch.isnan(torch.cat([inputs, targets], 1)).any(1) | torch.tensor(
         [not owner for owner in owners])
     if gaps.any() and missing == "refuse": raise ValueError(gap_words(columns, [task, *x, *y]))
     rows = (~gaps).nonzero().flatten().tolist()
     if order is not None:
-        rank = numbers(columns, [order]).flatten().tolist()
+        rank = as_numbers(columns, [order]).flatten().tolist()
         rows.sort(key=lambda row: rank[row])
     of = groups_of([(owners[row], str(columns[groups][row])) for row in rows]) if groups else {}
     return Rows([owners[row] for row in rows], inputs[rows], targets[rows], of, kinds)
 
 
-def numbered(columns: dict[str, list[Any]], name: str) -> tuple[str, ...]:
+def classes_of(columns: dict[str, list[Any]], name: str) -> tuple[str, ...]:
     "The classes that a column names, in order; the column holds their numbers from now on."
     kinds = sorted({str(cell) for cell in columns[name] if not is_missing(cell)})
     place = {kind: i for i, kind in enumerate(kinds)}
@@ -202,7 +202,7 @@ class Table(Given):
         check_rules(missing=missing, short=short)
         self.asked = {"task": task, "x": x, "y": y, "test": test, "groups": groups, "order": order,
                       "missing": missing, "short": short, "scale": scale, "seed": seed}
-        rows = read(source, task, listed(x), listed(y), order=order, groups=groups,
+        rows = read(source, task, names_in(x), names_in(y), order=order, groups=groups,
                     missing=missing, classes=classes)
         least = shots + (queries or 1)
         names = [name for name, count in rows.counts.items() if short == "refuse" or count >= least]
@@ -225,7 +225,7 @@ def check_rules(**rules: str) -> None:
             raise ValueError(f"{name}={rule!r}: one of 'refuse' and 'drop'")
 
 
-def listed(names: str | Sequence[str]) -> list[str]:
+def names_in(names: str | Sequence[str]) -> list[str]:
     "One name, or several, as a list."
     found = [names] if isinstance(names, str) else list(names)
     if not found: raise ValueError("name one column or more for x, and for y")
