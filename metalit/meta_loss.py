@@ -313,17 +313,19 @@ def compiled(J: Choices, **options: Any) -> Callable[[Any], Tensor]:
     from metalit.batching.compiled import one_graph  # loads the compiler, which few programs need
     calls, around = Calls(J, J._value), traceable(J.model, partial(lifted, J))
 
-    def graph() -> Callable[[Task], Tensor]:
-        return one_graph(function_of(calls), calls.named_parameters, around, **options)
-    graphs = {J.inner.steps: graph()}  # one for each number of inner steps
+    def graph(masked: bool) -> Callable[[Task], Tensor]:
+        fixed = {"dynamic": False} if masked else {}         # no masks of a size that is not known
+        return one_graph(function_of(calls), calls.named_parameters, around, **fixed | options)
+    graphs = {(J.inner.steps, False): graph(False)}          # one for each number of inner steps
 
     def run(tasks: Task | Unequal) -> Tensor:
         task = check_one_size(tasks, "a compiled J would be one graph for each shape")
-        if task.query.mask is not None: check_no_probe(J.terms)
+        masked = task.query.mask is not None
+        if masked: check_no_probe(J.terms)
         J.terms.meet(task)
-        steps = J.inner.steps
-        if steps not in graphs: graphs[steps] = graph()
-        try: return graphs[steps](task)
+        key = J.inner.steps, masked
+        if key not in graphs: graphs[key] = graph(masked)
+        try: return graphs[key](task)
         except torch._dynamo.exc.TorchDynamoException as error:
             with torch.no_grad(): J._value(task)             # it may be wrong without a compiler
             where = written_in(error, [*J.model.named_modules(), ("", J.loss)])

@@ -129,11 +129,12 @@ def _checked(task: Any, place: int) -> Task:
     except ValueError as error: raise ValueError(f"[{place}] of the tasks: {error}") from None
 
 # %% ../../nbs/6_yours/58_unequal.ipynb #58a00010
-def padded(tasks: Sequence[Task]) -> Task:
+def padded(tasks: Sequence[Task], support: int = 0, query: int = 0) -> Task:
     """Tasks of unequal size as one batch, with a mask (B, S) in each set: True for real examples.
 
-    Raises `ValueError` as `check_tasks` does, and where the tasks differ in more than the number of
-    examples.
+    Sets are as large as the largest, or as `support` and `query` say: so that all batches have one
+    shape, and a compiled J one graph. Raises `ValueError` as `check_tasks` does, where the tasks
+    differ in more than the number of examples, and where they are larger than that.
 
     Example: `padded([one(x, y, x, y), one(x[:2], y[:2], x, y)]).support.mask`, with
     `x, y = torch.rand(5, 1), torch.rand(5, 1)`.
@@ -147,8 +148,9 @@ def padded(tasks: Sequence[Task]) -> Task:
             raise ValueError(f"[{place}] of the tasks is {these}, and [0] is {those}: padding "
                              "makes the numbers of examples equal, and nothing else")
     ids = [task.ids for task in several if task.ids is not None]
-    return Task(_side_by_side([task.support for task in several]),
-                _side_by_side([task.query for task in several]), torch.cat(ids) if ids else None)
+    return Task(_side_by_side([task.support for task in several], support),
+                _side_by_side([task.query for task in several], query),
+                torch.cat(ids) if ids else None)
 
 
 def _apart_from_size(task: Task) -> Any:
@@ -164,9 +166,12 @@ def _in_words(task: Task) -> str:
     return f"x {shapes[0]}, y {shapes[1]} {ids}"
 
 
-def _side_by_side(splits: list[Split]) -> Split:
-    "The sets of all tasks, grown to the size of the largest."
-    size = max(leaves(split.x)[0].shape[1] for split in splits)
+def _side_by_side(splits: list[Split], size: int) -> Split:
+    "The sets of all tasks, grown to a size, by default that of the largest."
+    largest = max(leaves(split.x)[0].shape[1] for split in splits)
+    size = size or largest
+    if size < largest: raise ValueError(f"a set of {largest} examples is larger than {size}, to "
+                                        "which it is to be padded")
 
     def grown(tensor: Tensor) -> Tensor:
         more = tensor.new_zeros((len(tensor), size - tensor.shape[1], *tensor.shape[2:]))
