@@ -504,6 +504,15 @@ def test_a_family_may_draw_lists_and_padded_tasks():
         assert len(seen) == 2 and found.per_task.shape == (5, 2) and found.per_task.isfinite().all()
 
 
+def test_tasks_that_one_has_are_trained_on_and_judged_with_what_they_have():
+    mine = {str(i): (draw(n, 1, seed=i), draw(n, 1, seed=i + 9)) for i, n in enumerate((4, 7, 5))}
+    family = ml.tasks.Given(mine, test={"t": mine["1"], "u": mine["0"]}, shots=3,
+                            split="first")
+    J = ml.MAML(net(), F.mse_loss, lr=0.1)
+    parts = [ml.tasks.one(x[:3], y[:3], x[3:], y[3:]) for x, y in (mine["1"], mine["0"])]
+    close(J.curve(family.held_out(), (1,)), J.curve(parts, (1,)), 1e-12)
+
+
 def test_a_model_for_one_task_with_a_loss_that_takes_a_mask():
     (task, *_), J = regression(), ml.MAML(net(), root_with_mask, lr=0.1)
     x, y = task.support.x[0], task.support.y[0]
