@@ -156,10 +156,10 @@ class Choosy(ml.InnerLoop):
 @pytest.mark.parametrize(("inner", "batching"), [(Rounded(LR, 2), "vmap"), (Rounded(LR, 2), "loop"),
                                                  (Choosy(2), "loop")], ids=str)
 def test_inner_loops_without_a_derivative(inner, batching, bowls, start):
-    J = bowl_J(ml.Evolution(0.2, n=12), start, inner, batching=batching)
+    J = bowl_J(ml.Evolution(0.2, n=6), start, inner, batching=batching)
     optimizer, values = torch.optim.SGD(J.parameters(), lr=0.3), []
-    for step in range(12):
-        J.at(step, 12)
+    for step in range(8):
+        J.at(step, 8)
         optimizer.zero_grad()
         values.append(J(bowls))
         values[-1].backward()
