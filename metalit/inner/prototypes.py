@@ -20,7 +20,7 @@ from ..tasks.task import Split, Task, Tree, mapped, transformed
 
 # %% auto #0
 __all__ = ['class_means', 'of_class', 'is_labels', 'ways_of', 'check_shown', 'head_shape', 'check_labels', 'check_last',
-           'head_of_means', 'find_head', 'Prototypes']
+           'seen_by_head', 'in_place_of', 'head_of_means', 'find_head', 'HeadOfTask', 'Prototypes']
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #77ba1196
 def class_means(features: Tensor, y: Tensor, ways: int) -> Tensor:
@@ -100,22 +100,30 @@ def check_last(model: nn.Module, head: str, x: Tree) -> None:
                          "softmax; class means need logits as the head gives them: leave that out")
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #53c0de02
+def seen_by_head(predict: Predict, theta: Params, x: Tree, head: str, width: int) -> Tensor:
+    "What the head sees, (S, features): with the identity for a head it is the model's output."
+    like = next(iter(theta.values()))
+    weight, bias = torch.eye(width).to(like), torch.zeros(width).to(like)
+    return predict(theta | in_place_of({}, head, weight, bias), x)
+
+
+def in_place_of(theta: Params, head: str, weight: Tensor, bias: Tensor) -> Params:
+    "Weight and bias by their names. Those that are in θ get a gradient of zeros, not None."
+    made = {f"{head}.weight".lstrip("."): weight, f"{head}.bias".lstrip("."): bias}
+    return {name: value + theta[name][:0].sum() if name in theta else value
+            for name, value in made.items()}
+
+
 def head_of_means(predict: Predict, theta: Params, support: Split, head: str,
                   shape: tuple[int, ...]) -> Params:
     "Weight and bias of a head of this shape (ways, features), from the support set's class means."
-    weight, bias = (f"{head}.{part}".lstrip(".") for part in ("weight", "bias"))
-    (ways, width), like = shape, next(iter(theta.values()))
-    # With the identity for a head the model's output is what the head sees.
-    bare = {weight: torch.eye(width).to(like), bias: torch.zeros(width).to(like)}
     y = support.y if support.mask is None else torch.where(support.mask, support.y, -1)
-    means = class_means(predict(theta | bare, support.x), y, ways)
+    ways, width = shape
+    means = class_means(seen_by_head(predict, theta, support.x, head, width), y, ways)
     # A class without an example is no answer. The square overflows: in a distance it is seen.
     nowhere = -torch.finfo(means.dtype).max ** 0.75
     norms = torch.where(of_class(y, ways).any(1), -(means ** 2).sum(1), nowhere)
-    made = {weight: 2 * means, bias: norms}
-    # Plus the sum of no numbers of its own: a parameter of θ gets a gradient of zeros, not None.
-    return {name: value + theta[name][:0].sum() if name in theta else value
-            for name, value in made.items()}
+    return in_place_of(theta, head, 2 * means, norms)
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #53c0de05
 def find_head(inner: Any, model: nn.Module, x: Tree) -> None:
@@ -125,20 +133,9 @@ def find_head(inner: Any, model: nn.Module, x: Tree) -> None:
     check_last(model, inner.head, x)
     inner.has_met = True
 
-# %% ../../nbs/5_images/53_prototypes.ipynb #9d5fb92d
-class Prototypes(SGD):
-    """Gradient descent from a head that measures distances to class means.
-
-    φ₀ is θ, with W = 2c and b = −‖c‖² in its head, c the means of the classes. The logits Wf + b
-    are then −‖f − c‖² up to a number that all classes share. With `steps=0` this is the
-    prototypical network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al. 2020).
-    `head` names the linear layer that gives the logits, by default the last that the model uses. It
-    gets as many classes as the tasks have; one without a support example is no answer.
-    Raises `ValueError` as `SGD` does, where the head is no linear layer with a bias, for a model
-    without it, or one that changes the logits after it, and for queries of a class never shown.
-
-    Example: `MetaLoss(model, F.cross_entropy, inner=Prototypes(model, steps=0))`.
-    """
+# %% ../../nbs/5_images/53_prototypes.ipynb #53c0de06
+class HeadOfTask(SGD):
+    "Gradient descent from a head that is made for each task, as `Prototypes` makes it of means."
     def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 0, *,
                  head: str | None = None, **options: Any):
         super().__init__(lr, steps, **options)
@@ -156,23 +153,40 @@ class Prototypes(SGD):
         "How many classes the tasks have; what is asked about has to be shown."
         self.of_batch = ways_of(tasks)
 
-    def first(self, predict: Predict, theta: Params, support: Split) -> Params:
-        "θ, with a head that is made of the support set's class means."
-        check_labels(self, support.y)
+    def shape_now(self, theta: Params) -> tuple[int, ...]:
+        "The head's shape (outputs, features); as many outputs as the tasks have classes."
         weight = theta.get(f"{self.head}.weight".lstrip("."))
         ways, width = self.shape if weight is None else weight.shape
-        shape = self.ways or self.of_batch or ways, width
-        return theta | head_of_means(predict, theta, support, self.head, shape)
+        return self.ways or self.of_batch or ways, width
 
-    def for_task(self, support: Split, start: nn.Module | None = None) -> Prototypes:
+    def for_task(self, support: Split, start: nn.Module | None = None) -> Any:
         "With a head for as many classes as the task at hand has, or as the head of `start` has."
         head = None if start is None else start.get_submodule(self.head).get_parameter("weight")
         twin = copy.copy(self)
         twin.ways = int(support.y.max()) + 1 if head is None else len(head)
         return twin
 
-    def for_model(self, model: nn.Module) -> Prototypes:
+    def for_model(self, model: nn.Module) -> Any:
         "The same loop, for another model."
         return self.anew(model)
 
     def extra_repr(self) -> str: return f"{super().extra_repr()}, head={self.options['head']!r}"
+
+# %% ../../nbs/5_images/53_prototypes.ipynb #9d5fb92d
+class Prototypes(HeadOfTask):
+    """Gradient descent from a head that measures distances to class means.
+
+    φ₀ is θ, with W = 2c and b = −‖c‖² in its head, c the means of the classes. The logits Wf + b
+    are then −‖f − c‖² up to a number that all classes share. With `steps=0` this is the
+    prototypical network (Snell et al. 2017); with more it is ProtoMAML (Triantafillou et al. 2020).
+    `head` names the linear layer that gives the logits, by default the last that the model uses. It
+    gets as many classes as the tasks have; one without a support example is no answer.
+    Raises `ValueError` as `SGD` does, where the head is no linear layer with a bias, for a model
+    without it, or one that changes the logits after it, and for queries of a class never shown.
+
+    Example: `MetaLoss(model, F.cross_entropy, inner=Prototypes(model, steps=0))`.
+    """
+    def first(self, predict: Predict, theta: Params, support: Split) -> Params:
+        "θ, with a head that is made of the support set's class means."
+        check_labels(self, support.y)
+        return theta | head_of_means(predict, theta, support, self.head, self.shape_now(theta))
