@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
-           'Proximal', 'Sign', 'Context', 'Prototypes', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance',
-           'GradientNorm', 'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted',
-           'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss',
-           'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
-           'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'meta_train', 'Validation', 'Watcher', 'evaluate',
-           'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError',
-           'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
+           'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'Path', 'Term', 'Sum', 'QueryLoss',
+           'ParameterDistance', 'GradientNorm', 'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'ByExamples',
+           'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution',
+           'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML',
+           'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train',
+           'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint',
+           'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -36,6 +36,7 @@ from .inner.masked import Context, Masked
 from .inner.preconditioned import Diagonal, Kronecker, Preconditioned
 from .inner.prototypes import Prototypes
 from .inner.proximal import Proximal
+from .inner.ridge import Ridge
 from .inner.sam import SAM
 from .inner.sgd import SGD
 from .inner.sign import Sign
@@ -52,6 +53,7 @@ from metalit.methods import (
     CAVIA,
     FOMAML,
     MAML,
+    R2D2,
     ConML,
     MetaCurvature,
     MetaSGD,
@@ -83,12 +85,11 @@ from .training.watching import Watcher
 
 # %% ../nbs/99_api.ipynb #534543a9
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
-         glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
-         Masked, Proximal, Sign, Context, Prototypes, Path, Term, Sum, QueryLoss, ParameterDistance,
+         glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker, Masked,
+         Proximal, Sign, Context, Prototypes, Ridge, Path, Term, Sum, QueryLoss, ParameterDistance,
          GradientNorm, EveryStep, Triplet, Contrast, Pooling, Mean, ByExamples, Tail, Tilted,
-         Worst, Exact,
-         FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss, MAML,
-         FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature, ANIL, BOIL,
-         CAVIA, ProtoNet, ProtoMAML, meta_train, Validation, Watcher, evaluate, Evaluation,
-         accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
+         Worst, Exact, FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss,
+         MetaLoss, MAML, FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature,
+         ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher, evaluate,
+         Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
          LostProcessError, judge, compare, load, Run, named]

@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -249,3 +249,21 @@ class ProtoMAML(MetaLoss):
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1,
                  **choices: Any):
         super().__init__(model, loss, inner=Prototypes(model, lr, steps), **choices)
+
+# %% ../nbs/5_images/53a_ridge.ipynb #5b69d900
+from .inner.ridge import Ridge
+
+# %% ../nbs/5_images/53a_ridge.ipynb #5ba0db5f
+class R2D2(MetaLoss):
+    """Few-shot classification by ridge regression on learned features (Bertinetto et al. 2019).
+
+    The head of each task is in closed form, and no step is taken. `weight` λ is 50 and does not
+    learn, `scale` begins at 10, as in the authors' code for Omniglot.
+
+    `loss` is cross-entropy.
+
+    Example: `J = R2D2(ml.models.Conv4(ways=5), F.cross_entropy)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, weight: float = 50.0, scale: float = 10.0,
+                 **choices: Any):
+        super().__init__(model, loss, inner=Ridge(model, weight, scale=scale), **choices)

@@ -95,6 +95,8 @@ OWN = {
     ml.Sum: {"parts": [((1.0, ml.QueryLoss()),), ((1.0 + 1e-15, ml.QueryLoss()),)]},
     ml.as_written.AsWritten: {"options": [{"m": 1.0}, {"m": 2.0}]},
     ml.Reptile: {"inner": (None, ml.SGD(0.3))},
+    ml.Ridge: {"scale": (1.0, 2.0), "learn": (False, True), "head": ("2", "0")},
+    ml.R2D2: {"scale": (1.0, 2.0)},
     ml.tasks.Given: {"train": (rows_of(0), rows_of(1)), "test": (None, rows_of(2)),
                      "split": ("random", "first")},
     ml.tasks.Table: {"source": (columns, columns | {"v": columns["t"][::-1]}),

@@ -20,7 +20,7 @@ ROWS = (
     "losses",
     "inner.walk inner.momentum inner.rates inner.sgd inner.adam inner.sam inner.masked",
     "inner.proximal inner.sign inner.preconditioned",
-    "inner.prototypes inner",
+    "inner.prototypes inner.ridge inner",
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness terms",
     "pooling.mean pooling.tail pooling",
     "gradient.exact gradient.first_order gradient.mixed gradient.truncated",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InnerLoop', 'Walk', 'SGD', 'Adam', 'SAM', 'Context', 'Masked', 'Kronecker', 'Diagonal', 'Preconditioned',
-           'Prototypes', 'Proximal', 'Push', 'Rates', 'Sign']
+           'Prototypes', 'Proximal', 'Push', 'Rates', 'Ridge', 'Sign']
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #9b84d29c
 from .adam import Adam
@@ -14,6 +14,7 @@ from .preconditioned import Diagonal, Kronecker, Preconditioned
 from .prototypes import Prototypes
 from .proximal import Proximal
 from .rates import Rates
+from .ridge import Ridge
 from .sam import SAM
 from .sgd import SGD
 from .sign import Sign
@@ -21,4 +22,4 @@ from .walk import InnerLoop, Walk
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #e143e233
 _all_ = [InnerLoop, Walk, SGD, Adam, SAM, Context, Masked, Kronecker, Diagonal,
-         Preconditioned, Prototypes, Proximal, Push, Rates, Sign]
+         Preconditioned, Prototypes, Proximal, Push, Rates, Ridge, Sign]

@@ -66,7 +66,7 @@ def check_shown(task: Task) -> None:
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #53c0de01
 def head_shape(model: nn.Module, name: str) -> tuple[int, ...]:
-    "The shape (ways, features) of a head; `ValueError` if it cannot be made of class means."
+    "The shape (ways, features) of a head; `ValueError` if it cannot be made for each task."
     layer = dict(model.named_modules()).get(name)
     if isinstance(layer, nn.Linear) and {"weight", "bias"} <= dict(layer.named_parameters()).keys():
         return tuple(layer.weight.shape)
@@ -74,7 +74,7 @@ def head_shape(model: nn.Module, name: str) -> tuple[int, ...]:
     if isinstance(layer, nn.Linear):
         found += " without bias" if layer.bias is None else " whose weight is computed from others"
     raise ValueError(f"head={name!r} is {found}: the head must be a nn.Linear with a bias, so that "
-                     "it can be made of class means")
+                     "it can be made for each task")
 
 
 def check_labels(inner: nn.Module, y: Tree) -> None:
@@ -97,7 +97,7 @@ def check_last(model: nn.Module, head: str, x: Tree) -> None:
     if not isinstance(output, Tensor) or output.shape != seen[-1].shape or \
             not (transformed() or torch.equal(output, seen[-1])):
         raise ValueError(f"the model does something to the output of its head {head!r}, such as a "
-                         "softmax; class means need logits as the head gives them: leave that out")
+                         "softmax; a head made for each task is the last thing: leave that out")
 
 # %% ../../nbs/5_images/53_prototypes.ipynb #53c0de02
 def seen_by_head(predict: Predict, theta: Params, x: Tree, head: str, width: int) -> Tensor:
@@ -163,7 +163,8 @@ class HeadOfTask(SGD):
         "With a head for as many classes as the task at hand has, or as the head of `start` has."
         head = None if start is None else start.get_submodule(self.head).get_parameter("weight")
         twin = copy.copy(self)
-        twin.ways = int(support.y.max()) + 1 if head is None else len(head)
+        if head is not None: twin.ways = len(head)
+        elif is_labels(support.y, 1): twin.ways = int(support.y.max()) + 1
         return twin
 
     def for_model(self, model: nn.Module) -> Any:
