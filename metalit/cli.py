@@ -568,7 +568,7 @@ def curve_of(run: Path) -> tuple[MetaLoss, int]:
 # %% ../nbs/7_workshop/74_command.ipynb #aa9ab2a0
 @main.command(context_settings={"show_default": True})
 @click.option("--methods", "names", type=Names(), default=",".join(comparison.METHODS),
-              help="Which methods; all but protonet and protomaml of those of `metalit train`.")
+              help="Which methods; of those of `metalit train` all that need no classes.")
 @click.option("--shots", type=Count(1), default=5, help="Support examples per task.")
 @click.option("--steps", type=Count(1), default=2000, help="Meta-steps of each run.")
 @click.option("--seeds", type=Steps(), default="0,1,2",

@@ -22,6 +22,7 @@ from .. import methods
 from ..data.images import LARGEST
 from ..data.omniglot import PROTOCOLS
 from ..inner.adam import Adam
+from ..inner.ridge import Ridge
 from ..inner.walk import whole
 from ..losses import Loss
 from ..meta_loss import MetaLoss
@@ -52,8 +53,8 @@ class Recipe(NamedTuple):
 
     `shots`: support examples in training, where a method wants its own. `context` and
     `context_images`: how many numbers of context its model needs. `classes`: it needs tasks that
-    have classes, `of_a_class`: and so many support examples of each. `own_lr`: a step size that
-    suits the others does not suit it, so a comparison leaves it its own.
+    have classes, `of_a_class`: and so many support examples of each; `numbers`: tasks without.
+    `own_lr`: a step size that suits the others does not suit it, so a comparison leaves it its own.
 
     Example: `Recipe(named(ml.MAML), lr=0.1)`.
     """
@@ -68,6 +69,7 @@ class Recipe(NamedTuple):
     context: int = 0
     context_images: int = 0
     classes: bool = False
+    numbers: bool = False
     of_a_class: int = 1
     own_lr: bool = False
 
@@ -100,6 +102,14 @@ def _prototypes(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss
     return methods.ProtoNet(model, loss)
 
 
+def _r2d2(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
+    return methods.R2D2(model, loss)
+
+
+def _ridge(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
+    return MetaLoss(model, loss, inner=Ridge(model, 0.01, learn=True))
+
+
 def _written(formula: Callable[..., Any]) -> Build:
     def build(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
         if steps != 1:
@@ -127,6 +137,8 @@ RECIPES: dict[str, Recipe] = {
                     own_lr=True),
     "protonet": Recipe(_prototypes, inner_steps=0, classes=True),
     "protomaml": Recipe(named(methods.ProtoMAML), classes=True),
+    "r2d2": Recipe(_r2d2, inner_steps=0, classes=True),
+    "ridge": Recipe(_ridge, inner_steps=0, numbers=True),
     "triplet-maml": Recipe(named(methods.TripletMAML), of_a_class=2),
     "conml": Recipe(named(methods.ConML)),
     "gradient-norm": Recipe(_gradient_norm),
@@ -136,7 +148,7 @@ RECIPES: dict[str, Recipe] = {
     "as-written-meta-curvature": Recipe(_written(article.meta_curvature)),
 }
 
-
+# %% ../../nbs/7_workshop/73_recipes.ipynb #73c0ffe1
 def meant(word: str, known: Iterable[str]) -> str:
     "A question to put into a message, where a known word is near to this one; else nothing."
     near = difflib.get_close_matches(word, list(known), 1)
@@ -157,6 +169,9 @@ def recipe_for(method: str, classes: bool) -> Recipe:
     if RECIPES[method].classes and not classes:
         raise ValueError(f"{method} needs classes, and sinusoids and other regressions have none: "
                          "choose another method, or a family of images")
+    if RECIPES[method].numbers and classes:
+        raise ValueError(f"{method} fits numbers, and images have classes: choose another method, "
+                         "such as r2d2")
     return RECIPES[method]
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #be74b75e
