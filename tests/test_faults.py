@@ -36,7 +36,16 @@ def test_the_readme_says_what_the_results_say():
     assert lines["tried"] == lines["done"] + lines["refused"]
     assert (f"Of {lines['tried']:,} command lines with something strange in them, {lines['done']} "
             f"could be done; the others, and {files} files"
-            ) in (root / "README.md").read_text(encoding="utf-8")
+            ) in (readme := (root / "README.md").read_text(encoding="utf-8"))
+    runs, told = found["folders of runs"], " ".join(readme.split())
+    assert all(runs[done] == runs[of] for done, of in (
+        ("kills survived", "of kills"), ("other runs noticed", "of other runs"),
+        ("damaged files refused or harmless", "of damaged files"),
+        ("pairs of which one trained", "of pairs")))
+    assert (f"Of {runs['of kills']} runs killed at any moment each went on bit for bit; "
+            f"{runs['of damaged files']:,} damaged checkpoints were refused or harmless, "
+            f"{runs['of other runs']} other runs in a run's folder were noticed; and of "
+            f"{runs['of pairs']} pairs of processes") in told
 
 
 def test_a_traceback_silence_and_a_hang_are_found_out(monkeypatch):
