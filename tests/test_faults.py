@@ -33,10 +33,11 @@ def test_the_readme_says_what_the_results_say():
     root = Path(__file__).parent.parent
     found = json.loads((root / "results" / "faults.json").read_text(encoding="utf-8"))
     lines, files = found["arguments"], sum(found["files refused"].values())
+    readme = (root / "README.md").read_text(encoding="utf-8")
     assert lines["tried"] == lines["done"] + lines["refused"]
     assert (f"Of {lines['tried']:,} command lines with something strange in them, {lines['done']} "
             f"could be done; the others, and {files} files"
-            ) in (readme := (root / "README.md").read_text(encoding="utf-8"))
+            ) in readme
     runs, told = found["folders of runs"], " ".join(readme.split())
     assert all(runs[done] == runs[of] for done, of in (
         ("kills survived", "of kills"), ("other runs noticed", "of other runs"),
