@@ -3,6 +3,7 @@ import contextlib
 import copy
 import pickle
 import shutil
+import types
 
 import pytest
 import torch
@@ -173,6 +174,13 @@ def test_whatever_a_user_changes_is_seen_by_the_next_call(monkeypatch):
         change()
         torch.testing.assert_close(run(x).detach(), value({"w": w.detach()}, x).detach())
     assert len(graphs) == 6
+
+
+def test_a_module_with_a_name_like_ours_is_the_users():
+    kept = can_change([types.SimpleNamespace(name=name) for name in (
+        "G['__import_metalit_mine'].FACTOR", "G['FACTOR']", "L['value'].rate",
+        "G['__import_metalit_dot_losses'].scalar")])
+    assert kept == [True, True, True, False]
 
 
 @needs_compiler

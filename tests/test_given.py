@@ -132,6 +132,21 @@ def test_settings_change_and_the_tasks_stay():
     assert family.to("cpu").batch(2).support.x.equal(family.batch(2).support.x)
 
 
+def test_two_lists_are_numbered_on():
+    pairs = list(numbered([4, 5, 6]).values())
+    family = ml.tasks.Given(pairs[:2], pairs[2:], shots=2)
+    assert (family.train.names, family.test.names) == (("0", "1"), ("2",))
+    held = family.held_out()
+    assert held.ids.tolist() == [2] and family.name(held.ids[0]) == "2"
+    assert set(rows(held.support, 0)) <= set(pairs[2][1].flatten().tolist())
+
+
+def test_groups_go_by_the_names_as_they_were_given():
+    tasks = dict(enumerate(numbered([4] * 6).values()))
+    family = parted(tasks, 0.5, groups={i: i % 2 for i in range(6)}, shots=2)
+    assert sorted(family.test.names) in (["0", "2", "4"], ["1", "3", "5"])
+
+
 X, Y = torch.rand(6, 1), torch.rand(6, 1)
 
 
@@ -144,6 +159,7 @@ X, Y = torch.rand(6, 1), torch.rand(6, 1)
     (lambda: ml.tasks.Given({"ann": (X, Y), "bob": (torch.rand(6, 2), Y)}), "'bob' has shapes"),
     (lambda: ml.tasks.Given({"ann": (X, Y.double()), "bob": (X, Y)}), "'bob' has shapes and types"),
     (lambda: ml.tasks.Given({"ann": (X, ["low"] * 6)}), "'ann' holds something that is no number"),
+    (lambda: ml.tasks.Given({1: (X, Y), "1": (X, Y)}), "two tasks have the same name, '1'"),
     (lambda: ml.tasks.Given({"ann": X}), "'ann' is Tensor; a pair"),
     (lambda: ml.tasks.Given({"ann": (X, Y, X)}), "'ann' is 3 things; a pair"),
     (lambda: ml.tasks.Given({"ann": (X, Y)}, {"ann": (X, Y)}), "'ann' is to be trained on and"),

@@ -87,6 +87,19 @@ def test_classes_are_stretched_by_two_numbers_that_learn(classes):
     assert {"inner.scale", "inner.shift"} <= {name for name, _ in J.named_parameters()}
 
 
+def test_numbers_are_stretched_and_moved_where_a_scale_is_given(waves):
+    model = small()
+    J = ml.MetaLoss(model, F.mse_loss, inner=ml.Ridge(model, 0.05, scale=1.5))
+    with torch.no_grad(): J.inner.shift.fill_(0.4)
+    own = [J.inner.scale, J.inner.shift]
+    right = plain(model, waves, 0.05, F.mse_loss, own)
+    torch.testing.assert_close(J(waves), right, rtol=0, atol=1e-10)
+    for one, other in zip(torch.autograd.grad(J(waves), own), torch.autograd.grad(right, own),
+                          strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+        assert one.abs() > 1e-3
+
+
 def test_the_penalty_learns_by_its_logarithm(waves):
     model = small()
     J = ml.MetaLoss(model, F.mse_loss, inner=ml.Ridge(model, 0.05, learn=True))

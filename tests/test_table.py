@@ -107,6 +107,22 @@ def test_gaps_are_refused_or_left_out(tmp_path):
     assert family.train.names == ("b", "c", "d") and family.train.counts.tolist() == [4, 4, 3]
 
 
+def test_a_gap_in_the_order_or_the_group_is_one(tmp_path):
+    columns = {"who": list("aaaabbbb"), "t": list(range(8)), "v": list(range(8)),
+               "day": [3, None, 2, 1, 4, 5, 6, 7], "town": ["x"] * 4 + ["y", "y", None, "y"]}
+    for more in ({"order": "day"}, {"groups": "town"}):
+        with pytest.raises(ValueError, match="empty: 1 in"): table(columns, **more)
+    family = table(columns, order="day", missing="drop", test=["b"], scale=False)
+    assert family.train.y[0].flatten().tolist() == [3, 2, 0]
+
+
+def test_a_single_name_is_held_out_as_a_whole(file):
+    lines = file.read_text(encoding="utf-8").replace("\na,", "\nab,")
+    file.write_text(lines, encoding="utf-8")
+    assert table(file, test="ab").test.names == ("ab",)
+    with pytest.raises(ValueError, match="test names 'bc'"): table(file, test="bc")
+
+
 @pytest.mark.parametrize(("changes", "words"), [
     ({"y": "vv"}, "no column 'vv': did you mean 'v'"), ({"x": "qqqq"}, "there are 'who', 't'"),
     ({"y": "kind"}, "column 'kind' holds 'odd' in row 1.* classes=True"),
@@ -115,6 +131,7 @@ def test_gaps_are_refused_or_left_out(tmp_path):
     ({"short": "skip"}, "short='skip'"), ({"shots": 4}, "'a' has 4 examples, and 4 \\+ 1"),
     ({"groups": "kind"}, "'a' has rows in the groups 'odd' and"),
     ({"shots": 9, "short": "drop"}, "no task has 9 \\+ 1 rows"), ({"test": 1.5}, "test=1.5"),
+    ({"test": 1}, "test=1"),
 ])
 def test_what_cannot_be_read_is_named(changes, words, file):
     with pytest.raises(ValueError, match=words): table(file, **changes)

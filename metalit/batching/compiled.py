@@ -62,7 +62,7 @@ def with_code_of_its_own(function: Callable) -> Callable:
     return function
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #70c0ffe2
-UNCHANGING = re.compile(r"__import_(metalit|torch_dot__functorch|torch_dot_utils_dot__pytree)"
+UNCHANGING = re.compile(r"__import_(metalit_dot_|torch_dot__functorch|torch_dot_utils_dot__pytree)"
                         r"|__import__\('torch'\)\.utils\._pytree")
 
 
@@ -71,7 +71,7 @@ def can_change(guards: Iterable[Any]) -> list[bool]:
 
     These are all that a user can change: the batch, the parts of J, the functions and numbers of
     one's own. What it read in the files of this library, and in those of PyTorch that take
-    derivatives and trees apart, stays as it is, and was half of the looks.
+    derivatives and trees apart, stays as it is.
 
     Example: `torch.compile(torch.sin, options={"guard_filter_fn": can_change})`.
     """

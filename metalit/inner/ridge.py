@@ -19,7 +19,7 @@ from ..models import Params
 from ..tasks.task import Split, Tree
 
 # %% auto #0
-__all__ = ['ridge', 'Numbers', 'Ridge', 'targets_of']
+__all__ = ['ridge', 'Penalised', 'Ridge', 'targets_of']
 
 # %% ../../nbs/5_images/53a_ridge.ipynb #5b45b1e6
 def ridge(features: Tensor, targets: Tensor, weight: Tensor | float,
@@ -43,7 +43,7 @@ def ridge(features: Tensor, targets: Tensor, weight: Tensor | float,
     return head[:-1].T, head[-1]
 
 # %% ../../nbs/5_images/53a_ridge.ipynb #5b7435ff
-class Numbers(HeadOfTask):
+class Penalised(HeadOfTask):
     "A head with a penalty λ and a stretch s, b of its outputs: numbers, or parameters that learn."
     def __init__(self, model: nn.Module, weight: float, lr: Rate = 0.01, steps: int = 0, *,
                  scale: float | None = None, learn: bool = False, head: str | None = None,
@@ -78,7 +78,7 @@ class Numbers(HeadOfTask):
         return f"{super().extra_repr()}, " + ", ".join(f"{k}={v}" for k, v in said.items())
 
 # %% ../../nbs/5_images/53a_ridge.ipynb #5b8f98df
-class Ridge(Numbers):
+class Ridge(Penalised):
     """Gradient descent from the best linear head of each task, by ridge regression.
 
     Bertinetto et al. (2019), R2-D2. φ₀ is θ, with a head that has the least mean squared error on

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ class Pile:
     x: Tree
     y: Tree
     counts: Tensor
+    is_even: bool  # all tasks have as many
 
     def __len__(self) -> int: return len(self.names)
 
@@ -79,11 +80,6 @@ class Pile:
         return leaves(self.x)[0].shape[1]
 
     @property
-    def is_even(self) -> bool:
-        "Whether all tasks have as many."
-        return bool((self.counts == self.longest).all())
-
-    @property
     def kind(self) -> str:
         "The form of one example: see `form_of`."
         return form_of(mapped(lambda leaf: leaf[0], (self.x, self.y)))
@@ -91,27 +87,31 @@ class Pile:
     def to(self, device: str | torch.device) -> Pile:
         "The same on another device."
         x, y, counts = mapped(lambda leaf: leaf.to(device), (self.x, self.y, self.counts))
-        return Pile(self.names, x, y, counts)
+        return Pile(self.names, x, y, counts, self.is_even)
 
 # %% ../../nbs/6_yours/59_given.ipynb #590b594d
-def by_name(tasks: Any) -> dict[str, Any]:
-    "Tasks by name: those of a dictionary, or numbered ones of a list."
-    pairs = tasks.items() if isinstance(tasks, Mapping) else enumerate(tasks)
-    return {str(name): task for name, task in pairs}
+def by_name(tasks: Any, first: int = 0) -> dict[str, Any]:
+    "Tasks by name: those of a dictionary, or of a list, numbered from `first` on."
+    pairs = list(tasks.items() if isinstance(tasks, Mapping) else enumerate(tasks, first))
+    named = {str(name): task for name, task in pairs}
+    if len(named) == len(pairs): return named
+    twice = next(name for name, _ in pairs if sum(str(name) == str(one) for one, _ in pairs) > 1)
+    raise ValueError(f"two tasks have the same name, {str(twice)!r}")
 
 
-def piled(tasks: Any) -> Pile:
+def piled(tasks: Any, first: int = 0) -> Pile:
     "All tasks together; `ValueError` where one has another form than the first."
     if isinstance(tasks, Pile): return tasks
-    read = {name: examples(name, task) for name, task in by_name(tasks).items()}
+    read = {name: examples(name, task) for name, task in by_name(tasks, first).items()}
     if not read: raise ValueError("there is no task to train on")
     kinds = {name: form_of(pair) for name, pair in read.items()}
     for name, kind in kinds.items(): check_same_kind(name, kind, *next(iter(kinds.items())))
 
     def together(*rows: Tensor) -> Tensor: return pad_sequence(list(rows), batch_first=True)
     x, y = (mapped(together, *parts) for parts in zip(*read.values(), strict=True))
-    counts = torch.tensor([length(pair) for pair in read.values()], device=leaves(x)[0].device)
-    return Pile(tuple(read), x, y, counts)
+    counts = [length(pair) for pair in read.values()]
+    return Pile(tuple(read), x, y, torch.tensor(counts, device=leaves(x)[0].device),
+                len(set(counts)) == 1)
 
 
 def form_of(pair: Tree) -> str:
@@ -139,7 +139,8 @@ class FiniteSet(Family):
             raise ValueError(f"split={split!r}: a task's examples are dealt in 'random' order, or "
                              "the 'first' ones are learned from")
         self.shots, self.queries, self.split = shots, queries, split
-        self.train, self.test = piled(train), piled(test) if test else None
+        self.train = piled(train)
+        self.test = piled(test, len(self.train)) if test else None
         self.device = self.train.counts.device
         self.n_held_out = len(self.test) if self.test else 0
         check_sides(self)
@@ -179,7 +180,7 @@ class Given(FiniteSet):
             raise ValueError(f"{n_tasks=}, but {len(self.test)} tasks are held out")
         random = Random.of_steps(seed, [-1], n_tasks, self.device)
         task = dealt(self, self.test, torch.arange(n_tasks, device=self.device), random)
-        return Task(task.support, task.query, len(self.train) + torch.arange(n_tasks))
+        return replace(task, ids=torch.arange(n_tasks, device=self.device) + len(self.train))
 
     def name(self, number: int | Tensor) -> str:
         "The name of the task with this number, as in the `ids` of a batch."
@@ -249,15 +250,16 @@ def check_sides(family: FiniteSet) -> None:
 def held_out_names(names: Sequence[str], test: float, groups: Mapping[str, Any] | None,
                    seed: int) -> list[str]:
     "The tasks of a random share of all groups: at least one of them, and not all."
-    if groups is not None and (missing := [name for name in names if name not in groups]):
-        raise ValueError(f"groups has no group for task {missing[0]!r}")
-    of = {name: name if groups is None else groups[name] for name in names}
+    of = dict(zip(names, names, strict=True)) if groups is None else by_name(groups)
+    for name in names:
+        if name not in of: raise ValueError(f"groups has no group for task {name!r}")
+    of = {name: of[name] for name in names}
     kinds = list(dict.fromkeys(of.values()))
     if not 0 < test < 1: raise ValueError(f"{test=}: a share between 0 and 1 of the tasks")
     if len(kinds) < 2: raise ValueError(f"{len(kinds)} group cannot be parted: two are needed")
     count = min(max(1, round(test * len(kinds))), len(kinds) - 1)
-    drawn = visited(len(kinds), seed, range(count)).tolist()
-    return [name for name in names if of[name] in {kinds[i] for i in drawn}]
+    drawn = {kinds[i] for i in visited(len(kinds), seed, range(count)).tolist()}
+    return [name for name in names if of[name] in drawn]
 
 
 def parted(tasks: Any, test: float = 0.2, *, groups: Mapping[str, Any] | None = None,

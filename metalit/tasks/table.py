@@ -21,7 +21,7 @@ from .given import Given, held_out_names
 
 # %% auto #0
 __all__ = ['BLANK', 'columns_of', 'from_file', 'check_names', 'is_missing', 'as_number', 'as_numbers', 'Scale', 'Rows', 'read',
-           'classes_of', 'groups_of', 'gap_words', 'Table', 'check_rules', 'names_in', 'held_out', 'tasks_of']
+           'classes_of', 'groups_of', 'gap_words', 'Table', 'check_rules', 'names_in', 'test_names', 'tasks_of']
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a0737c9
 BLANK = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell of a file may say
@@ -141,9 +141,9 @@ def read(source: Any, task: str, x: Sequence[str], y: Sequence[str], *, order: s
     owners = ["" if is_missing(cell) else str(cell) for cell in columns[task]]
     if not owners: raise ValueError("the table has no row")
     inputs, targets = as_numbers(columns, x), as_numbers(columns, y)
-    gaps = torch.isnan(torch.cat([inputs, targets], 1)).any(1) | torch.tensor(
-        [not owner for owner in owners])
-    if gaps.any() and missing == "refuse": raise ValueError(gap_words(columns, [task, *x, *y]))
+    gaps = torch.tensor([any(is_missing(columns[name][row]) for name in columns)
+                         for row in range(len(owners))])
+    if gaps.any() and missing == "refuse": raise ValueError(gap_words(columns))
     rows = (~gaps).nonzero().flatten().tolist()
     if order is not None:
         rank = as_numbers(columns, [order]).flatten().tolist()
@@ -170,9 +170,9 @@ def groups_of(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def gap_words(columns: dict[str, list[Any]], names: Sequence[str]) -> str:
+def gap_words(columns: dict[str, list[Any]]) -> str:
     "Where cells are empty, in words."
-    counts = {name: sum(map(is_missing, columns[name])) for name in names}
+    counts = {name: sum(map(is_missing, column)) for name, column in columns.items()}
     told = ", ".join(f"{count} in {name!r}" for name, count in counts.items() if count)
     return f"cells are empty: {told}. missing='drop' leaves these rows out"
 
@@ -195,7 +195,7 @@ class Table(Given):
     x="t", y="v", shots=1, test=0.5)`.
     """
     def __init__(self, source: Any, *, task: str, x: str | Sequence[str], y: str | Sequence[str],
-                 test: float | Sequence[str] = 0.2, groups: str | None = None,
+                 test: float | str | Sequence[str] = 0.2, groups: str | None = None,
                  order: str | None = None, missing: str = "refuse", short: str = "refuse",
                  scale: bool = True, classes: bool = False, shots: int = 5,
                  queries: int | None = None, seed: int = 0):
@@ -207,7 +207,7 @@ class Table(Given):
         least = shots + (queries or 1)
         names = [name for name, count in rows.counts.items() if short == "refuse" or count >= least]
         if not names: raise ValueError(f"no task has {shots} + {queries or 1} rows")
-        out = held_out(names, test, rows.group if groups else None, seed)
+        out = test_names(names, test, rows.group if groups else None, seed)
         train = rows.of(set(names) - set(out))
         self.x_scale, self.y_scale = (
             Scale.of(values[train] if wanted else values[:0])
@@ -232,11 +232,12 @@ def names_in(names: str | Sequence[str]) -> list[str]:
     return found
 
 
-def held_out(names: Sequence[str], test: float | Sequence[str], groups: dict[str, str] | None,
-             seed: int) -> list[str]:
+def test_names(names: Sequence[str], test: float | str | Sequence[str],
+               groups: dict[str, str] | None, seed: int) -> list[str]:
     "Which tasks are held out: those that are named, or a share."
-    if isinstance(test, float): return held_out_names(names, test, groups, seed)
-    wanted = [str(name) for name in (test or ())]
+    if isinstance(test, float | int):
+        return held_out_names(names, float(test), groups, seed) if test else []
+    wanted = [test] if isinstance(test, str) else [str(name) for name in test]
     for name in wanted:
         if name not in names: raise ValueError(f"test names {name!r}, and there is no such task")
     return wanted
