@@ -117,12 +117,11 @@ def test_any_module_as_model():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
                     reason="needs a C++ compiler")
-@pytest.mark.parametrize(("method", "backend"), [(ml.MAML, "inductor"), (ml.FOMAML, "aot_eager")])
-def test_compiled_agrees_with_eager(method, backend):
-    J = method(ml.models.mlp(1, 16, 1), F.mse_loss, lr=0.1, steps=2)
+def test_compiled_agrees_with_eager():
+    J = ml.MAML(ml.models.mlp(1, 16, 1), F.mse_loss, lr=0.1, steps=2)
     task = ml.tasks.Sinusoids().batch(4)
     eager_value, eager = J(task).item(), gradient(J, task)
-    compiled = torch.compile(J, backend=backend)
+    compiled = torch.compile(J)
     torch.testing.assert_close(compiled(task).item(), eager_value, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient(J, task, compiled), eager, rtol=1e-4, atol=1e-5)
 

@@ -124,13 +124,12 @@ def writes_seen(path: Path, count: int, process: int) -> None:
         time.sleep(0.0005)
 
 
-def test_killed_over_twenty_times_in_one_run_every_file_is_that_of_an_uninterrupted_run(tmp_path,
-                                                                                        server):
+def test_killed_many_times_in_one_run_every_file_is_that_of_an_uninterrupted_run(tmp_path, server):
     chance, steps, kills, steps_at_kill = random.Random(0), 120, 0, set()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     server.start(whole, steps)
     assert server.end() == 0
-    while kills < 24:
+    while kills < 12:
         process = server.start(killed, steps)
         writes_seen(killed / "checkpoint.pt", chance.choice((0, 1, 2, 3)), process)
         time.sleep(chance.uniform(0, 0.02))
@@ -145,7 +144,7 @@ def test_killed_over_twenty_times_in_one_run_every_file_is_that_of_an_uninterrup
         assert code, f"the run ended after {kills} kills: make it longer"
     server.start(killed, steps)
     assert server.end() == 0
-    assert len(steps_at_kill) > 8
+    assert len(steps_at_kill) > 4
     for name in ("checkpoint.pt", "best.pt"):
         assert same(contents(whole / name), contents(killed / name))
     for name in ("log.csv", "validation.csv"): assert table(whole / name) == table(killed / name)

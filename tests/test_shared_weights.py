@@ -108,6 +108,7 @@ class LossThatKeeps(nn.Module):
 
 MODELS = {"module": SharedModule, "parameter": SharedParameter, "both": Both}
 FORMS = {"whole": {}, "chunked": {"chunk_size": 4}, "one by one": {"chunk_size": 1}}
+WITH_COMPILED = [*((kind, form) for kind in MODELS for form in FORMS), ("both", "compiled")]
 
 
 def made(kind: str) -> nn.Module:
@@ -175,18 +176,15 @@ def test_equal_to_a_loop_and_the_model_is_untouched(kind, form, sines):
         J.report(sines)
 
 
-@pytest.mark.parametrize(("kind", "options"), [
-    ("parameter", {"backend": "aot_eager"}), ("module", {"backend": "aot_eager"}),
-    pytest.param("both", {}, marks=needs_compiler)])
-def test_compiled(kind, options, sines):
-    "In C++ once, with both kinds in one model."
-    J = ml.MAML(made(kind), F.mse_loss, lr=LR, steps=STEPS)
-    J.compile(**options)
+@needs_compiler
+def test_compiled(sines):
+    "In C++, with both kinds in one model."
+    J = ml.MAML(made("both"), F.mse_loss, lr=LR, steps=STEPS)
+    J.compile()
     assert_equal_to_loop(J, sines)
 
 
-@pytest.mark.parametrize("form", [*FORMS, "compiled"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("kind", "form"), WITH_COMPILED)
 def test_a_term_that_keeps_the_model(kind, form, sines):
     model = made(kind)
     J = ml.MetaLoss(model, F.mse_loss, inner=ml.SGD(LR, STEPS), terms=Kept(model),
@@ -230,8 +228,7 @@ def test_as_written(kind, sines):
         )
 
 
-@pytest.mark.parametrize("form", [*FORMS, "compiled"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("kind", "form"), WITH_COMPILED)
 def test_untouched_when_the_call_raises(kind, form, sines):
     calls = []
 

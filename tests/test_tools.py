@@ -13,6 +13,7 @@ import bootstrap
 import check_style
 import check_sync
 import pytest
+import run_notebooks as run_notebooks_script
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ROOT / "tools"
@@ -287,17 +288,21 @@ def test_executed_copies_are_kept_and_used_until_something_changes(tmp_path):
     assert first["cells"][0]["outputs"][0]["data"]["text/plain"] == ["2"]
     again = run_notebooks(tmp_path, *keep, "--reuse")
     assert "2 of 2 notebooks were executed before" in again.stdout and "ok  " not in again.stdout
-    assert "ok  " in run_notebooks(tmp_path, *keep).stdout  # a test executes, copies or not
-    write_notebook(tmp_path / "nbs/a.ipynb", "1 + 2")
-    assert re.search("ok .*a.ipynb\n1 of 2", run_notebooks(tmp_path, *keep, "--reuse").stdout)
+
+    def usable(reuse=True):
+        kept = run_notebooks_script.Kept(tmp_path, tmp_path / "kept", reuse)
+        return [kept.has(tmp_path / f"nbs/{name}.ipynb") for name in "ab"]
+    assert usable() == [True, True]
+    assert usable(reuse=False) == [False, False]  # a test executes, copies or not
     (tmp_path / "metalit/one.py").write_text("x = 2\n")
-    assert run_notebooks(tmp_path, *keep, "--reuse").stdout.count("ok  ") == 2
+    assert usable() == [False, False]
+    (tmp_path / "metalit/one.py").write_text("x = 1\n")
     write_notebook(tmp_path / "nbs/a.ipynb", "1 / 0")
-    assert run_notebooks(tmp_path, *keep, "--reuse").returncode == 1
-    assert (json.loads(copy.read_text())["metadata"]["executed_from"]
-            != first["metadata"]["executed_from"])
-    # a failure is not remembered as done
-    assert run_notebooks(tmp_path, *keep, "--reuse").returncode == 1
+    assert usable() == [False, True]
+    failed = run_notebooks(tmp_path, *keep, "--reuse")
+    assert failed.returncode == 1 and "1 of 2 notebooks were executed before" in failed.stdout
+    assert usable() == [False, True]  # a failure is not remembered as done
+    assert json.loads(copy.read_text()) == first
 
 
 def test_kept_copies_hold_their_figures_as_drawings(tmp_path):
