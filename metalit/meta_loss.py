@@ -337,7 +337,7 @@ def compiled(J: Choices, **options: Any) -> Callable[[Any], Tensor]:
 # %% ../nbs/1_idea/13_meta_loss.ipynb #d30bb406
 def written_in(error: Any, parts: list[tuple[str, Any]]) -> str:
     "The line that a compiler cannot read, and the layer or loss in which it stands."
-    frames = list(reversed(getattr(error, "real_stack", ())))
+    frames = list(reversed(getattr(error, "real_stack", None) or ()))
     for frame, (name, part) in itertools.product(frames, parts):
         code = getattr(getattr(type(part), "forward", part), "__code__", None)
         if code is None or code.co_filename != frame.filename: continue

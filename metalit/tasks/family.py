@@ -86,10 +86,14 @@ class Family(Source):
         check_count("batch_size", batch_size)
         if not self.draws() or type(self).batch is not Family.batch:
             return [self.batch(batch_size, seed, step) for step in steps]
-        random = Random.of_steps(seed, steps, batch_size, self.device)
-        of_all = self.draw(batch_size * len(steps), random)
+        of_all = self.together(batch_size, seed, steps)
         return [of_all.select(slice(i * batch_size, (i + 1) * batch_size))
                 for i in range(len(steps))]
+
+    def together(self, batch_size: int, seed: int, steps: Sequence[int]) -> Task:
+        "The tasks of some steps as one batch, for families that `draw`."
+        random = Random.of_steps(seed, steps, batch_size, self.device)
+        return self.draw(batch_size * len(steps), random)
 
     def stream(self, batch_size: int, steps: int, seed: int = 0, start: int = 0) -> Iterator[Task]:
         "The tasks of steps `start` … `steps` − 1, batch after batch, `at_once` drawn together."

@@ -48,11 +48,13 @@ from metalit.training.processes import (
     summed,
     team,
 )
+from .whole_run import WholeRun, whole_run
 from .watching import Bar, Board, Looks, Watcher, as_watcher, watched
 
 # %% auto #0
-__all__ = ['Maker', 'Batched', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'meta_step', 'tried',
-           'descend', 'Plan', 'Setup', 'found', 'OuterLoop', 'meta_train']
+__all__ = ['Maker', 'Batched', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'check_value',
+           'meta_step', 'tried', 'descend', 'next_batch', 'Plan', 'Setup', 'in_one_graph', 'found', 'OuterLoop',
+           'meta_train']
 
 # %% ../../nbs/7_workshop/64_training.ipynb #d0d2ad99
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -147,12 +149,16 @@ def meta_loss(run: Setup, together: torch.nn.Module, batch: Task | Unequal,
     run.optimizer.zero_grad()
     with lost_process(), run.around.precision(run.device): loss = together(task)
     value = summed(loss.item())[0] / of.size
-    if not math.isfinite(value):
-        check_tasks(task)
-        raise DivergedError(f"the meta-loss is {value} at step {step}: a smaller inner or outer "
-                            "step size may help. A checkpoint, if the run has one, is of an "
-                            "earlier step")
+    check_value(value, task, step)
     return loss, value
+
+
+def check_value(value: float, task: Task | Unequal, step: int) -> None:
+    "Raise an error for a meta-loss that is no number; where the tasks are to blame, theirs."
+    if math.isfinite(value): return
+    check_tasks(task)
+    raise DivergedError(f"the meta-loss is {value} at step {step}: a smaller inner or outer step "
+                        "size may help. A checkpoint, if the run has one, is of an earlier step")
 
 
 def meta_step(run: Setup, together: torch.nn.Module, batch: Task | Unequal, step: int) -> float:
@@ -165,6 +171,9 @@ def meta_step(run: Setup, together: torch.nn.Module, batch: Task | Unequal, step
 
 def tried(run: Setup, batches: Batched) -> Batched:
     "The batches, after the first meta-loss and its gradient, for the errors that they may raise."
+    if run.whole:
+        run.whole.ready()
+        return batches
     with own_random_numbers(run.plan.seed, run.device):
         batch = next(batches)
         try: meta_loss(run, run.J, batch, 0)[0].backward()
@@ -172,13 +181,23 @@ def tried(run: Setup, batches: Batched) -> Batched:
     return chain([batch], batches)
 
 # %% ../../nbs/7_workshop/64_training.ipynb #aee06eab
-def descend(run: Setup, start: int, batches: Batched) -> Iterator[tuple[float, float]]:
-    "The outer loop. Yields the meta-loss of each step and the seconds it took."
-    together = parallel(run.J)
-    for step in range(start, run.plan.steps):
+def descend(run: Setup, start: int, batches: Batched) -> Iterator[list[tuple[float, float]]]:
+    "The outer loop. Yields what is done together: the meta-loss of each step, and its seconds."
+    together, step = parallel(run.J), start
+    while step < run.plan.steps:
         begin = time.perf_counter()
-        value = meta_step(run, together, next(batches), step)
-        yield value, time.perf_counter() - begin
+        values = run.whole.piece(step) if run.whole else []
+        values = values or [meta_step(run, together, next_batch(run, batches, step), step)]
+        done = [value for value in values if math.isfinite(value)]
+        seconds, step = (time.perf_counter() - begin) / max(1, len(done)), step + len(done)
+        if done: yield [(value, seconds) for value in done]
+        if len(done) < len(values): check_value(values[-1], next_batch(run, batches, step), step)
+
+
+def next_batch(run: Setup, batches: Batched, step: int) -> Task | Unequal:
+    "The tasks of a step; a run of many steps at a time draws its own."
+    if not run.whole: return next(batches)
+    return next(iter(run.tasks.stream(run.plan.batch_size or 0, step + 1, run.plan.seed, step)))
 
 # %% ../../nbs/7_workshop/64_training.ipynb #3c1442ef
 @dataclass
@@ -205,6 +224,7 @@ class Setup(Stepper):
     "What a run needs: J, its tasks, what takes a step, its files, and who looks on."
     files: Checkpoints | None = None
     resume = False
+    whole: WholeRun | None = None                            # where many steps are one call
 
     def __init__(self, J: MetaLoss, tasks: Family | Batches, plan: Plan, device: torch.device,
                  validation: Validation | None, around: Around, compiles: bool = False):
@@ -216,11 +236,11 @@ class Setup(Stepper):
 
     def kept_in(self, folder: str | Path, resume: bool, lock: Lock | None, **options: Any) -> None:
         "The folder that the run is written to, and may go on from."
-        plan, compiled = self.plan, self.compiles or self.J.is_compiled
+        plan, how = self.plan, "many steps" if self.whole else self.compiles or self.J.is_compiled
         if resume and isinstance(self.tasks, Batches): self.tasks.check_again()
         settings = settings_of(self.J, self.optimizer, self.schedule, plan.steps, seed=plan.seed,
                                batch_size=plan.batch_size, log_every=plan.log_every,
-                               tasks=self.tasks, validation=self.validation, compiled=compiled,
+                               tasks=self.tasks, validation=self.validation, compiled=how,
                                device=self.device.type, processes=self.team.size,
                                **vars(self.around))
         self.files = Checkpoints(folder, self.kept, self.optimizer, settings, self.schedule,
@@ -246,6 +266,16 @@ class Setup(Stepper):
         return [*looks, *board, *([Bar()] if progress else []), *more]
 
 # %% ../../nbs/7_workshop/64_training.ipynb #64a00003
+def in_one_graph(run: Setup, watched: bool, kept: bool, board: bool) -> WholeRun | None:
+    "Many steps of a run as one call, where they can be; it ends where something is written."
+    if not run.compiles or not run.plan.steps: return None
+    due = {run.plan.save_every: kept, run.plan.log_every: board}
+    if run.validation is not None: due[run.validation.every] = True
+    whole = whole_run(run, watched, [period for period, holds in due.items() if holds])
+    if whole: run.started()
+    return whole
+
+
 def found(run: Setup) -> dict[str, Any] | None:
     "What the folder holds, if the run may go on from it; None where a new one begins."
     saved = run.files.read(run.resume) if run.files else None
@@ -297,9 +327,10 @@ class OuterLoop(Setup):
         "Step by step: record, let others look, save where it is due."
         plan, writes = self.plan, self.writes
         try:
-            for loss, seconds in descend(self, state.step, batches):
-                state.record(loss, seconds, plan.log_every)
-                for watcher in by: watcher.step(loss)
+            for done in descend(self, state.step, batches):
+                for loss, seconds in done:
+                    state.record(loss, seconds, plan.log_every)
+                    for watcher in by: watcher.step(loss)
                 self.looked(state)
                 stop, ended = (n > 0 for n in summed(asked_to_stop(), self._over(state)))
                 due = state.step % plan.save_every == 0 or state.step == plan.steps
@@ -325,12 +356,11 @@ def meta_train(J: MetaLoss, tasks: Family | Iterable[Any], *, steps: int,
 
     `tasks`: a family, which draws `batch_size` of them, 25 by default; or batches (see `Batches`).
     `optimizer`: a torch optimizer over `J.parameters()`, or a function that makes one; default
-    Adam, lr=1e-3, as Finn et al. (2017). `scheduler`: a function that makes a learning-rate
-    scheduler of it. `clip`, `ema`, `autocast`: the largest length of a gradient, an average that J
-    ends as, half precision (see `Around`). Numbers of J with a schedule follow theirs. `seed` fixes
-    tasks and dropout. `device`: a name, or "auto". `compile`: `J.compile()` first. `validation`:
-    see `Validation`. `max_minutes`: a budget; the run ends, saved, with the step that uses it up.
-    `watch`: a `Watcher`, or a function that is told each meta-loss.
+    Adam, lr=1e-3, as Finn et al. (2017). `scheduler` makes a learning-rate scheduler of it. `clip`,
+    `ema`, `autocast`: see `Around`. Numbers of J with a schedule follow theirs. `seed` fixes tasks
+    and dropout. `device`: a name, or "auto". `compile`: one graph for many steps where that can
+    be, else for each (see `metalit.training.whole_run`). `validation`: see `Validation`.
+    `max_minutes`: a budget; the run ends, saved, when it is used up. `watch` is told each step.
 
     `checkpoint`: the folder of the run. Every `save_every` steps, at the end, and on Ctrl-C, all of
     the run goes into `checkpoint.pt`, and the log into `log.csv`. With `resume` a run that is found
@@ -351,12 +381,13 @@ def meta_train(J: MetaLoss, tasks: Family | Iterable[Any], *, steps: int,
     plan, by = Plan(steps, batch_size, seed, save_every, log_every, max_minutes), as_watcher(watch)
     if tensorboard and checkpoint is None:
         raise ValueError("tensorboard=True needs the folder of a run: checkpoint=…")
+    keeps = checkpoint if team().rank == 0 else None
     with contextlib.ExitStack() as stack:
-        keeps = checkpoint if team().rank == 0 else None
         lock = None if keeps is None else stack.enter_context(locked(keeps))
         run = OuterLoop(J, given, plan, pick_device(device), validation, around, compile)
         with given_back(optimizer):
             run.descends_with(make_optimizer(optimizer, J), scheduler)
+            run.whole = in_one_graph(run, watch is not None, checkpoint is not None, tensorboard)
             if checkpoint is not None:
                 run.kept_in(checkpoint, resume, lock, allow=allow, trainable_only=trainable_only)
             saved = found(run)

@@ -102,6 +102,11 @@ class Stepper:
         self.schedule: Any = scheduler(optimizer) if scheduler else None
         self.waits = check_plateau(self.schedule, self.validation)
 
+    def started(self) -> None:
+        "A step without gradients, which changes nothing: schedulers ask whether there was one."
+        self.optimizer.zero_grad()
+        self.optimizer.step()
+
     def descended(self, step: int) -> None:
         "Step number `step`, with the gradients that are there."
         self.around.shorten(self.J)

@@ -1,0 +1,288 @@
+"""Many steps of a run in one call of a graph: the same run, to rounding, as step by step."""
+import copy
+import logging
+import math
+import shutil
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import metalit as ml
+from metalit.batching import many_steps
+from metalit.training import whole_run
+
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
+                                    reason="needs a C++ compiler")
+WAVES = ml.tasks.Sinusoids(shots=3)
+train = partial(ml.meta_train, batch_size=3, device="cpu", progress=False, log_every=7)
+
+
+class Plain(many_steps.ManySteps):
+    "The steps of the graph in a plain loop, so that nothing has to be compiled."
+    def __init__(self, graph, length, dtype):
+        self.length, self.run = length, many_steps.looped(graph, length, dtype)
+
+
+def plain_loop(more, once, state):
+    while more(*state): state = once(*state)
+    return state
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(whole_run, "ManySteps", Plain)
+    monkeypatch.setattr(many_steps, "WHILE", plain_loop)
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    "How many steps each call has taken."
+    found, real = [], many_steps.ManySteps.__call__
+
+    def counted(self, count, *args):
+        if count: found.append(count)
+        return real(self, count, *args)
+    monkeypatch.setattr(many_steps.ManySteps, "__call__", counted)
+    return found
+
+
+def maml(seed=0, **options):
+    return ml.MAML(ml.models.mlp(1, 5, 1, seed=seed), F.mse_loss, **{"lr": 0.01} | options).double()
+
+
+def apart(one, other):
+    return max((a - b).abs().max().item() for a, b in zip(
+        one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def states_apart(one, other):
+    one, other = (optimizer.state_dict() for optimizer in (one, other))
+    assert one["state"].keys() == other["state"].keys()
+    assert one["param_groups"] == other["param_groups"]
+    pairs = [(kept[name], there[name]) for kept, there in zip(
+        one["state"].values(), other["state"].values(), strict=True) for name in there]
+    return max([(a.double() - b.double()).abs().max().item() for a, b in pairs], default=0.0)
+
+
+SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+OPTIMIZERS = {
+    "SGD": (SGD, {"lr": 0.02}), "decay": (SGD, {"lr": 0.02, "weight_decay": 0.1}),
+    "Nesterov": (SGD, {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "dampening": (SGD, {"lr": 0.02, "momentum": 0.9, "dampening": 0.5}),
+    "up": (SGD, {"lr": 1e-4, "maximize": True, "momentum": 0.5}), "Adam": (Adam, {"lr": 0.02}),
+    "AMSGrad": (Adam, {"lr": 0.02, "amsgrad": True, "weight_decay": 0.1, "betas": (0.4, 0.9)}),
+    "AdamW": (AdamW, {"lr": 0.02, "eps": 1e-3})}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_is_pytorchs_own(quick, pieces, name):
+    kind, options = OPTIMIZERS[name]
+    found = []
+    for compile in (False, True):
+        J = maml()
+        optimizer = kind(J.parameters(), **options)
+        log = train(J, WAVES, steps=30, optimizer=optimizer, compile=compile)
+        found.append((J, optimizer, [row["meta_loss"] for row in log]))
+    assert pieces == [30]
+    assert apart(found[0][0], found[1][0]) < 1e-13
+    assert states_apart(found[0][1], found[1][1]) < 1e-12
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-12, atol=0)
+
+
+def test_a_thousand_steps_of_adam(quick):
+    one, other = maml(), maml()
+    for J, compile in ((one, False), (other, True)): train(J, WAVES, steps=1000, compile=compile)
+    assert apart(maml(), one) > 0.1 and apart(one, other) < 1e-11
+
+
+def test_scheduler_clipping_and_groups(quick, pieces):
+    found = []
+    for compile in (False, True):
+        J = maml()
+        weights, biases = list(J.parameters())[::2], list(J.parameters())[1::2]
+        optimizer = Adam([{"params": weights, "lr": 0.05}, {"params": biases}], lr=0.01)
+        train(J, WAVES, steps=20, optimizer=optimizer, clip=0.5, compile=compile,
+              scheduler=partial(CosineAnnealingLR, T_max=20))
+        found.append((J, optimizer))
+    assert pieces == [20] and apart(found[0][0], found[1][0]) < 1e-13
+    assert states_apart(found[0][1], found[1][1]) < 1e-13
+
+
+def test_the_bits_are_the_same_however_a_run_is_cut(quick, pieces, tmp_path):
+    whole, cut = maml(), maml()
+    train(whole, WAVES, steps=30, compile=True)
+    train(cut, WAVES, steps=30, compile=True, checkpoint=tmp_path / "cut", save_every=4)
+    for steps in (13, 30):
+        log = train(J := maml(), WAVES, steps=steps, compile=True, save_every=4,
+                    checkpoint=tmp_path / "stopped")
+        stopped = J
+    assert pieces[:9] == [30, *[4] * 7, 2] and pieces[9:] == [4, 4, 4, 1, 3, 4, 4, 4, 2]
+    assert apart(whole, cut) == apart(whole, stopped) == 0
+    assert [row["step"] for row in log] == [7, 14, 21, 28]
+
+
+def test_a_run_of_steps_and_one_of_pieces_go_on_from_each_other(quick, tmp_path):
+    "No longer bit for bit, which is said; but to rounding."
+    whole = maml()
+    train(whole, WAVES, steps=20)
+    for first in (False, True):
+        folder = tmp_path / str(first)
+        train(maml(), WAVES, steps=9, compile=first, checkpoint=folder)
+        with pytest.warns(UserWarning, match="compiled was"):
+            train(J := maml(seed=1), WAVES, steps=20, compile=not first, checkpoint=folder)
+        assert apart(whole, J) < 1e-13
+
+
+def test_validation_looks_at_the_same_steps(quick, pieces, tmp_path):
+    found = []
+    for compile in (False, True):
+        validation = ml.Validation(WAVES, every=8, n_tasks=5)
+        folder = tmp_path / str(compile)
+        train(maml(), WAVES, steps=20, compile=compile, validation=validation, checkpoint=folder)
+        found.append((folder / "validation.csv").read_text().splitlines())
+    assert pieces == [8, 8, 4] and len(found[0]) == 4
+    assert [row.split(",")[0] for row in found[0]] == [row.split(",")[0] for row in found[1]]
+
+
+class Breaks(ml.tasks.Sinusoids):
+    "From step 5 on a target is no number, or very large."
+    bad = math.nan
+
+    def batch(self, batch_size, seed=0, step=0):
+        task = super().batch(batch_size, seed, step)
+        if step >= 5: task.query.y[0, 0] = self.bad
+        return task
+
+
+@pytest.mark.parametrize(("bad", "error"), [(math.nan, ValueError), (3e38, ml.DivergedError)])
+def test_what_is_no_number_ends_the_run_before_it(quick, bad, error):
+    "As step by step: J after five steps, the scheduler, too, and the error of that step."
+    found = []
+    for compile in (False, True):
+        family, J = Breaks(shots=3), maml().float()
+        family.bad = bad
+        optimizer = Adam(J.parameters(), lr=0.01)
+        schedule = CosineAnnealingLR(optimizer, T_max=20)
+        with pytest.raises(error) as raised:
+            train(J, family, steps=20, compile=compile, optimizer=optimizer,
+                  scheduler=lambda optimizer, schedule=schedule: schedule)
+        found.append((J, str(raised.value), schedule.last_epoch))
+    assert apart(found[0][0], found[1][0]) < 1e-6
+    assert found[0][1:] == found[1][1:] and found[0][2] == 5
+
+
+class Growing(ml.tasks.Sinusoids):
+    "Every third batch has more examples."
+    def batch(self, batch_size, seed=0, step=0):
+        return ml.tasks.Sinusoids(shots=4 if step % 3 == 2 else 3).batch(batch_size, seed, step)
+
+
+def test_a_batch_of_another_shape_is_a_step_of_its_own(quick, pieces, monkeypatch):
+    monkeypatch.setattr(ml.MetaLoss, "compile", lambda self: None)
+    one, other = maml(), maml()
+    train(one, Growing(), steps=8)
+    train(other, Growing(), steps=8, compile=True)
+    assert pieces == [2, 2, 2] and apart(one, other) < 1e-14
+
+
+def test_a_second_run_compiles_nothing_and_a_changed_one_does(quick):
+    J = maml()
+    for _ in range(2): train(J, WAVES, steps=3, compile=True)
+    assert len(whole_run.GRAPHS[J]) == 1
+    before = apart(maml(), J)
+    J.inner.lr = 0.5
+    train(J, WAVES, steps=3, compile=True)
+    assert len(whole_run.GRAPHS[J]) == 2 and before != apart(maml(), J)
+    twin = maml()
+    for _ in range(2): train(twin, WAVES, steps=3)
+    twin.inner.lr = 0.5
+    train(twin, WAVES, steps=3)
+    assert apart(twin, J) < 1e-14
+
+
+def test_frozen_parameters_and_buffers_may_have_other_values_in_a_second_run(quick):
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = ml.models.mlp(1, 4, 3, seed=0), ml.models.mlp(3, 1, seed=1)
+            self.body.requires_grad_(False)
+            self.register_buffer("shift", torch.ones(3))
+
+        def forward(self, x): return self.head(self.body(x) + self.shift)
+    found = []
+    for compile in (False, True):
+        J = ml.MAML(Body(), F.mse_loss).double()
+        for value in (1.0, 2.0):
+            with torch.no_grad():
+                J.model.shift.fill_(value)
+                J.model.body[0].weight.mul_(value)
+            train(J, WAVES, steps=4, compile=compile)
+        found.append(J)
+    assert len(whole_run.GRAPHS[found[1]]) == 1 and apart(*found) < 1e-14
+
+
+def of_run(J, optimizer=None, **options):
+    "Whether a run takes many steps at once, and what the log says."
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    whole_run.LOG.addHandler(handler)
+    level = whole_run.LOG.level
+    whole_run.LOG.setLevel(logging.INFO)
+    tasks = options.pop("tasks", WAVES)
+    try: train(J, tasks, steps=2, optimizer=optimizer, compile=True, **options)
+    finally:
+        whole_run.LOG.removeHandler(handler)
+        whole_run.LOG.setLevel(level)
+    return lines
+
+
+STEPWISE = {
+    "somebody looks on": lambda: of_run(maml(), watch=print),
+    "ema and autocast": lambda: of_run(maml(), ema=0.9),
+    "the optimizer is RMSprop": lambda: of_run(maml(), partial(torch.optim.RMSprop, lr=0.01)),
+    "a number of J has a schedule": lambda: of_run(maml(lr=ml.schedule.Linear(0.1, 0.01))),
+    "the tasks are no family": lambda: of_run(maml(), tasks=[WAVES.batch(3)], batch_size=None),
+    "other parameters than J": lambda: (lambda J: of_run(J, Adam(J.model[0].parameters())))(maml()),
+    "J draws random numbers": lambda: of_run(ml.MAML(nn.Sequential(
+        nn.Linear(1, 4), nn.Dropout(0.5), nn.Linear(4, 1)), F.mse_loss).double())}
+
+
+@pytest.mark.parametrize("why", STEPWISE)
+def test_other_runs_go_step_by_step_and_the_log_says_why(quick, pieces, monkeypatch, why):
+    monkeypatch.setattr(ml.MetaLoss, "compile", lambda self: None)
+    lines = STEPWISE[why]()
+    assert len(lines) == 1 and why in lines[0] and not pieces
+
+
+def test_a_model_that_is_another_program_at_each_call_goes_step_by_step(quick, pieces, monkeypatch):
+    class Tired(nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.net = ml.models.mlp(1, 4, 1)
+
+        def forward(self, x):
+            self.calls += 1
+            return self.net(x) / self.calls
+    monkeypatch.setattr(ml.MetaLoss, "compile", lambda self: None)
+    assert "another program" in of_run(ml.MAML(Tired(), F.mse_loss))[0] and not pieces
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_in_cpp(pieces, tmp_path):
+    "The real compiler: the same run to rounding, and the same bits in pieces."
+    plain, whole = maml(), maml()
+    train(plain, WAVES, steps=20)
+    train(whole, WAVES, steps=20, compile=True)
+    assert apart(plain, whole) < 1e-13
+    found = copy.deepcopy(whole)
+    whole.load_state_dict(maml().state_dict())
+    train(whole, WAVES, steps=20, compile=True, checkpoint=tmp_path, save_every=7)
+    assert pieces == [20, 7, 7, 6] and apart(found, whole) == 0
