@@ -269,9 +269,9 @@ class Setup(Stepper):
 def in_one_graph(run: Setup, watched: bool, kept: bool, board: bool) -> WholeRun | None:
     "Many steps of a run as one call, where they can be; it ends where something is written."
     if not run.compiles or not run.plan.steps: return None
-    due = {run.plan.save_every: kept, run.plan.log_every: board}
-    if run.validation is not None: due[run.validation.every] = True
-    whole = whole_run(run, watched, [period for period, holds in due.items() if holds])
+    looks = [] if run.validation is None else [run.validation.every]
+    periods = [*[run.plan.save_every] * kept, *[run.plan.log_every] * board, *looks]
+    whole = whole_run(run, watched, periods)
     if whole: run.started()
     return whole
 
