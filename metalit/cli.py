@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import math
 import os
@@ -14,25 +15,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from . import plots, training
 from .judging import comparison
 from .training.checkpoints import DivergedError, Progress, write_table, write_whole
-from metalit.judging.recipes import (
-    MOST,
-    RECIPES,
-    WORDS,
-    Experiment,
-    build,
-    complete,
-    meant,
-    sine_network,
-)
+from .judging.recipes import (
+    MOST, RECIPES, WORDS, Experiment, build, complete, meant, sine_network)
 from metalit.judging.runs import (
     SETTINGS,
     chosen,
@@ -49,18 +43,19 @@ from .meta_loss import MetaLoss
 from .training.processes import LostProcessError, joined, team
 from .tasks.family import Family
 from .tasks.sinusoids import Sinusoids
+from .tasks.table import Table, columns_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['MEANING', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'network_and_data',
-           'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place',
-           'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run',
-           'Settings', 'show', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'run_name',
-           'validation_of', 'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'curve_of', 'compare',
-           'report']
+__all__ = ['MEANING', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table',
+           'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above',
+           'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main',
+           'check_same_run', 'difference', 'Settings', 'show', 'units_of', 'draw', 'save_picture', 'dressed', 'options',
+           'train', 'settled', 'run_name', 'validation_of', 'check_root', 'evaluate', 'judged', 'adapt',
+           'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'report']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
 class Names(click.ParamType):
@@ -220,6 +215,7 @@ def main() -> None:
       metalit train sinusoids --method maml --shots 5 --steps 2000
       metalit evaluate runs/sinusoids-maml-5shot-seed0
       metalit adapt runs/sinusoids-maml-5shot-seed0 --points points.csv
+      metalit train table data.csv --task patient --x time,dose --y concentration
       metalit compare --methods maml,fomaml,reptile --steps 2000
     """
     if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors="backslashreplace")
@@ -241,11 +237,22 @@ def check_same_run(folder: Path, settings: dict[str, Any], restart: bool) -> Non
     for name in ["schedule", *(held | settings)]:
         old, new = held.get(name), settings.get(name)
         if old == new: continue
-        option = "FAMILY" if name == "family" else "--" + name.replace("_", "-")
-        why = "" if name != "steps" else (f". A --schedule {held['schedule']} is made for so many "
-                                          "steps; with --schedule constant a run can go on")
-        raise ValueError(f"{folder} holds a run with {option} {old}, not {new}{why}: choose "
-                         "another folder with --out, or start over with --restart")
+        if name == "data" and held.get("checksum") == settings.get("checksum"): continue
+        raise ValueError(f"{folder} holds a run {difference(name, old, new, held)}: choose another "
+                         "folder with --out, or start over with --restart")
+
+
+def difference(name: str, old: Any, new: Any, held: dict[str, Any]) -> str:
+    "How a run differs from what is asked for now, in words."
+    if name == "checksum" and None not in (old, new):
+        return f"on {held['data']} with another content than it has now"
+    option = {"family": "FAMILY", "data": "FILE"}.get(name, "--" + name.replace("_", "-"))
+    if isinstance(old, bool) and isinstance(new, bool):
+        return f"with --{'' if old else 'no-'}{name}, not --{'' if new else 'no-'}{name}"
+    why = "" if name != "steps" else (f". A --schedule {held['schedule']} is made for so many "
+                                      "steps; with --schedule constant a run can go on")
+    old, new = (",".join(part) if isinstance(part, list) else part for part in (old, new))
+    return f"with {option} {old}, not {new}{why}"
 
 
 class Settings(training.Watcher):
@@ -260,31 +267,49 @@ class Settings(training.Watcher):
 # %% ../nbs/7_workshop/74_command.ipynb #3b4cb1a4
 def show(folder: Path, experiment: Experiment, *, n_tasks: int, steps: list[int], seed: int,
          transductive: bool = True) -> None:
-    "Print the evaluation table, write evaluation.csv; of sinusoids, draw four to adaptation.png."
+    """Print the evaluation table, write evaluation.csv.
+
+    Where y are numbers, draw up to four tasks to adaptation.png.
+    """
+    n_tasks = min(n_tasks, experiment.test.n_held_out or n_tasks)
     table = training.evaluate(experiment.J, experiment.test, n_tasks=n_tasks, steps=steps,
                               seed=seed, metric=experiment.metric, transductive=transductive)
-    say(f"\n{table}\n")
+    say(f"\n{table}\n{units_of(experiment)}")
     write_table(folder / "evaluation.csv", table.rows())
     say(f"Table: {folder / 'evaluation.csv'}")
-    if experiment.metric is None:
+    if experiment.metric is not training.accuracy:
         draw(folder / "adaptation.png", experiment.J, experiment.test, seed, steps)
         say(f"Picture: {folder / 'adaptation.png'}")
 
 
+def units_of(experiment: Experiment) -> str:
+    "What the numbers are, where they come from a table whose y are numbers."
+    table = experiment.test
+    if not isinstance(table, Table) or table.classes: return ""
+    if experiment.metric is None:
+        return "Loss: of all columns of y together, as the model sees them\n"
+    (name,) = table.asked["y"]
+    return f"Error: by how much {name} is off, on average, in the units of the table\n"
+
+
 def draw(path: Path, J: MetaLoss, tasks: Family, seed: int, steps: list[int]) -> None:
-    "Four unseen tasks, before and after adaptation."
+    "Up to four unseen tasks, before and after adaptation; of a table, in its units."
     parameter = next(J.parameters())
-    task = tasks.held_out(4, seed).to(device=parameter.device, dtype=parameter.dtype)
+    count = min(4, tasks.n_held_out or 4)
+    task = tasks.held_out(count, seed).to(device=parameter.device, dtype=parameter.dtype)
+    looks = sorted({0, 1, max(steps)})
 
     def paint(figure: Figure) -> None:
-        for i, ax in enumerate(figure.subplots(1, 4, sharey=True)):
-            plots.adaptation(J, task.select(i), steps=sorted({0, 1, max(steps)}), ax=dressed(ax))
+        for i, ax in enumerate(figure.subplots(1, count, sharey=True)):
+            if isinstance(tasks, Table): plots.forecast(J, tasks, task.select(i), looks,
+                                                        dressed(ax))
+            else: plots.adaptation(J, task.select(i), looks, dressed(ax))
             ax.get_legend().remove()
         plots.legend(figure, handles=ax.get_legend_handles_labels()[0], loc="outside lower center",
                      ncols=5)
     save_picture(path, (12, 3.2), paint)
 
-
+# %% ../nbs/7_workshop/74_command.ipynb #74b1000a
 def save_picture(path: Path, size: tuple[float, float], paint: Callable[[Figure], Any]) -> None:
     "A figure of so many inches on white, painted and written whole; needs no screen."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -318,7 +343,8 @@ def options(*some: Callable[[Decorated], Decorated]) -> Callable[[Decorated], De
 data_option = click.option(
     "--root", type=Place(), default=None,
     show_default="METALIT_DATA, or a cache folder",
-    help="Folder of the data: where the archives of Omniglot are, or go.")
+    help="Folder of the data: where the archives of Omniglot are, or go. After training: where the "
+    "file of a table is now.")
 
 # %% ../nbs/7_workshop/74_command.ipynb #bd019c7a
 method_and_tasks = options(
@@ -329,7 +355,7 @@ method_and_tasks = options(
     click.option("--shots", type=Count(1), default=None, show_default="5; images: 1",
                  help="Support examples per task; images: per class."),
     click.option("--queries", type=Count(1), default=None,
-                 show_default="as many as shots; images: 5",
+                 show_default="as many as shots; images: 5; tables: all other rows",
                  help="Query examples per task; images: per class."))
 
 inner_and_outer_loop = options(
@@ -349,11 +375,35 @@ inner_and_outer_loop = options(
     click.option("--batch-size", type=Count(1), default=None,
                  show_default="25; images: 32, glyphs: 16", help="Tasks per meta-step."))
 
+# %% ../nbs/7_workshop/74_command.ipynb #74b10004
+columns_of_a_table = options(
+    click.option("--task", default=None, show_default="needed for a table",
+                 help="Tables: the column that says to which task a row belongs."),
+    click.option("--x", type=Names(), default=None, show_default="needed for a table",
+                 help="Tables: the columns of inputs."),
+    click.option("--y", type=Names(), default=None, show_default="needed for a table",
+                 help="Tables: the columns to forecast; one of words names classes."),
+    click.option("--order", default=None, show_default="rows are dealt at random",
+                 help="Tables: a column, such as time, by which rows are sorted; the first ones "
+                 "are learned from."),
+    click.option("--groups", default=None, show_default="each task by itself",
+                 help="Tables: a column of groups of tasks, which are held out as a whole."),
+    click.option("--held-out", type=Above(), default=None, show_default="0.2",
+                 help="Tables: the share of the tasks, or of the groups, to evaluate on."),
+    click.option("--missing", type=OneOf(WORDS["missing"]), default=None, show_default="refuse",
+                 help="Tables: what to do about rows with empty cells."),
+    click.option("--short", type=OneOf(WORDS["short"]), default=None, show_default="refuse",
+                 help="Tables: what to do about tasks without enough rows."),
+    click.option("--scale/--no-scale", default=None, show_default="scale",
+                 help="Tables: columns have mean 0 and deviation 1 for the model."),
+    click.option("--classes/--no-classes", default=None, show_default="classes, if y holds words",
+                 help="Tables: whether y names classes."))
+
 # %% ../nbs/7_workshop/74_command.ipynb #0eb16bea
 network_and_data = options(
     click.option("--init", type=OneOf(WORDS["init"]), default=None, show_default="uniform",
-                 help="First weights for sinusoids: as PyTorch draws them, or as the code of the "
-                 "MAML paper."),
+                 help="First weights for sinusoids and tables: as PyTorch draws them, or as the "
+                 "code of the MAML paper."),
     click.option("--filters", type=Count(1), default=None, show_default="64",
                  help="Width of the convolutions; images only."),
     click.option("--pool", type=OneOf(WORDS["pool"]), default=None, show_default="stride",
@@ -401,28 +451,30 @@ folders = options(
 # %% ../nbs/7_workshop/74_command.ipynb #21da13ec
 @main.command(context_settings={"show_default": True})
 @click.argument("family")
+@click.argument("file", required=False, type=Place())
+@columns_of_a_table
 @method_and_tasks
 @inner_and_outer_loop
 @network_and_data
 @chance_and_machine
 @budget_and_looks
 @folders
-def train(out: Path | None, root: Path | None, restart: bool, quiet: bool, device: str,
-          compile: bool, steps: int | None, validate_every: int | None, patience: int | None,
-          max_minutes: float | None, save_every: int, test_tasks: int, tensorboard: bool,
-          **settings: Any) -> None:
+def train(file: Path | None, out: Path | None, root: Path | None, restart: bool, quiet: bool,
+          device: str, compile: bool, steps: int | None, validate_every: int | None,
+          patience: int | None, max_minutes: float | None, save_every: int, test_tasks: int,
+          tensorboard: bool, **settings: Any) -> None:
     """Meta-train on FAMILY and evaluate on unseen tasks.
 
-    FAMILY is sinusoids, glyphs (characters drawn from fonts, no download), omniglot, or a folder
-    that holds a folder of images for each class. Options that a family or a method has no use for
-    are refused. The run's folder holds run.json (settings),
-    log.csv (meta-loss), checkpoint.pt and evaluation.csv, and for sinusoids adaptation.png. Stop
-    with Ctrl-C at any time; the same command goes on.
+    FAMILY is sinusoids, glyphs (characters drawn from fonts, no download), omniglot, a folder
+    that holds a folder of images for each class, or table, with a CSV file and --task, --x and --y.
+    Options that a family or a method has no use for are refused. The run's folder holds run.json
+    (settings), log.csv (meta-loss), checkpoint.pt and evaluation.csv, and adaptation.png for
+    sinusoids and for tables of numbers. Stop with Ctrl-C at any time; the same command goes on.
 
     With several processes: torchrun --nproc-per-node 2 -m metalit train …
     """
     with plain_errors(), joined(device) as here:
-        settings, steps = settled(settings, steps)
+        settings, steps = settled(settings | {"data": file and str(file.resolve())}, steps)
         check_root(root, settings["family"])
         folder = out or Path("runs") / run_name(settings)
         check_same_run(folder, settings, restart)
@@ -458,8 +510,9 @@ def settled(settings: dict[str, Any], steps: int | None) -> tuple[dict[str, Any]
 
 def run_name(settings: dict[str, Any]) -> str:
     "The name of a run's folder."
-    ways = f"-{settings['ways']}way" if settings["family"] != "sinusoids" else ""
-    method = f"{Path(settings['family']).resolve().name}-{settings['method']}{ways}"
+    ways = f"-{settings['ways']}way" if "ways" in settings else ""
+    name = Path(settings["data"]).stem if "data" in settings else Path(settings["family"]).name
+    method = f"{name or Path(settings['family']).resolve().name}-{settings['method']}{ways}"
     return f"{method}-{settings['shots']}shot-seed{settings['seed']}"
 
 
@@ -470,15 +523,17 @@ def validation_of(experiment: Experiment, every: int | None,
         if patience is not None: raise ValueError("--patience needs --validate-every")
         return None
     if experiment.validation is None:
+        if isinstance(experiment.train, Table):
+            raise ValueError("a table has no validation tasks: leave --validate-every out")
         raise ValueError("this protocol has no validation classes: leave --validate-every out, or "
                          "choose another --protocol")
     return training.Validation(experiment.validation, every=every, patience=patience,
                                metric=experiment.metric)
 
 
-def check_root(root: Path | None, family: str) -> None:
+def check_root(root: Path | None, family: str, *also: str) -> None:
     "Raise `ValueError` for a folder of data where the family has none."
-    if root is not None and family not in ("glyphs", "omniglot"):
+    if root is not None and family not in ("glyphs", "omniglot", *also):
         raise ValueError(f"--root {root} does not go with {family}, which has no data to keep: "
                          "leave it out")
 
@@ -497,7 +552,7 @@ def evaluate(run: Path, root: Path | None, n_tasks: int, steps: list[int] | None
              one_by_one: bool, device: str) -> None:
     "Read the folder RUN back and measure it on tasks it never saw."
     with plain_errors():
-        check_root(root, read_settings(run)["family"])
+        check_root(root, read_settings(run)["family"], "table")
         on, which = training.pick_device(device), chosen(run)
         experiment, _, step = rebuilt(run, which, root)
         say(judged(run, step, which))
@@ -514,38 +569,37 @@ def judged(folder: Path, step: int, which: str) -> str:
 @main.command(context_settings={"show_default": True})
 @click.argument("run", type=Place())
 @click.option("--points", type=Place(), required=True,
-              help="File with commas, a line for each point: x,y.")
+              help="File with commas, a line for each point: x,y; or the rows of one task.")
 @click.option("--predict", type=Place(), default=None, show_default="the points",
-              help="File with a column x: where to say what y is.")
+              help="File with a column x, or a table's columns: where to say what y is.")
 @click.option("--steps", type=Count(0), default=None, show_default="as in training",
               help="Inner steps.")
 @click.option("--out", type=Place(), default=None, show_default="none",
               help="File name.pt2 for the adapted model, a program of torch.export.")
-def adapt(run: Path, points: Path, predict: Path | None, steps: int | None,
-          out: Path | None) -> None:
+@data_option
+def adapt(run: Path, points: Path, predict: Path | None, steps: int | None, out: Path | None,
+          root: Path | None) -> None:
     """Teach the model of RUN one task, and print what it says then, as x,y.
 
-    RUN is the folder of a run on sinusoids. The points are the task; the model takes as many inner
-    steps as in training. Models of images are adapted in a program: ml.load(RUN).J.adapted(x, y).
+    RUN is the folder of a run on sinusoids, or on a table: then points and answers have its columns
+    and units. The points are the task; the model takes as many inner steps as in training. Models
+    of images are adapted in a program: ml.load(RUN).J.adapted(x, y).
     """
     with plain_errors():
         check_new_program(out)
-        J, step = curve_of(run)
-        x, y = read_columns(points, ("x", "y")).split(1, dim=1)
-        grid = x if predict is None else read_columns(predict, ("x",))
-        model = J.adapted(x, y, steps=steps)
-        with torch.no_grad():
-            found, before, after = model(grid), J.adapted(x, y, steps=0)(x), model(x)
-        if not torch.isfinite(torch.cat([found, after])).all():
+        experiment, step = teachable(run, root)
+        table = experiment.test
+        found = (rows_taught(experiment, table, points, predict, steps) if isinstance(table, Table)
+                 else points_taught(experiment, points, predict, steps))
+        if not torch.isfinite(torch.cat([found.said, found.after])).all():
             raise ValueError(f"{points}: adapted to these points, the model says nothing finite "
                              "any more; fewer --steps, or numbers as in training, may help")
-        click.echo(f"{run}, after {step} meta-steps, adapted to {len(x)} points: their mean "
-                   f"squared error goes from {F.mse_loss(before, y):.4g} to "
-                   f"{F.mse_loss(after, y):.4g}", err=True)
-        for pair in ["x,y", *(f"{a:.7g},{b:.7g}" for a, b in torch.cat([grid, found], 1).tolist())]:
-            say(pair)
+        before, after = (found.measure(one, found.y) for one in (found.before, found.after))
+        click.echo(f"{run}, after {step} meta-steps, adapted to {len(found.y)} points: their "
+                   f"{found.measured} goes from {before:.4g} to {after:.4g}", err=True)
+        for line in found.lines: say(line)
         if out:
-            write_whole(out, program(model, x))
+            write_whole(out, program(found.model, found.x))
             click.echo(f"Program: {out}", err=True)
 
 # %% ../nbs/7_workshop/74_command.ipynb #74b00006
@@ -557,13 +611,73 @@ def check_new_program(path: Path | None) -> None:
     if not path.parent.is_dir(): raise ValueError(f"--out {path}: {path.parent} is no folder")
 
 
-def curve_of(run: Path) -> tuple[MetaLoss, int]:
-    "J of a run on sinusoids, with the parameters that are best, and their meta-step."
-    if (family := read_settings(run)["family"]) != "sinusoids":
-        raise ValueError(f"{run} is a run on {family}, and points are for sinusoids: in a program, "
-                         f"ml.load({str(run)!r}).J.adapted(x, y) takes images")
-    experiment, _, step = rebuilt(run, chosen(run))
-    return experiment.J.to("cpu"), step
+def teachable(run: Path, root: Path | None = None) -> tuple[Experiment, int]:
+    "A run on sinusoids or a table, with the parameters that are best, and their meta-step."
+    if (family := read_settings(run)["family"]) not in ("sinusoids", "table"):
+        raise ValueError(f"{run} is a run on {family}, and points are for sinusoids and tables: in "
+                         f"a program, ml.load({str(run)!r}).J.adapted(x, y) takes images")
+    check_root(root, family, "table")
+    experiment, _, step = rebuilt(run, chosen(run), root)
+    experiment.J.to("cpu")
+    return experiment, step
+
+# %% ../nbs/7_workshop/74_command.ipynb #74b10001
+class Taught(NamedTuple):
+    """A model that has learned a task, and what it says, in lines to print.
+
+    `x` are inputs that `model` takes, `y` the answers to the points, `before` and `after` what was
+    said of them; `measured` is in words what `measure` takes of the two.
+    """
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    before: Tensor
+    after: Tensor
+    said: Tensor
+    lines: list[str]
+    measure: Callable[[Tensor, Tensor], Tensor]
+    measured: str
+
+
+@torch.no_grad()
+def points_taught(experiment: Experiment, points: Path, predict: Path | None,
+                  steps: int | None) -> Taught:
+    "The model of a run on sinusoids, taught points x,y from a file."
+    J = experiment.J
+    x, y = read_columns(points, ("x", "y")).split(1, dim=1)
+    grid = x if predict is None else read_columns(predict, ("x",))
+    model = J.adapted(x, y, steps=steps)
+    said = model(grid)
+    lines = ["x,y", *(f"{a:.7g},{b:.7g}" for a, b in torch.cat([grid, said], 1).tolist())]
+    return Taught(model, x, y, J.adapted(x, y, steps=0)(x), model(x), said, lines, F.mse_loss,
+                  "mean squared error")
+
+# %% ../nbs/7_workshop/74_command.ipynb #74b10002
+@torch.no_grad()
+def rows_taught(experiment: Experiment, table: Table, points: Path, predict: Path | None,
+                steps: int | None) -> Taught:
+    "The model of a run on a table, taught the rows of one task from a file; in the table's units."
+    J, file = experiment.J, predict or points
+    x, y = table.new_task(points)
+    adapted, inputs = J.adapted(x, y, steps=steps), table.new_inputs(file)
+    model = table.in_units(adapted)
+    said = model(inputs)
+    answers = ([[table.classes[i]] for i in said.argmax(-1)] if table.classes else
+               [[f"{value:.7g}" for value in row] for row in said.tolist()])
+    cells = zip(*columns_of(file, table.asked["x"]).values(), strict=True)
+    rows = [[*table.asked["x"], *table.asked["y"]],
+            *([*row, *answer] for row, answer in zip(cells, answers, strict=True))]
+    measured = ("accuracy" if table.classes else f"error in {table.asked['y'][0]}"
+                if experiment.metric else "loss, as the model sees the columns,")
+    return Taught(model, inputs, y, J.adapted(x, y, steps=0)(x), adapted(x), said,
+                  [csv_line(row) for row in rows], experiment.metric or F.mse_loss, measured)
+
+
+def csv_line(cells: Sequence[str]) -> str:
+    "Cells with commas between them, and quotes where a cell has a comma."
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
 
 # %% ../nbs/7_workshop/74_command.ipynb #aa9ab2a0
 @main.command(context_settings={"show_default": True})

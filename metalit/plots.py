@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from metalit.meta_loss import MetaLoss
-    from metalit.tasks.task import Task
+    from metalit.tasks.table import Table
+    from metalit.tasks.task import Split, Task
 
 # %% auto #0
-__all__ = ['COLOURS', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'training_log']
+__all__ = ['COLOURS', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'forecast', 'training_log']
 
 # %% ../nbs/7_workshop/76_plots.ipynb #c87f55cc
 # A middle grey for the ink and no background: figures read on light and on dark pages.
@@ -91,6 +93,45 @@ def adaptation(J: MetaLoss, task: Task, steps: Sequence[int] = (0, 1, 10),
     ax.set(xlabel="x", ylabel="y")
     legend(ax, fontsize=7)
     return ax
+
+# %% ../nbs/7_workshop/76_plots.ipynb #76b10002
+@torch.no_grad()
+def forecast(J: MetaLoss, table: Table, task: Task, steps: Sequence[int] = (0, 1, 10),
+             ax: Axes | None = None) -> Axes:
+    """One task of a table in the table's units, with the model before and after adaptation.
+
+    Rows that are learned from, rows that judge, and what the model says after each of `steps`: of
+    the first column of y, against the column of time, if x has it, or else the first. With several
+    columns in x it says so of the rows alone, which are joined by lines.
+
+    `task` is a batch of one, such as `table.held_out(1)`.
+    """
+    if ax is None: ax = figure()[1]
+    names, targets, order = (table.asked[part] for part in ("x", "y", "order"))
+    column = names.index(order) if order in names else 0
+    (x, y), later = (_real_rows(split) for split in (task.support, task.query))
+    at = torch.cat([x, later[0]])
+    at = at[at[:, column].argsort()]
+    if len(names) == 1: at = at[0] + (at[-1] - at[0]) * torch.linspace(0, 1, 100).to(at)[:, None]
+
+    def drawn(x: Tensor, y: Tensor, *how: Any, **options: Any) -> None:
+        ax.plot(table.x_scale.back(x.double().cpu())[:, column],
+                table.y_scale.back(y.double().cpu())[:, 0], *how, **options)
+    for k, colour in zip(steps, ("orange", "sky", "blue", "green", "purple"), strict=False):
+        drawn(at, J.predict(J.adapt(task.support, steps=k), at[None])[0], color=COLOURS[colour],
+              label=f"after {k} step{'s' * (k != 1)}", ls="--" if k == 0 else "-")
+    drawn(x, y, "o", color=COLOURS["red"], label="learned from")
+    drawn(*later, "o", mfc="none", color=COLOURS["grey"], label="judged by")
+    ax.set(xlabel=names[column], ylabel=targets[0])
+    if task.ids is not None: ax.set_title(table.name(task.ids[0]), fontsize=8)
+    legend(ax, fontsize=7)
+    return ax
+
+
+def _real_rows(split: Split) -> tuple[Tensor, Tensor]:
+    "x and y of a batch of one, without padding."
+    here = slice(None) if split.mask is None else split.mask[0]
+    return split.x[0][here], split.y[0][here]
 
 # %% ../nbs/7_workshop/76_plots.ipynb #32aa86c2
 def training_log(log: Sequence[dict[str, float]], ax: Axes | None = None, **options: Any) -> Axes:

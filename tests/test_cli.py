@@ -67,7 +67,7 @@ def test_fomaml_gives_another_result(run, tmp_path):
       "'--inner-lr': '-1' is not a finite number above 0"),
      (["train", "sinusoids", "--shots", "0"], 2, "0 is not in the range"),
      (["train", "cosines"], 1,
-      "'cosines' is no family; there are sinusoids, glyphs, omniglot, and folders of images"),
+      "'cosines' is no family; there are sinusoids, glyphs, omniglot, table, and folders of"),
      (["train", "sinusoids", "--method", "protonet"], 1, "protonet needs classes"),
      (["train", "sinusoids", "--patience", "2"], 1, "--patience needs --validate-every"),
      (["train", "sinusoids", "--max-minutes", "0"], 2,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
@@ -30,14 +31,16 @@ from ..models import Contextual, Conv4, mlp
 from ..tasks.episodes import Episodes
 from ..tasks.family import Family
 from ..tasks.sinusoids import Sinusoids
+from ..tasks.table import Table, columns_of, is_missing, is_number
 from ..terms.query import QueryLoss
 from ..terms.sharpness import GradientNorm
 from ..training.evaluation import accuracy
 
 # %% auto #0
-__all__ = ['Build', 'RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'FOLDER', 'SCHEDULES', 'WORDS', 'LEAST', 'MOST', 'WHICH',
-           'Recipe', 'named', 'meant', 'recipe_for', 'options_of', 'check_setting', 'complete', 'schedule', 'Problem',
-           'sinusoids', 'sine_network', 'few_shot', 'image_families', 'Experiment', 'build']
+__all__ = ['Build', 'RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'FOLDER', 'SCHEDULES', 'WORDS', 'NAMES', 'LEAST', 'MOST',
+           'WHICH', 'Recipe', 'named', 'meant', 'recipe_for', 'recipe_of_table', 'options_of', 'check_setting',
+           'of_a_table', 'holds_words', 'checksum_of', 'complete', 'schedule', 'Problem', 'sinusoids', 'sine_network',
+           'small_network', 'few_shot', 'image_families', 'MeanError', 'rows', 'table_of', 'Experiment', 'build']
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #5b85c687
 Build = Callable[[nn.Module, Loss, float, int], MetaLoss]  # from model, loss, lr, inner steps
@@ -174,29 +177,52 @@ def recipe_for(method: str, classes: bool) -> Recipe:
                          "such as r2d2")
     return RECIPES[method]
 
+# %% ../../nbs/7_workshop/73_recipes.ipynb #73b10001
+def recipe_of_table(method: str, classes: bool) -> Recipe:
+    """The recipe of a method for a table, whose y are numbers, or else name classes.
+
+    Raises `ValueError` as `recipe_for`, and for a method that needs examples of every class.
+
+    Example: `recipe_of_table("ridge", classes=False).inner_steps`, which is `0`.
+    """
+    recipe = recipe_for(method, classes=method in RECIPES and RECIPES[method].classes)
+    if recipe.classes or (classes and recipe.of_a_class > 1):
+        raise ValueError(f"{method} needs examples of every class in each task, and the rows of a "
+                         "table do not promise them: choose another method, such as maml")
+    if classes and recipe.numbers:
+        raise ValueError(f"{method} fits numbers, and y names classes: choose another method, such "
+                         "as maml")
+    return recipe
+
 # %% ../../nbs/7_workshop/73_recipes.ipynb #be74b75e
 SINUSOIDS: dict[str, Any] = {"shots": 5, "queries": None, "steps": 2000, "batch_size": 25,
                              "init": "uniform"}
 IMAGES: dict[str, Any] = {"ways": 5, "shots": 1, "queries": 5, "steps": 2000, "batch_size": 32,
                           "filters": 64, "pool": "stride"}
 DEFAULTS = {"sinusoids": SINUSOIDS, "glyphs": IMAGES | {"steps": 500, "batch_size": 16},
-            "omniglot": IMAGES | {"protocol": "finn"}}
+            "omniglot": IMAGES | {"protocol": "finn"},
+            "table": SINUSOIDS | {
+                "data": None, "checksum": None, "task": None, "x": None, "y": None, "order": None,
+                "groups": None, "held_out": 0.2, "missing": "refuse", "short": "refuse",
+                "scale": True, "classes": False}}
 FOLDER = IMAGES | {"size": None, "channels": 1, "white": None}  # of images
 
 
-def options_of(family: str, method: str) -> dict[str, Any]:
+def options_of(family: str, method: str, classes: bool = False) -> dict[str, Any]:
     """The settings that a method has on a family, each as it is where it is left open.
 
-    Raises `ValueError` for a family that is no name and no folder, and a method that does not go
-    with it.
+    `classes`: for a table, whether y names classes. Raises `ValueError` for a family that is no
+    name and no folder, and a method that does not go with it.
 
     Example: `options_of("sinusoids", "reptile")["schedule"]`, which is `"linear"`.
     """
     if family not in DEFAULTS and not (family and Path(family).is_dir()):
+        how = (f". A file of rows is a table: table {family} --task … --x … --y …"
+               if Path(family).is_file() else "")
         raise ValueError(f"{family!r} is no family{meant(family, DEFAULTS)}; there are "
-                         f"{', '.join(DEFAULTS)}, and folders of images")
-    images = family != "sinusoids"
-    recipe = recipe_for(method, classes=images)
+                         f"{', '.join(DEFAULTS)}, and folders of images{how}")
+    images = family not in ("sinusoids", "table")
+    recipe = recipe_of_table(method, classes) if family == "table" else recipe_for(method, images)
     inner = {"inner_lr": recipe.lr_for(images), "inner_steps": recipe.inner_steps}
     options = DEFAULTS.get(family, FOLDER)
     if images: options = options | {"shots": max(options["shots"], recipe.of_a_class)}
@@ -207,7 +233,9 @@ def options_of(family: str, method: str) -> dict[str, Any]:
 SCHEDULES = ("constant", "linear", "cosine")
 WORDS: dict[str, tuple[Any, ...]] = {
     "schedule": SCHEDULES, "init": ("uniform", "finn"), "pool": ("stride", "max"),
-    "protocol": tuple(PROTOCOLS), "channels": (1, 3)}
+    "protocol": tuple(PROTOCOLS), "channels": (1, 3),
+    "missing": ("refuse", "drop"), "short": ("refuse", "drop")}
+NAMES = ("family", "method", "data", "checksum", "task", "order", "groups")
 LEAST = {"seed": 0, "ways": 2, "shots": 1, "queries": 1, "steps": 0, "batch_size": 1,
          "inner_steps": 0, "filters": 1, "size": 1}
 MOST = {"seed": 2**63 - 1, "size": LARGEST}
@@ -218,7 +246,14 @@ def check_setting(name: str, value: Any) -> None:
 
     Example: `check_setting("shots", 5)`.
     """
-    if name in ("family", "method"): fits, wanted = isinstance(value, str), "a name"
+    if name in NAMES: fits, wanted = isinstance(value, str), "a name"
+    elif name in ("x", "y"):
+        fits = isinstance(value, list) and value != [] and all(isinstance(n, str) for n in value)
+        wanted = "a list of names of columns"
+    elif name in ("scale", "classes"): fits, wanted = isinstance(value, bool), "True or False"
+    elif name == "held_out":
+        fits = isinstance(value, float) and 0 < value < 1
+        wanted = "a share between 0 and 1 of the tasks"
     elif name in WORDS:
         fits, wanted = value in WORDS[name], f"one of {', '.join(map(str, WORDS[name]))}"
     elif name in LEAST:
@@ -229,6 +264,43 @@ def check_setting(name: str, value: Any) -> None:
         wanted = "a finite number above 0"
     if not fits: raise ValueError(f"{name}={value!r}: {wanted} is needed")
 
+# %% ../../nbs/7_workshop/73_recipes.ipynb #73b10003
+def of_a_table(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a table, with what its file says: a checksum, and whether y names classes.
+
+    Raises `ValueError` where a file or a name of a column is missing, and as `Table` does;
+    `OSError` for a file that cannot be read. What is known already is not looked up again.
+
+    Example: `of_a_table({"data": "a.csv", "task": "who", "x": ["t"], "y": ["v"], "checksum": "0",
+    "classes": False})["checksum"]`.
+    """
+    for name in ("data", "task", "x", "y"):
+        if name not in settings:
+            raise ValueError(f"{name} is missing: a table needs the name of its file, and of the "
+                             "columns task, x and y")
+        check_setting(name, settings[name])
+    found = dict(settings)
+    if "checksum" not in found: found["checksum"] = checksum_of(found["data"])
+    if "classes" not in found: found["classes"] = holds_words(found["data"], found["y"])
+    if found["classes"] and len(found["y"]) > 1:
+        raise ValueError(f"y={found['y']}: of classes, one column is needed")
+    return found
+
+
+def holds_words(file: str | Path, y: list[str]) -> bool:
+    "Whether no cell of the columns y is a number, and some are words."
+    cells = [cell for column in columns_of(file, y).values() for cell in column
+             if not is_missing(cell)]
+    return bool(cells) and not any(map(is_number, cells))
+
+
+def checksum_of(file: str | Path) -> str:
+    "Sixteen characters that are others for other bytes of a file, which is read piece by piece."
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while piece := content.read(2**20): digest.update(piece)
+    return digest.hexdigest()[:16]
+
 # %% ../../nbs/7_workshop/73_recipes.ipynb #73b00004
 WHICH = ("family", "method", "seed")
 
@@ -237,7 +309,8 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with every open one (None) filled in, as family and method want it.
 
     Raises `ValueError` for a family that is no name and no folder, a method that does not go with
-    it, a setting that they do not have, and a value that a setting cannot have.
+    it, a setting that they do not have, and a value that a setting cannot have. Of a table, what is
+    open is looked up in its file, with the errors of `of_a_table`.
 
     Example: `complete({"family": "sinusoids", "method": "maml", "seed": 0})["inner_lr"]`.
     """
@@ -245,14 +318,15 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
     for name in WHICH:
         if name not in given: raise ValueError(f"{name} is missing among the settings")
         check_setting(name, given[name])
-    open_ones = options_of(given["family"], given["method"])
+    if given["family"] == "table": given = of_a_table(given)
+    open_ones = options_of(given["family"], given["method"], given.get("classes", False))
     for name, value in given.items():
         if name not in open_ones and name not in WHICH:
             raise ValueError(f"{name}={value!r} does not go with {given['family']} and "
                              f"{given['method']}: they take {', '.join(open_ones)}")
         check_setting(name, value)
     least = RECIPES[given["method"]].of_a_class
-    if given["family"] != "sinusoids" and given.get("shots", least) < least:
+    if "ways" in open_ones and given.get("shots", least) < least:
         raise ValueError(f"shots={given['shots']}: {given['method']} needs {least} or more")
     return {name: given[name] for name in WHICH} | open_ones | given
 
@@ -302,7 +376,12 @@ def sine_network(seed: int = 0, context: int = 0, init: str = "uniform") -> nn.M
 
     Example: `sine_network(seed=0)`.
     """
-    model = mlp(1 + context, 40, 40, 1, init=init, seed=seed)
+    return small_network(1, 1, seed, context, init)
+
+
+def small_network(inputs: int, outputs: int, seed: int, context: int, init: str) -> nn.Module:
+    "Two layers of 40 units with ReLU between so many numbers."
+    model = mlp(inputs + context, 40, 40, outputs, init=init, seed=seed)
     return Contextual(model, context) if context else model
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #43e34ffe
@@ -337,6 +416,53 @@ def image_families(settings: dict[str, Any], shots: int | None,
         check_disjoint(train, test)
     return train if shots is None else train.having(shots=shots), validation, test
 
+# %% ../../nbs/7_workshop/73_recipes.ipynb #73b10005
+class MeanError:
+    """How far forecasts are off on average, in the units of a table: a metric for `evaluate`.
+
+    `size`: the number that one unit of the model is in the table's units, as in `y_scale.size`.
+
+    Example: `MeanError(2.0)(torch.zeros(3, 1), torch.ones(3, 1))`, which is 2.
+    """
+    __name__ = "error"
+
+    def __init__(self, size: float):
+        self.size = size
+
+    def __call__(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return self.size * (prediction - y).abs().mean()
+
+
+def rows(settings: dict[str, Any], recipe: Recipe, root: str | Path | None) -> Problem:
+    "The tasks of a table for a small network."
+    table = table_of(settings, root)
+    x, y = len(settings["x"]), settings["y"]
+    model = small_network(x, len(table.classes) or len(y), settings["seed"], recipe.context,
+                          settings["init"])
+    steps = [0, 1, 2, 5, 10]
+    if table.classes: return Problem(model, F.cross_entropy, table, None, table, accuracy, steps)
+    metric = MeanError(table.y_scale.size.item()) if len(y) == 1 else None
+    return Problem(model, F.mse_loss, table, None, table, metric, steps)
+
+
+def table_of(settings: dict[str, Any], root: str | Path | None = None) -> Table:
+    """The table of some settings; `root`: the folder where its file is, if it is elsewhere now.
+
+    Raises `ValueError` for a file with other bytes than the settings tell of, and as `Table` does.
+    """
+    file = Path(settings["data"]) if root is None else Path(root, Path(settings["data"]).name)
+    if not file.is_file():
+        raise ValueError(f"{file} is no file; if the table is elsewhere now, --root is its folder")
+    if checksum_of(file) != settings["checksum"]:
+        raise ValueError(f"{file} is not the table of this run: its content is another now")
+    names = ("task", "x", "y", "order", "groups", "missing", "short", "scale", "classes", "shots",
+             "queries")
+    table = Table(file, test=settings["held_out"], **{name: settings[name] for name in names})
+    if table.test is None or len(table.test) < 2:
+        raise ValueError(f"of {len(table.train) + 1} tasks, one is held out, and two are needed to "
+                         "judge by: hold out a larger share")
+    return table
+
 # %% ../../nbs/7_workshop/73_recipes.ipynb #07db0e42
 class Experiment(NamedTuple):
     "What there is to train, to choose by, and to judge with."
@@ -360,6 +486,7 @@ def build(settings: dict[str, Any], root: str | Path | None = None) -> Experimen
     settings = complete(settings)
     recipe = RECIPES[settings["method"]]
     problem = (sinusoids(settings, recipe) if settings["family"] == "sinusoids"
+               else rows(settings, recipe, root) if settings["family"] == "table"
                else few_shot(settings, recipe, root))
     J = recipe.build(problem.model, problem.loss, settings.get("inner_lr", recipe.lr),
                      settings.get("inner_steps", recipe.inner_steps))

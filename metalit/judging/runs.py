@@ -85,7 +85,7 @@ def _of_before(settings: dict[str, Any]) -> dict[str, Any]:
     "Settings of a version that wrote all options down, without those that were of no use."
     words = [settings.get(name) for name in ("family", "method")]
     if not all(isinstance(word, str) for word in words): return settings
-    used = {"family", "method", "seed", *options_of(*map(str, words))}
+    used = {"family", "method", "seed", *options_of(str(words[0]), str(words[1]))}
     known = used | {"ways", "init", "filters", "pool", "protocol", "size", "inner_lr",
                     "inner_steps"}
     return {name: value for name, value in settings.items() if name in used or name not in known}

@@ -200,8 +200,8 @@ class Given(FiniteSet):
 
     def __repr__(self) -> str:
         queries = "all others" if self.queries is None else self.queries
-        return (f"Given({len(self.train)} tasks, {self.n_held_out} held out, shots={self.shots}, "
-                f"queries={queries}, split={self.split!r})")
+        return (f"{type(self).__name__}({len(self.train)} tasks, {self.n_held_out} held out, "
+                f"shots={self.shots}, queries={queries}, split={self.split!r})")
 
 # %% ../../nbs/6_yours/59_given.ipynb #590467d9
 def visited(count: int, seed: int, visits: Sequence[int]) -> Tensor:

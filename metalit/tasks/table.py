@@ -5,23 +5,25 @@
 # %% ../../nbs/6_yours/59a_table.ipynb #5ad52ff1
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .given import Given, held_out_names
 
 # %% auto #0
-__all__ = ['BLANK', 'columns_of', 'from_file', 'check_names', 'is_missing', 'as_number', 'as_numbers', 'Scale', 'Rows', 'read',
-           'classes_of', 'groups_of', 'gap_words', 'Table', 'check_rules', 'names_in', 'test_names', 'tasks_of']
+__all__ = ['BLANK', 'columns_of', 'names_of', 'lines_of', 'from_file', 'check_names', 'is_missing', 'is_number', 'as_number',
+           'as_numbers', 'Scale', 'Rows', 'read', 'classes_of', 'groups_of', 'gap_words', 'InUnits', 'whole_numbers',
+           'numbers_of', 'check_one_task', 'Scaled', 'Table', 'check_rules', 'names_in', 'test_names', 'tasks_of']
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a0737c9
 BLANK = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell of a file may say
@@ -33,9 +35,7 @@ def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
     Example: `columns_of({"a": [1, 2], "b": [3, 4]}, ["b"])`, which is `{"b": [3, 4]}`.
     """
     if isinstance(source, str | Path): return from_file(Path(source), names)
-    there = [str(name) for name in getattr(source, "columns", source)]
-    if hasattr(source, "column_names"): there = list(source.column_names)
-    check_names(names, there)
+    check_names(names, names_of(source))
     found = {name: np.asarray(source[name]).tolist() for name in names}
     if len({len(column) for column in found.values()}) > 1:
         raise ValueError("the columns have " + ", ".join(f"{name!r} {len(column)}" for name, column
@@ -43,12 +43,29 @@ def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
     return found
 
 
+def names_of(source: Any) -> list[str]:
+    "The names of a table's columns."
+    if isinstance(source, str | Path):
+        with lines_of(Path(source)) as rows: return next(rows, [])
+    if hasattr(source, "column_names"): return list(source.column_names)
+    return [str(name) for name in getattr(source, "columns", source)]
+
+
+@contextlib.contextmanager
+def lines_of(file: Path) -> Iterator[Any]:
+    "The lines of a CSV file, or a TSV one, as lists of cells; `ValueError` for what is no text."
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as lines:
+            yield csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no text with commas ({error})") from error
+
+# %% ../../nbs/6_yours/59a_table.ipynb #5ab10006
 def from_file(file: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     "Some columns of a CSV file, or a TSV one; every cell is text."
     found: dict[str, list[Any]] = {name: [] for name in names}
-    with open(file, newline="", encoding="utf-8-sig") as lines:
-        rows = csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
-        there = next(rows, [])
+    with lines_of(file) as rows:
+        there: list[str] = next(rows, [])
         check_names(names, there)
         places = [(found[name], there.index(name)) for name in names]
         for row in rows:
@@ -75,13 +92,20 @@ def is_missing(cell: Any) -> bool:
     return cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
 
 
+def is_number(cell: Any) -> bool:
+    "Whether a cell holds a number."
+    try: float(cell)
+    except (TypeError, ValueError): return False
+    return True
+
+
 def as_number(cell: Any, column: str, row: int) -> float:
     "A cell as a number; NaN for an empty one; `ValueError` for a word."
     if is_missing(cell): return float("nan")
     try: return float(cell)
     except (TypeError, ValueError):
         raise ValueError(f"column {column!r} holds {cell!r} in row {row + 1}, which is no number; "
-                         "for a column of classes use classes=True") from None
+                         "for a y of classes use classes=True") from None
 
 
 def as_numbers(columns: dict[str, list[Any]], names: Sequence[str]) -> Tensor:
@@ -176,8 +200,89 @@ def gap_words(columns: dict[str, list[Any]]) -> str:
     told = ", ".join(f"{count} in {name!r}" for name, count in counts.items() if count)
     return f"cells are empty: {told}. missing='drop' leaves these rows out"
 
+# %% ../../nbs/6_yours/59a_table.ipynb #5ab10002
+class InUnits(nn.Module):
+    """A model between the units of a table: inputs are scaled, and what it says is scaled back.
+
+    `x_scale`, `y_scale`: those of a `Table`, whose `in_units` makes it. `forward` takes x
+    (n, columns), best in float64, as `new_inputs` gives it; what classes have are logits, and stay
+    as they are. It is a plain module, to save and to export.
+
+    Example: `InUnits(torch.nn.Linear(1, 1), *[Scale.of(torch.rand(5, 1))] * 2)(torch.rand(3, 1))`.
+    """
+    x_mean: Tensor
+    x_size: Tensor
+    y_mean: Tensor
+    y_size: Tensor
+
+    def __init__(self, model: nn.Module, x_scale: Scale, y_scale: Scale):
+        super().__init__()
+        self.model = model
+        for name, scale in (("x", x_scale), ("y", y_scale)):
+            self.register_buffer(f"{name}_mean", scale.mean)
+            self.register_buffer(f"{name}_size", scale.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "What the model says of x, in the table's units."
+        scaled = (x - self.x_mean) / self.x_size
+        said = self.model(scaled.to(next(self.model.parameters()).dtype))
+        return said * self.y_size + self.y_mean
+
+# %% ../../nbs/6_yours/59a_table.ipynb #5ab10003
+def whole_numbers(columns: dict[str, list[Any]], names: Sequence[str]) -> Tensor:
+    "Some columns side by side, (rows, columns), in float64; `ValueError` for a gap, and no row."
+    numbers = as_numbers(columns, names)
+    if not len(numbers): raise ValueError("the table has no row")
+    for row, column in numbers.isfinite().logical_not().nonzero()[:1].tolist():
+        raise ValueError(f"column {names[column]!r} holds {columns[names[column]][row]!r} in row "
+                         f"{row + 1}, and a finite number is needed")
+    return numbers
+
+
+def numbers_of(cells: Sequence[Any], name: str, classes: Sequence[str]) -> Tensor:
+    "The numbers of classes that are named, (n,); `ValueError` for one that is not known."
+    for row, cell in enumerate(cells):
+        if str(cell) not in classes:
+            raise ValueError(f"column {name!r} holds {cell!r} in row {row + 1}, and the classes "
+                             f"are {', '.join(classes)}")
+    return torch.tensor([classes.index(str(cell)) for cell in cells])
+
+
+def check_one_task(source: Any, task: str) -> None:
+    "Raise `ValueError` where a table names two tasks."
+    if task not in names_of(source): return
+    owners = list(dict.fromkeys(map(str, columns_of(source, [task])[task])))
+    if len(owners) > 1:
+        raise ValueError(f"column {task!r} names {len(owners)} tasks, {owners[0]!r} and "
+                         f"{owners[1]!r} among them: give the rows of one")
+
+# %% ../../nbs/6_yours/59a_table.ipynb #5ab10007
+class Scaled(Given):
+    "Tasks in a model's units, and the way to these from the units of a table, and back."
+    asked: dict[str, Any]
+    x_scale: Scale
+    y_scale: Scale
+    classes: tuple[str, ...]
+
+    def new_task(self, source: Any) -> tuple[Tensor, Tensor]:
+        "x (n, columns) and y of one more task, in the model's units: all rows of another table."
+        names = self.asked["y"]
+        x, columns = self.x_scale.to(self.new_inputs(source)), columns_of(source, names)
+        if self.classes: return x, numbers_of(columns[names[0]], names[0], self.classes)
+        return x, self.y_scale.to(whole_numbers(columns, names))
+
+    def new_inputs(self, source: Any) -> Tensor:
+        "x (n, columns) of another table, in its own units and float64: what `in_units` takes."
+        check_one_task(source, self.asked["task"])
+        names = self.asked["x"]
+        return whole_numbers(columns_of(source, names), names)
+
+    def in_units(self, model: nn.Module) -> InUnits:
+        "A model that takes and gives the table's units, around one that thinks in its own."
+        return InUnits(model, self.x_scale, self.y_scale)
+
 # %% ../../nbs/6_yours/59a_table.ipynb #5a161ca1
-class Table(Given):
+class Table(Scaled):
     """Tasks from a table: a row is an example, and one column says to which task it belongs.
 
     `source`: a CSV or TSV file, a dictionary of columns, or a data frame (pandas, polars, Arrow).
@@ -200,9 +305,10 @@ class Table(Given):
                  scale: bool = True, classes: bool = False, shots: int = 5,
                  queries: int | None = None, seed: int = 0):
         check_rules(missing=missing, short=short)
-        self.asked = {"task": task, "x": x, "y": y, "test": test, "groups": groups, "order": order,
-                      "missing": missing, "short": short, "scale": scale, "seed": seed}
-        rows = read(source, task, names_in(x), names_in(y), order=order, groups=groups,
+        self.asked: dict[str, Any] = {
+            "task": task, "x": names_in(x), "y": names_in(y), "test": test, "groups": groups,
+            "order": order, "missing": missing, "short": short, "scale": scale, "seed": seed}
+        rows = read(source, task, self.asked["x"], self.asked["y"], order=order, groups=groups,
                     missing=missing, classes=classes)
         least = shots + (queries or 1)
         names = [name for name, count in rows.counts.items() if short == "refuse" or count >= least]

@@ -96,8 +96,13 @@ class Split(Container):
         return mapped(lambda tensor: tensor[index], self)
 
     def joined(self, other: Split) -> Split:
-        "The rows of both, one after the other."
-        return mapped(lambda one, two: torch.cat([one, two]), self, other)
+        "The rows of both, one after the other; where one has a mask, the other's are real."
+        parts = [part if part.mask is not None or whole.mask is None else part._real_as(whole.mask)
+                 for part, whole in ((self, other), (other, self))]
+        return mapped(lambda one, two: torch.cat([one, two]), *parts)
+
+    def _real_as(self, mask: Tensor) -> Split:
+        return Split(self.x, self.y, mask.new_ones((len(leaves(self.x)[0]), *mask.shape[1:])))
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #40567fdf
 @dataclass(frozen=True)
