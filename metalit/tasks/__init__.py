@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Split', 'Task', 'check_split', 'check_task', 'Random', 'threefry', 'Family', 'seeded_generator', 'Sinusoids',
            'Quadratics', 'curvature', 'half_square', 'quadratic_task', 'Episodes', 'Unequal', 'check_tasks', 'one',
-           'padded', 'unpadded', 'Given', 'leave_one_out', 'parted', 'Table']
+           'padded', 'unpadded', 'Given', 'leave_one_out', 'parted', 'Table', 'episodes_of']
 
 # %% ../../nbs/9_rooms/90_room_tasks.ipynb #8f16e4e4
 from .episodes import Episodes
 from .family import Family
 from .given import Given, leave_one_out, parted
+from .labelled import episodes_of
 from .quadratics import Quadratics, curvature, half_square, quadratic_task
 from .random import Random, seeded_generator, threefry
 from .sinusoids import Sinusoids
@@ -21,4 +22,5 @@ from .unequal import Unequal, check_tasks, one, padded, unpadded
 # %% ../../nbs/9_rooms/90_room_tasks.ipynb #e06128fd
 _all_ = [Split, Task, check_split, check_task, Random, threefry, Family, seeded_generator,
          Sinusoids, Quadratics, curvature, half_square, quadratic_task, Episodes, Unequal,
-         check_tasks, one, padded, unpadded, Given, leave_one_out, parted, Table]
+         check_tasks, one, padded, unpadded, Given, leave_one_out, parted, Table,
+         episodes_of]

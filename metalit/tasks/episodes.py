@@ -26,18 +26,20 @@ def distinct(random: Random, shape: tuple[int, int], count: int) -> Tensor:
 # %% ../../nbs/5_images/50_episodes.ipynb #697bd49e
 def check_images(images: Tensor, labels: Tensor) -> Tensor:
     "The labels as whole numbers, where images and labels belong together; `ValueError` if not."
-    if not isinstance(images, Tensor) or images.ndim != 4 or 0 in images.shape:
+    if not isinstance(images, Tensor) or images.ndim < 2 or 0 in images.shape:
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError("images: a tensor of shape (images, channels, height, width) is needed, "
-                         f"found {found}")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"images are of type {images.dtype}: bytes (torch.uint8) or floating "
-                         "point are needed")
+                         f"or of other examples (examples, …), found {found}")
+    what, types, wanted = (("images", torch.uint8, "bytes (torch.uint8)") if images.ndim == 4 else
+                           ("examples", torch.int64, "whole numbers (torch.int64)"))
+    if images.dtype != types and not images.is_floating_point():
+        raise ValueError(f"{what} are of type {images.dtype}: {wanted} or floating point are "
+                         "needed")
     whole = isinstance(labels, Tensor) and not labels.is_floating_point()
     if not whole or labels.shape != images.shape[:1]:
         of = (f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor)
               else type(labels).__name__)
-        raise ValueError(f"labels: one whole number for each of the {len(images)} images is "
+        raise ValueError(f"labels: one whole number for each of the {len(images)} {what} is "
                          f"needed, found {of}")
     return labels.to(device=images.device, dtype=torch.int64)
 
@@ -47,6 +49,10 @@ def check_rotations(rotations: tuple[int, ...], images: Tensor) -> tuple[int, ..
     if not rotations or any(angle % 90 for angle in rotations):
         raise ValueError(f"rotations={rotations}: angles in degrees, multiples of 90; (0,) for "
                          "none")
+    if images.ndim != 4:
+        if tuple(rotations) == (0,): return (0,)
+        raise ValueError(f"rotations={rotations}: only images can be turned, and these examples "
+                         f"have shape {tuple(images.shape[1:])}")
     height, width = images.shape[-2:]
     if height != width and any(angle % 180 for angle in rotations):
         raise ValueError(f"rotations={rotations}: images of {height} × {width} pixels can be "
@@ -123,21 +129,25 @@ def check_enough(source: LabelledImages) -> None:
     if source.kinds < span(source.ways)[1]:
         raise ValueError(f"ways={source.ways}, but there are only {source.kinds} classes: ask for "
                          "fewer ways, or give more classes")
-    least = int(source._counts.argmin())
-    if source._counts[least] < source.shots + source.queries:
+    short = (source._counts < source.shots + source.queries).nonzero().flatten()
+    if len(short):
+        told = " and ".join(f"class {int(source.classes[i])} has {int(source._counts[i])}"
+                            for i in short[source._counts[short].argsort(stable=True)][:3])
+        more = f" ({len(short)} classes have too few)" if len(short) > 3 else ""
         raise ValueError(f"an episode needs {source.shots} + {source.queries} different images of "
-                         f"each class (shots + queries), but class {int(source.classes[least])} "
-                         f"has {int(source._counts[least])}")
+                         f"each class (shots + queries), but {told}{more}")
 
 # %% ../../nbs/5_images/50_episodes.ipynb #ba3019de
 class Episodes(LabelledImages):
     """Episodes of N-way classification: which of `ways` classes does an image show?
 
     `images`: (n, channels, height, width), bytes (then divided by 255) or floating point; `labels`:
-    (n,), whole numbers. An episode draws `ways` classes (with `ways=(2, 5)` from two to five, in a
-    batch with masks, as `ml.tasks.padded` makes it), and of each `shots` support and `queries`
-    query images (default: as many, as in the code of Finn et al. 2017), all different. Within it
-    the classes are numbered 0 … ways − 1 anew. `rotations` are angles in degrees, multiples of 90:
+    (n,), whole numbers. Examples that are no images may have any shape (n, …), floating point, or
+    whole numbers (int64) such as those of words, which stay as they are. An episode draws `ways`
+    classes (with `ways=(2, 5)` from two to five, in a batch with masks, as
+    `ml.tasks.padded` makes it), and of each `shots` support and `queries` query images (default: as
+    many, as in the code of Finn et al. 2017), all different. Within it the classes are numbered
+    0 … ways − 1 anew. `rotations` are angles in degrees, multiples of 90:
     each class of an episode is turned by one; with `rotations_as_classes` a class turned is a class
     of its own. Episodes are made where the images are (`episodes.to("cuda")`), the same on every
     device. Shapes: x (B, shots·ways, C, H, W), y (B, shots·ways), the classes in turn.
@@ -162,7 +172,7 @@ class Episodes(LabelledImages):
         chosen = order.masked_fill(missing, -1).topk(self.shots + self.queries).indices
         images = self.images[self._order[chosen + self._first[drawn][..., None]]]
         x = turned(images.transpose(1, 2), turn, self.rotations)
-        if not x.is_floating_point(): x = x.float() / 255
+        if x.dtype == torch.uint8: x = x.float() / 255
         return in_sets(x, self.ways, self.shots, random)
 
     def having(self, **changes: Any) -> Episodes:
