@@ -78,8 +78,9 @@ def from_file(file: Path, names: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def check_names(names: Iterable[str], there: Sequence[str]) -> None:
-    "Raise `ValueError` for a column that is not there, with those that are."
+    "Raise `ValueError` for a column that is not there, or twice, with those that are."
     for name in names:
+        if there.count(name) > 1: raise ValueError(f"column {name!r} stands twice in the table")
         if name in there: continue
         near = difflib.get_close_matches(str(name), there, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, there))}"
