@@ -6,12 +6,13 @@
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
            'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'Path', 'Term', 'Sum', 'QueryLoss',
-           'ParameterDistance', 'GradientNorm', 'EveryStep', 'Triplet', 'Contrast', 'Pooling', 'Mean', 'ByExamples',
-           'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution',
-           'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML', 'SharpMAML',
-           'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train',
-           'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint',
-           'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
+           'ParameterDistance', 'GradientNorm', 'EveryStep', 'Bootstrap', 'Triplet', 'Contrast', 'Pooling', 'Mean',
+           'ByExamples', 'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit',
+           'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML',
+           'SharpMAML', 'MetaSGD', 'MetaCurvature', 'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2',
+           'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint',
+           'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run',
+           'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -49,6 +50,7 @@ from .losses import TaskLoss
 from .meta_loss import MetaLoss
 from metalit.methods import (
     ANIL,
+    BMG,
     BOIL,
     CAVIA,
     FOMAML,
@@ -69,6 +71,7 @@ from .pooling.mean import ByExamples, Mean, Pooling
 from .pooling.tail import Tail, Tilted, Worst
 from .tasks.family import Family
 from .tasks.task import Split, Task
+from .terms.bootstrap import Bootstrap
 from .terms.contrast import Contrast, Triplet
 from .terms.distance import ParameterDistance
 from .terms.every_step import EveryStep
@@ -87,9 +90,9 @@ from .training.watching import Watcher
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker, Masked,
          Proximal, Sign, Context, Prototypes, Ridge, Path, Term, Sum, QueryLoss, ParameterDistance,
-         GradientNorm, EveryStep, Triplet, Contrast, Pooling, Mean, ByExamples, Tail, Tilted,
-         Worst, Exact, FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss,
-         MetaLoss, MAML, FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD, MetaCurvature,
-         ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher, evaluate,
-         Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
-         LostProcessError, judge, compare, load, Run, named]
+         GradientNorm, EveryStep, Bootstrap, Triplet, Contrast, Pooling, Mean, ByExamples, Tail,
+         Tilted, Worst, Exact, FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner,
+         TaskLoss, MetaLoss, MAML, FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD,
+         MetaCurvature, BMG, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation,
+         Watcher, evaluate, Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError,
+         DivergedError, LostProcessError, judge, compare, load, Run, named]

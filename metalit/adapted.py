@@ -81,7 +81,8 @@ def end_of(walk: Walk, split: Split, steps: int | None = None, lr: Rate | None =
     with torch.no_grad():
         first = inner.init(walk.predict, walk.theta, split)[0]
         if start is None: return replace(walk, inner=inner)(split, steps=steps)[-1]
-        return replace(walk, inner=_going_on(inner))(split, _tensors_of(start, first), steps)[-1]
+        walk = replace(walk, inner=inner, goes_on=True)
+        return walk(split, _tensors_of(start, first), steps)[-1]
 
 # %% ../nbs/7_workshop/62a_adapted.ipynb #62a0000d
 def _with_rate(inner: InnerLoop, lr: Any) -> InnerLoop:
@@ -95,13 +96,6 @@ def _with_rate(inner: InnerLoop, lr: Any) -> InnerLoop:
     twin = copy.copy(inner)
     twin.__dict__["lr"] = rate
     if isinstance(twin, SGD): check_understood(twin, {"rates": lr} if callable(rate) else {})
-    return twin
-
-
-def _going_on(inner: InnerLoop) -> InnerLoop:
-    "The inner loop, beginning at the parameters that it is given, whatever its own beginning is."
-    twin = copy.copy(inner)
-    twin.__dict__["init"] = lambda predict, phi, split: (phi, inner.init(predict, phi, split)[1])
     return twin
 
 

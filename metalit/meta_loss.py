@@ -176,9 +176,9 @@ def check_derivatives(J: Choices, model: nn.Module) -> None:
 
 def check_nothing_held(J: Choices) -> None:
     "Raise `ValueError` where a term holds something constant, and the gradient comes from values."
-    held = any(isinstance(term, ParameterDistance) for _, term in J.terms.addends())
+    held = [type(term).__name__ for term in J.terms.each() if term.holds_constant]
     if held and getattr(J.gradient, "values_only", False):
-        raise ValueError("ParameterDistance holds the end of adaptation constant, and gradient="
+        raise ValueError(f"{held[0]} holds a part of its value constant, and gradient="
                          f"ml.{type(J.gradient).__name__}() knows of values only, so that it would "
                          "descend another thing: take gradient=ml.FirstOrder(), or another term")
 

@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'BMG', 'ProtoNet', 'ProtoMAML', 'R2D2']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -221,6 +221,24 @@ class CAVIA(MetaLoss):
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 1.0, steps: int = 1,
                  **choices: Any):
         super().__init__(model, loss, inner=Context(model, lr, steps), **choices)
+
+# %% ../nbs/3_choices/36b_bootstrap.ipynb #36b0000f
+from .terms.bootstrap import Bootstrap
+
+# %% ../nbs/3_choices/36b_bootstrap.ipynb #36b00010
+class BMG(MetaLoss):
+    """Bootstrapped meta-gradients (Flennerhag et al. 2022): the target is `more` steps ahead.
+
+    The terms are a `Bootstrap`; `distance` and `on` are its own. `lr` and `steps` are as in `MAML`;
+    `more` is L, by default 5, a round number: the authors' values for few shots are not known.
+
+    Example: `J = BMG(ml.models.mlp(1, 40, 40, 1), F.mse_loss, lr=0.01, steps=1, more=5)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
+                 more: int = 5, distance: str = "parameters", on: str = "support",
+                 **choices: Any):
+        super().__init__(model, loss, inner=SGD(lr, steps),
+                         terms=Bootstrap(more, distance, on=on), **choices)
 
 # %% ../nbs/5_images/53_prototypes.ipynb #36e90001
 from .inner.prototypes import Prototypes

@@ -31,7 +31,7 @@ Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters
 # %% auto #0
 __all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'whole', 'real', 'check_steps', 'check_batch_size',
            'check_made_for', 'check_subclass', 'real_in_turn', 'Fitting', 'InnerLoop', 'Step', 'as_it_is', 'Walk',
-           'constant', 'held_constant']
+           'constant', 'ahead', 'held_constant']
 
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def whole(value: Any) -> int:
@@ -193,7 +193,7 @@ class Walk:
     the inner loop, where it has one of its own, and `hvp(phi, v, split)` its Hessian times v. A
     gradient rule hands over another walk with the same points, whose derivatives are the rule's:
     one each of whose steps goes through `change(step, phi, state, k)`, by `changed`, or one whose
-    points `points(split, start, steps)` gives, by `with_points`.
+    points `points(split, start, steps)` gives, by `with_points`. `goes_on`: `start` itself is φ₀.
     """
     inner: InnerLoop
     theta: Params
@@ -202,13 +202,14 @@ class Walk:
     change: Change = as_it_is
     points: Callable[..., list[Params]] | None = None
     descends: LossOn | None = None
+    goes_on: bool = False
 
     def __call__(self, split: Split, start: Params | None = None,
                  steps: int | None = None) -> list[Params]:
         if self.points is not None: return self.points(split, start, steps)
         first = self.theta if start is None else start
         phi, state = self.inner.init(self.predict, first, split)
-        points = [phi]
+        points = [phi := first if self.goes_on else phi]
         for k in range(self.inner.steps if steps is None else check_steps(steps)):
             loss = partial(self._loss, self.inner.examples(split, k))
             step = Step(self.inner, loss, partial(self._begin, first, split))
@@ -238,6 +239,15 @@ class Walk:
 def constant(phi: Params) -> Params:
     "The same numbers, without a way back."
     return {name: value.detach() for name, value in phi.items()}
+
+
+def ahead(walk: Walk, split: Split, steps: int, phi: Params | None = None) -> Params:
+    """Where so many steps of a walk lead, as numbers without a way back: from θ, or on from φ.
+
+    On from φ no other beginning is made, no head and no context; a memory begins anew.
+    """
+    walk = replace(walk, change=as_it_is, points=None, goes_on=phi is not None)
+    with torch.no_grad(): return constant(walk(split, phi, steps)[-1])
 
 
 def held_constant(step: Step, phi: Params, state: State, k: int) -> tuple[Params, State]:

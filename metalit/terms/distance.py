@@ -24,6 +24,8 @@ class ParameterDistance(Term):
 
     Example: `ml.MetaLoss(model, loss, inner=ml.SGD(0.02, 32), terms=ParameterDistance())`.
     """
+    holds_constant = True
+
     def per_task(self, path: Path, task: Task) -> Tensor:
         "½‖θ − sg φ_K‖² of one task, a scalar."
         return 0.5 * torch.stack([((value - path.final[name].detach()) ** 2).sum()

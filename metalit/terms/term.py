@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..inner.walk import LossOn, Predict
+from ..inner.walk import LossOn, Predict, Walk
 from ..models import Params
 from ..schedule import Number, Scheduled, times
 from ..tasks.task import Task, Tree
@@ -37,7 +37,7 @@ class Path:
     theta: Params
     predict: Predict
     loss: LossOn
-    adapt: Callable[..., list[Params]]
+    adapt: Walk
     probe: Tree
 
     @property
@@ -85,11 +85,12 @@ class Term(Addend):
     `per_task(path, task)` sees one task (no task axis) and returns a scalar; the pooling of the
     meta-loss makes one number of those of all tasks. A term that compares tasks with each other
     says `across_tasks = True`: then `per_task` may return any tensor, such as an embedding, and
-    `pool(values)` makes the number of all of them, stacked along a first axis.
+    `pool(values)` makes the number of all of them, stacked along a first axis. One that holds a
+    part of itself constant says `holds_constant = True`: a rule that knows of values only refuses.
 
     Example: `terms = ml.QueryLoss() + 0.1 * ml.GradientNorm()`.
     """
-    across_tasks = False
+    across_tasks = holds_constant = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
