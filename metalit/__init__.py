@@ -6,13 +6,13 @@
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
            'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'Path', 'Term', 'Sum', 'QueryLoss',
-           'ParameterDistance', 'GradientNorm', 'EveryStep', 'Bootstrap', 'Triplet', 'Contrast', 'Pooling', 'Mean',
-           'ByExamples', 'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit',
-           'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'TripletMAML', 'ConML',
-           'SharpMAML', 'MetaSGD', 'MetaCurvature', 'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2',
-           'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint',
-           'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run',
-           'named']
+           'ParameterDistance', 'GradientNorm', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet', 'Contrast',
+           'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated',
+           'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'Leap',
+           'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet',
+           'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
+           'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
+           'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -57,6 +57,7 @@ from metalit.methods import (
     MAML,
     R2D2,
     ConML,
+    Leap,
     MetaCurvature,
     MetaSGD,
     ProtoMAML,
@@ -75,6 +76,7 @@ from .terms.bootstrap import Bootstrap
 from .terms.contrast import Contrast, Triplet
 from .terms.distance import ParameterDistance
 from .terms.every_step import EveryStep
+from .terms.path_length import PathLength
 from .terms.query import QueryLoss
 from .terms.sharpness import GradientNorm
 from .terms.term import Path, Sum, Term
@@ -90,9 +92,10 @@ from .training.watching import Watcher
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker, Masked,
          Proximal, Sign, Context, Prototypes, Ridge, Path, Term, Sum, QueryLoss, ParameterDistance,
-         GradientNorm, EveryStep, Bootstrap, Triplet, Contrast, Pooling, Mean, ByExamples, Tail,
-         Tilted, Worst, Exact, FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner,
-         TaskLoss, MetaLoss, MAML, FOMAML, Reptile, TripletMAML, ConML, SharpMAML, MetaSGD,
-         MetaCurvature, BMG, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation,
-         Watcher, evaluate, Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError,
-         DivergedError, LostProcessError, judge, compare, load, Run, named]
+         GradientNorm, EveryStep, PathLength, Bootstrap, Triplet, Contrast, Pooling, Mean,
+         ByExamples, Tail, Tilted, Worst, Exact, FirstOrder, MixedMode, Truncated, Implicit,
+         Evolution, Learner, TaskLoss, MetaLoss, MAML, FOMAML, Reptile, Leap, TripletMAML, ConML,
+         SharpMAML, MetaSGD, MetaCurvature, BMG, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2,
+         meta_train, Validation, Watcher, evaluate, Evaluation, accuracy, save_checkpoint,
+         load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge, compare, load,
+         Run, named]

@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'BMG', 'ProtoNet', 'ProtoMAML', 'R2D2']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'Leap', 'BMG', 'ProtoNet', 'ProtoMAML', 'R2D2']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -221,6 +221,26 @@ class CAVIA(MetaLoss):
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 1.0, steps: int = 1,
                  **choices: Any):
         super().__init__(model, loss, inner=Context(model, lr, steps), **choices)
+
+# %% ../nbs/3_choices/36a_path_length.ipynb #36a0000c
+from .terms.path_length import PathLength
+
+# %% ../nbs/3_choices/36a_path_length.ipynb #36a0000d
+class Leap(MetaLoss):
+    """Leap (Flennerhag et al. 2019): a start from which the ways of all tasks are short.
+
+    The inner loop takes `steps` steps of size `lr`, by default 100 of 0.1, as the authors have it
+    for Omniglot; there the outer loop is `torch.optim.SGD` with 0.1, too. Uses no query set.
+    `power`, `loss_part` and `stabiliser` are the `power`, `loss` and `stabiliser` of `PathLength`.
+
+    Example: `J = Leap(model, F.mse_loss, lr=0.02, steps=20)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.1, steps: int = 100, *,
+                 power: int = 1, loss_part: bool = True, stabiliser: bool = True,
+                 batch_size: int | None = None, **choices: Any):
+        super().__init__(model, loss, inner=SGD(lr, steps, batch_size=batch_size),
+                         terms=PathLength(power, loss=loss_part, stabiliser=stabiliser),
+                         gradient=FirstOrder(), **choices)
 
 # %% ../nbs/3_choices/36b_bootstrap.ipynb #36b0000f
 from .terms.bootstrap import Bootstrap

@@ -97,6 +97,8 @@ OWN = {
     ml.Reptile: {"inner": (None, ml.SGD(0.3))},
     ml.Ridge: {"scale": (1.0, 2.0), "learn": (False, True), "head": ("2", "0")},
     ml.R2D2: {"scale": (1.0, 2.0)},
+    ml.PathLength: {"power": (1, 2), "loss": (True, False), "stabiliser": (True, False)},
+    ml.Leap: {"power": (1, 2), "loss_part": (True, False), "stabiliser": (True, False)},
     ml.Bootstrap: {"distance": ("parameters", "predictions"), "on": ("support", "query")},
     ml.BMG: {"distance": ("parameters", "predictions"), "on": ("support", "query"),
              "more": (5, 6)},

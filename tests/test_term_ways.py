@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import metalit as ml
 
-TERMS = {"bootstrap": lambda: ml.Bootstrap(3),
+TERMS = {"path length": ml.PathLength, "bootstrap": lambda: ml.Bootstrap(3),
          "bootstrap of predictions": lambda: ml.Bootstrap(2, "predictions", on="query")}
 WAYS = ("loop", "chunks", "chunks in a loop", "compiled", "processes", "torch.func", "twice",
         "traced", "a list", "padded")
