@@ -6,13 +6,13 @@
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
            'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'Path', 'Term', 'Sum', 'QueryLoss',
-           'ParameterDistance', 'GradientNorm', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet', 'Contrast',
-           'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated',
-           'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'Leap',
-           'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet',
-           'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
-           'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
-           'compare', 'load', 'Run', 'named']
+           'ParameterDistance', 'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet',
+           'Contrast', 'Inequality', 'EntropyReduction', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst',
+           'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss',
+           'MAML', 'FOMAML', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
+           'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher',
+           'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
+           'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -56,6 +56,7 @@ from metalit.methods import (
     FOMAML,
     MAML,
     R2D2,
+    TAML,
     ConML,
     Leap,
     MetaCurvature,
@@ -72,10 +73,12 @@ from .pooling.mean import ByExamples, Mean, Pooling
 from .pooling.tail import Tail, Tilted, Worst
 from .tasks.family import Family
 from .tasks.task import Split, Task
+from .terms.alignment import GradientAlignment
 from .terms.bootstrap import Bootstrap
 from .terms.contrast import Contrast, Triplet
 from .terms.distance import ParameterDistance
 from .terms.every_step import EveryStep
+from .terms.inequality import EntropyReduction, Inequality
 from .terms.path_length import PathLength
 from .terms.query import QueryLoss
 from .terms.sharpness import GradientNorm
@@ -92,10 +95,10 @@ from .training.watching import Watcher
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker, Masked,
          Proximal, Sign, Context, Prototypes, Ridge, Path, Term, Sum, QueryLoss, ParameterDistance,
-         GradientNorm, EveryStep, PathLength, Bootstrap, Triplet, Contrast, Pooling, Mean,
-         ByExamples, Tail, Tilted, Worst, Exact, FirstOrder, MixedMode, Truncated, Implicit,
-         Evolution, Learner, TaskLoss, MetaLoss, MAML, FOMAML, Reptile, Leap, TripletMAML, ConML,
-         SharpMAML, MetaSGD, MetaCurvature, BMG, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2,
-         meta_train, Validation, Watcher, evaluate, Evaluation, accuracy, save_checkpoint,
-         load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge, compare, load,
-         Run, named]
+         GradientNorm, GradientAlignment, EveryStep, PathLength, Bootstrap, Triplet, Contrast,
+         Inequality, EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted, Worst, Exact,
+         FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss, MAML,
+         FOMAML, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML, MetaSGD, MetaCurvature, BMG,
+         ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher, evaluate,
+         Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
+         LostProcessError, judge, compare, load, Run, named]

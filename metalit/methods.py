@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'Leap', 'BMG', 'ProtoNet', 'ProtoMAML', 'R2D2']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'Leap', 'BMG', 'TAML', 'ProtoNet', 'ProtoMAML', 'R2D2']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -259,6 +259,24 @@ class BMG(MetaLoss):
                  **choices: Any):
         super().__init__(model, loss, inner=SGD(lr, steps),
                          terms=Bootstrap(more, distance, on=on), **choices)
+
+# %% ../nbs/3_choices/36d_inequality.ipynb #36d0000e
+from .terms.inequality import Inequality
+
+# %% ../nbs/3_choices/36d_inequality.ipynb #36d0000f
+class TAML(MetaLoss):
+    """Task-agnostic meta-learning (Jamal & Qi 2019): MAML, and equal losses of the tasks before it.
+
+    `weight` is the factor of `Inequality`, by default 0.1, a round number, for the authors tuned
+    theirs for each setting; `measure` and `order` are its own. The rest is as in `MAML`.
+
+    Example: `J = TAML(ml.models.mlp(1, 40, 40, 1), F.mse_loss, lr=0.01, measure="gini")`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
+                 weight: float = 0.1, measure: str = "theil", order: float | None = None,
+                 **choices: Any):
+        terms = QueryLoss() + check_weight(weight) * Inequality(measure, order)
+        super().__init__(model, loss, inner=SGD(lr, steps), terms=terms, **choices)
 
 # %% ../nbs/5_images/53_prototypes.ipynb #36e90001
 from .inner.prototypes import Prototypes

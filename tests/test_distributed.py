@@ -313,6 +313,7 @@ def cases(chunk_size=None):
                "learned": {"pooling": Learned()}, "ids": {"pooling": OfEach()},
                "triplet": {"terms": ml.QueryLoss() + 0.5 * ml.Triplet(margin=9.0)},
                "contrast": {"terms": ml.QueryLoss() + 0.5 * ml.Contrast("parameters")},
+               "inequality": {"terms": ml.QueryLoss() + 0.5 * ml.Inequality("gini")},
                "triplet and tail": tail}
     for name, options in choices.items():
         yield name, ml.MetaLoss(ml.models.mlp(1, 8, 1), F.mse_loss, inner=ml.SGD(0.1, steps=2),
@@ -366,7 +367,7 @@ def test_what_looks_at_all_tasks_is_in_two_processes_what_it_is_in_one(tmp_path)
     right = {key: value for task in (program["batch"], program["padded"])
              for key, value in program["found"](lambda J: J, task).items()}
     shares = [torch.load(tmp_path / f"found.{rank}", weights_only=True) for rank in (0, 1)]
-    assert len(right) == 16
+    assert len(right) == 18
     for name, (value, gradients) in right.items():
         # what is compared is more than the mean of two shares
         assert any(gradient.abs().max() > 1e-3 for gradient in gradients), name

@@ -60,6 +60,7 @@ LIKE_MAML = {
     "gradient norm, weight 0": partial(maml, terms=ml.QueryLoss() + 0.0 * ml.GradientNorm()),
     "triplet, weight 0": lambda m, f: ml.TripletMAML(m, f, LR, K, weight=0.0),
     "ConML, weight 0": lambda m, f: ml.ConML(m, f, LR, K, weight=0.0),
+    "TAML, weight 0": lambda m, f: ml.TAML(m, f, LR, K, weight=0.0),
     "the tail that is all": partial(maml, pooling=ml.Tail(1.0)),
     "tilt 0": partial(maml, pooling=ml.Tilted(0.0)),
     "tilt near 0": partial(maml, pooling=ml.Tilted(1e-14)),
@@ -105,6 +106,18 @@ def test_steps_by_sign_are_first_order():
                                                    gradient=rule), task)
                     for rule in (ml.Exact(), ml.FirstOrder()))
     equal(exact, first, atol=0)
+
+
+@pytest.mark.parametrize("where", BEDS)
+def test_to_first_order_maml_is_joint_training_and_gradients_that_agree(where):
+    "What is left is of second order: half the step, a quarter of it."
+    left = []
+    for lr in (2e-4, 1e-4):
+        model, loss, task = bed(where)
+        both = measured(ml.MAML(model, loss, lr), task), measured(
+            ml.MAML(model, loss, steps=0, terms=ml.QueryLoss() + lr * ml.GradientAlignment()), task)
+        left.append([(a - b).norm() for a, b in zip(*both, strict=True)])
+    for whole, half in zip(*left, strict=True): assert abs(whole / half - 4) < 1e-2
 
 
 def joint(model, loss, task, part):

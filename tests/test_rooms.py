@@ -23,7 +23,7 @@ ROWS = (
     "inner.proximal inner.sign inner.preconditioned",
     "inner.prototypes inner.ridge inner",
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness",
-    "terms.path_length terms.bootstrap terms",
+    "terms.path_length terms.bootstrap terms.alignment terms.inequality terms",
     "pooling.mean pooling.tail pooling",
     "gradient.exact gradient.first_order gradient.mixed gradient.truncated",
     "gradient.implicit gradient.evolution gradient",

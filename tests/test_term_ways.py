@@ -10,27 +10,26 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import metalit as ml
 
-TERMS = {"path length": ml.PathLength, "bootstrap": lambda: ml.Bootstrap(3),
-         "bootstrap of predictions": lambda: ml.Bootstrap(2, "predictions", on="query")}
-WAYS = ("loop", "chunks", "chunks in a loop", "compiled", "processes", "torch.func", "twice",
-        "traced", "a list", "padded")
+TERMS = {"path length": ml.PathLength, "alignment": ml.GradientAlignment,
+         "inequality": ml.Inequality, "bootstrap": lambda: ml.Bootstrap(1),
+         "bootstrap of predictions": lambda: ml.Bootstrap(1, "predictions", on="query")}
+WAYS = ("loop", "chunks", "chunks in a loop", "processes", "torch.func", "twice", "a list",
+        "padded")
 OPTIONS = {"loop": {"batching": "loop"}, "chunks": {"chunk_size": 4},
            "chunks in a loop": {"chunk_size": 1, "batching": "loop"}}
 
 
 def meta_loss(term, net, **options):
+    measured = sum(make() for make in TERMS.values()) if term == "all" else TERMS[term]()
     return ml.MetaLoss(net, F.mse_loss, inner=ml.SGD(0.1, 2, momentum=0.5), **options,
-                       terms=ml.QueryLoss() + 0.7 * TERMS[term]())
-
-
-def compiled(term, net, task):
-    J = meta_loss(term, net)
-    J.compile(backend="eager")
-    return value_and_gradient(J, task)
+                       terms=ml.QueryLoss() + 0.7 * measured)
 
 
 def of_halves(term, net, task):
-    "What DistributedDataParallel does with two processes: the mean of both gradients."
+    """What DistributedDataParallel does with two processes: the mean of both gradients.
+
+    Terms that compare tasks are in `test_distributed.py`, with two processes.
+    """
     halves = [value_and_gradient(meta_loss(term, net), task.select(half))
               for half in (slice(0, 3), slice(3, 6))]
     return [torch.stack(parts).mean(0) for parts in zip(*halves, strict=True)]
@@ -42,11 +41,6 @@ def of_function(term, net, task, transformed=lambda function: function):
     function = torch.func.grad_and_value(lambda p: torch.func.functional_call(J, p, (task,)))
     slopes, value = transformed(function)(theta)
     return value, torch.cat([g.flatten() for g in slopes.values()])
-
-
-def traced(term, net, task):
-    theta = {f"model.{name}": p.detach() for name, p in net.named_parameters()}
-    return of_function(term, net, task, lambda function: make_fx(function)(theta))
 
 
 def twice(term, net, task):
@@ -71,26 +65,36 @@ def of_padded(term, net, task):
     batch = ml.tasks.padded([*(task.select(slice(i, i + 1)) for i in range(6)), longer])
     J = meta_loss(term, net)
     J.zero_grad()
-    values = J.per_task(batch)
-    value = (values[0][:6] + 0.7 * values[1][:6]).mean()
+    value = J.terms.pool([values[:6] for values in J.per_task(batch)], torch.mean)
     value.backward()
     return value.detach(), flat(J.model)
 
 
 def in_one_way(term, way, net, task):
-    ways = {"compiled": compiled, "processes": of_halves, "torch.func": of_function,
-            "twice": twice, "traced": traced, "a list": of_list, "padded": of_padded}
+    ways = {"processes": of_halves, "torch.func": of_function,
+            "twice": twice, "a list": of_list, "padded": of_padded}
     if way in ways: return ways[way](term, net, task)
     return value_and_gradient(meta_loss(term, net, **OPTIONS[way]), task)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")    # the compiler's own
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize(("term", "way"), [
+    (term, way) for term in TERMS for way in WAYS
+    if way != "processes" or not TERMS[term]().across_tasks])
 def test_a_term_in_a_way(term, way, small_net, sines):
     found = in_one_way(term, way, small_net, sines)
     right = value_and_gradient(meta_loss(term, small_net), sines)
     for one, other in zip(found, right, strict=True): close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")    # the compiler's own
+def test_all_terms_in_one_graph(small_net, sines):
+    J = meta_loss("all", small_net)
+    J.compile(backend="eager")
+    theta = {f"model.{name}": p.detach() for name, p in small_net.named_parameters()}
+    traced = of_function("all", small_net, sines, lambda function: make_fx(function)(theta))
+    right = value_and_gradient(meta_loss("all", small_net), sines)
+    for found in (value_and_gradient(J, sines), traced):
+        for one, other in zip(found, right, strict=True): close(one, other)
 
 
 @pytest.mark.parametrize("term", TERMS)

@@ -147,6 +147,7 @@ RECIPES: dict[str, Recipe] = {
     "triplet-maml": Recipe(named(methods.TripletMAML), of_a_class=2),
     "conml": Recipe(named(methods.ConML)),
     "gradient-norm": Recipe(_gradient_norm),
+    "taml": Recipe(named(methods.TAML)),
     "sharp-maml": Recipe(named(methods.SharpMAML, rho_inner=0.005, rho_outer=0.05)),
     "as-written-reptile": Recipe(_written(article.reptile)),
     "as-written-contrastive": Recipe(_written(article.contrastive)),

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['Path', 'Sum', 'Term', 'QueryLoss', 'EveryStep', 'Annealed', 'ParameterDistance', 'Contrast', 'Triplet',
-           'GradientNorm', 'PathLength', 'Bootstrap']
+           'GradientNorm', 'PathLength', 'Bootstrap', 'GradientAlignment', 'Inequality', 'EntropyReduction']
 
 # %% ../../nbs/9_rooms/93_room_terms.ipynb #7e0fa7e4
+from .alignment import GradientAlignment
 from .bootstrap import Bootstrap
 from .contrast import Contrast, Triplet
 from .distance import ParameterDistance
 from .every_step import Annealed, EveryStep
+from .inequality import EntropyReduction, Inequality
 from .path_length import PathLength
 from .query import QueryLoss
 from .sharpness import GradientNorm
@@ -18,4 +20,4 @@ from .term import Path, Sum, Term
 
 # %% ../../nbs/9_rooms/93_room_terms.ipynb #34ebca49
 _all_ = [Path, Sum, Term, QueryLoss, EveryStep, Annealed, ParameterDistance, Contrast, Triplet,
-         GradientNorm, PathLength, Bootstrap]
+         GradientNorm, PathLength, Bootstrap, GradientAlignment, Inequality, EntropyReduction]
