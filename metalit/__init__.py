@@ -8,10 +8,10 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'Path', 'Term', 'Sum', 'QueryLoss',
            'ParameterDistance', 'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet',
            'Contrast', 'Inequality', 'EntropyReduction', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst',
-           'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss',
-           'MAML', 'FOMAML', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
-           'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher',
-           'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
+           'WorstCase', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss',
+           'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD',
+           'MetaCurvature', 'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation',
+           'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
            'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
@@ -71,6 +71,7 @@ from metalit.methods import (
 # %% ../nbs/99_api.ipynb #99a0c0de
 from .pooling.mean import ByExamples, Mean, Pooling
 from .pooling.tail import Tail, Tilted, Worst
+from .pooling.worst_case import WorstCase
 from .tasks.family import Family
 from .tasks.task import Split, Task
 from .terms.alignment import GradientAlignment
@@ -96,9 +97,9 @@ _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker, Masked,
          Proximal, Sign, Context, Prototypes, Ridge, Path, Term, Sum, QueryLoss, ParameterDistance,
          GradientNorm, GradientAlignment, EveryStep, PathLength, Bootstrap, Triplet, Contrast,
-         Inequality, EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted, Worst, Exact,
-         FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss, MAML,
-         FOMAML, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML, MetaSGD, MetaCurvature, BMG,
-         ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher, evaluate,
-         Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
-         LostProcessError, judge, compare, load, Run, named]
+         Inequality, EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase,
+         Exact, FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss,
+         MAML, FOMAML, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML, MetaSGD, MetaCurvature,
+         BMG, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher,
+         evaluate, Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError,
+         DivergedError, LostProcessError, judge, compare, load, Run, named]

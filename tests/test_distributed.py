@@ -313,6 +313,7 @@ def cases(chunk_size=None):
                "learned": {"pooling": Learned()}, "ids": {"pooling": OfEach()},
                "triplet": {"terms": ml.QueryLoss() + 0.5 * ml.Triplet(margin=9.0)},
                "contrast": {"terms": ml.QueryLoss() + 0.5 * ml.Contrast("parameters")},
+               "worst case": {"pooling": ml.WorstCase(20)},
                "inequality": {"terms": ml.QueryLoss() + 0.5 * ml.Inequality("gini")},
                "triplet and tail": tail}
     for name, options in choices.items():
@@ -367,14 +368,15 @@ def test_what_looks_at_all_tasks_is_in_two_processes_what_it_is_in_one(tmp_path)
     right = {key: value for task in (program["batch"], program["padded"])
              for key, value in program["found"](lambda J: J, task).items()}
     shares = [torch.load(tmp_path / f"found.{rank}", weights_only=True) for rank in (0, 1)]
-    assert len(right) == 18
+    assert len(right) == 20
     for name, (value, gradients) in right.items():
         # what is compared is more than the mean of two shares
         assert any(gradient.abs().max() > 1e-3 for gradient in gradients), name
         for of_one in shares:
             torch.testing.assert_close(of_one[name][0], value, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(of_one[name][1], gradients, rtol=1e-4, atol=1e-6)
-    for name in ("learned", "ids"): assert right[name, None, False][1][-1].abs().max() > 1e-3
+    for name in ("learned", "ids", "worst case"):
+        assert right[name, None, False][1][-1].abs().max() > 1e-3
 
 
 class Worst(ml.Pooling):

@@ -24,7 +24,7 @@ ROWS = (
     "inner.prototypes inner.ridge inner",
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness",
     "terms.path_length terms.bootstrap terms.alignment terms.inequality terms",
-    "pooling.mean pooling.tail pooling",
+    "pooling.mean pooling.tail pooling.worst_case pooling",
     "gradient.exact gradient.first_order gradient.mixed gradient.truncated",
     "gradient.implicit gradient.evolution gradient",
     "adapted learner program meta_loss methods as_written",
