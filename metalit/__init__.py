@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
-           'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'Path', 'Term', 'Sum', 'QueryLoss',
-           'ParameterDistance', 'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet',
-           'Contrast', 'Inequality', 'EntropyReduction', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst',
-           'WorstCase', 'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss',
-           'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD',
-           'MetaCurvature', 'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation',
-           'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
-           'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
+           'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'LearnedLoss', 'LossNetwork', 'LossPolynomial',
+           'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm', 'GradientAlignment',
+           'EveryStep', 'PathLength', 'Bootstrap', 'Triplet', 'Contrast', 'Inequality', 'EntropyReduction', 'Pooling',
+           'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase', 'Exact', 'FirstOrder', 'MixedMode',
+           'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'Leap',
+           'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ML3', 'BMG', 'ANIL', 'BOIL',
+           'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation',
+           'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError',
+           'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -55,6 +56,7 @@ from metalit.methods import (
     CAVIA,
     FOMAML,
     MAML,
+    ML3,
     R2D2,
     TAML,
     ConML,
@@ -69,6 +71,7 @@ from metalit.methods import (
 )
 
 # %% ../nbs/99_api.ipynb #99a0c0de
+from .inner.learned_loss import LearnedLoss, LossLibrary, LossNetwork, LossPolynomial
 from .pooling.mean import ByExamples, Mean, Pooling
 from .pooling.tail import Tail, Tilted, Worst
 from .pooling.worst_case import WorstCase
@@ -95,11 +98,12 @@ from .training.watching import Watcher
 # %% ../nbs/99_api.ipynb #534543a9
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker, Masked,
-         Proximal, Sign, Context, Prototypes, Ridge, Path, Term, Sum, QueryLoss, ParameterDistance,
-         GradientNorm, GradientAlignment, EveryStep, PathLength, Bootstrap, Triplet, Contrast,
-         Inequality, EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase,
-         Exact, FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss,
-         MAML, FOMAML, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML, MetaSGD, MetaCurvature,
+         Proximal, Sign, Context, Prototypes, Ridge, LearnedLoss, LossNetwork, LossPolynomial,
+         LossLibrary, Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm,
+         GradientAlignment, EveryStep, PathLength, Bootstrap, Triplet, Contrast, Inequality,
+         EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase, Exact,
+         FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss, MAML,
+         FOMAML, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML, MetaSGD, MetaCurvature, ML3,
          BMG, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher,
          evaluate, Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError,
          DivergedError, LostProcessError, judge, compare, load, Run, named]

@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'Leap', 'BMG', 'TAML', 'ProtoNet', 'ProtoMAML', 'R2D2']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ML3', 'Leap', 'BMG', 'TAML', 'ProtoNet', 'ProtoMAML', 'R2D2']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -221,6 +221,23 @@ class CAVIA(MetaLoss):
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 1.0, steps: int = 1,
                  **choices: Any):
         super().__init__(model, loss, inner=Context(model, lr, steps), **choices)
+
+# %% ../nbs/3_choices/33c_learned_loss.ipynb #33c0000a
+from .inner.learned_loss import LossNetwork
+
+# %% ../nbs/3_choices/33c_learned_loss.ipynb #33c0000b
+class ML3(MetaLoss):
+    """Meta-learning via learned loss (Bechtle et al. 2020): tasks descend a `LossNetwork`.
+
+    `lr` and `steps` are the 0.001 and 1 of the authors' sine experiment. There the start is random
+    and only the loss is learned, and judged on the support points; here the start learns, too, and
+    the judge looks at the query set.
+
+    Example: `J = ML3(ml.models.mlp(1, 40, 40, 1), F.mse_loss)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.001, steps: int = 1, *,
+                 width: int = 50, **choices: Any):
+        super().__init__(model, loss, inner=SGD(lr, steps, loss=LossNetwork(width)), **choices)
 
 # %% ../nbs/3_choices/36a_path_length.ipynb #36a0000c
 from .terms.path_length import PathLength

@@ -99,6 +99,8 @@ OWN = {
     ml.R2D2: {"scale": (1.0, 2.0)},
     ml.PathLength: {"power": (1, 2), "loss": (True, False), "stabiliser": (True, False)},
     ml.Leap: {"power": (1, 2), "loss_part": (True, False), "stabiliser": (True, False)},
+    ml.LossNetwork: {"width": (2, 3)},
+    ml.ML3: {"width": (2, 3)},
     ml.WorstCase: {"tasks": (2, 3)},
     ml.Inequality: {"measure": ("atkinson", "entropy"), "order": (1.5, 2.5)},
     ml.TAML: {"measure": ("atkinson", "entropy"), "order": (1.5, 2.5)},

@@ -20,7 +20,7 @@ ROWS = (
     "batching.many_steps batching",
     "losses",
     "inner.walk inner.momentum inner.rates inner.sgd inner.adam inner.sam inner.masked",
-    "inner.proximal inner.sign inner.preconditioned",
+    "inner.proximal inner.sign inner.preconditioned inner.learned_loss",
     "inner.prototypes inner.ridge inner",
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness",
     "terms.path_length terms.bootstrap terms.alignment terms.inequality terms",

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['InnerLoop', 'Walk', 'SGD', 'Adam', 'SAM', 'Context', 'Masked', 'Kronecker', 'Diagonal', 'Preconditioned',
-           'Prototypes', 'Proximal', 'Push', 'Rates', 'Ridge', 'Sign']
+           'Prototypes', 'Proximal', 'Push', 'Rates', 'Ridge', 'Sign', 'LearnedLoss', 'LossNetwork', 'LossPolynomial',
+           'LossLibrary']
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #9b84d29c
 from .adam import Adam
+from .learned_loss import LearnedLoss, LossLibrary, LossNetwork, LossPolynomial
 from .masked import Context, Masked
 from .momentum import Push
 from .preconditioned import Diagonal, Kronecker, Preconditioned
@@ -22,4 +24,5 @@ from .walk import InnerLoop, Walk
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #e143e233
 _all_ = [InnerLoop, Walk, SGD, Adam, SAM, Context, Masked, Kronecker, Diagonal,
-         Preconditioned, Prototypes, Proximal, Push, Rates, Ridge, Sign]
+         Preconditioned, Prototypes, Proximal, Push, Rates, Ridge, Sign,
+         LearnedLoss, LossNetwork, LossPolynomial, LossLibrary]

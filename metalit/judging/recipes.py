@@ -142,6 +142,7 @@ RECIPES: dict[str, Recipe] = {
     "protomaml": Recipe(named(methods.ProtoMAML), classes=True),
     "r2d2": Recipe(_r2d2, inner_steps=0, classes=True),
     "ridge": Recipe(_ridge, inner_steps=0, numbers=True),
+    "ml3": Recipe(named(methods.ML3)),
     "leap": Recipe(named(methods.Leap), lr_images=0.1, inner_steps=10),
     "bmg": Recipe(named(methods.BMG, on="query")),
     "triplet-maml": Recipe(named(methods.TripletMAML), of_a_class=2),
