@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import plots, training
-from .judging import comparison
+from .judging import baselines, comparison
 from .training.checkpoints import DivergedError, Progress, write_table, write_whole
 from .judging.recipes import (
     MOST, RECIPES, WORDS, Experiment, build, complete, meant, sine_network)
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 __all__ = ['MEANING', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table',
            'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above',
            'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main',
-           'check_same_run', 'difference', 'Settings', 'show', 'units_of', 'draw', 'save_picture', 'dressed', 'options',
-           'train', 'settled', 'run_name', 'validation_of', 'check_root', 'evaluate', 'judged', 'adapt',
+           'check_same_run', 'difference', 'Settings', 'others', 'show', 'units_of', 'draw', 'save_picture', 'dressed',
+           'options', 'train', 'settled', 'run_name', 'validation_of', 'check_root', 'evaluate', 'judged', 'adapt',
            'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'report']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
@@ -264,17 +264,32 @@ class Settings(training.Watcher):
         "The folder is locked, and holds a checkpoint."
         write_settings(self.folder, self.settings)
 
+# %% ../nbs/7_workshop/74_command.ipynb #74b00020
+def others(names: Sequence[str], fresh: Experiment, steps: int,
+           settings: dict[str, Any]) -> dict[str, baselines.Baseline]:
+    "Baselines by name, with the network, the tasks and the budget of a run."
+    def made(name: str) -> baselines.Baseline:
+        return baselines.baseline(
+            name, fresh.J.model, fresh.J.loss, fresh.metric is not None, steps=steps,
+            batch_size=settings["batch_size"], seed=settings["seed"])
+    return {name: made(name) for name in dict.fromkeys(names)}
+
 # %% ../nbs/7_workshop/74_command.ipynb #3b4cb1a4
 def show(folder: Path, experiment: Experiment, *, n_tasks: int, steps: list[int], seed: int,
-         transductive: bool = True) -> None:
-    """Print the evaluation table, write evaluation.csv.
+         beside: dict[str, baselines.Baseline], transductive: bool = True) -> None:
+    """Print the table with what is `beside` it, write evaluation.csv.
 
     Where y are numbers, draw up to four tasks to adaptation.png.
     """
     n_tasks = min(n_tasks, experiment.test.n_held_out or n_tasks)
     table = training.evaluate(experiment.J, experiment.test, n_tasks=n_tasks, steps=steps,
                               seed=seed, metric=experiment.metric, transductive=transductive)
-    say(f"\n{table}\n{units_of(experiment)}")
+    say(f"\n{table}")
+    for name, other in beside.items():
+        found = training.evaluate(other.fit(experiment.train), experiment.test, n_tasks=n_tasks,
+                                  steps=[0], seed=seed, metric=experiment.metric)
+        say(f"{found.mean[0]:>27.4f}   {found.ci95[0]:.4f}   {name}")
+    say(units_of(experiment))
     write_table(folder / "evaluation.csv", table.rows())
     say(f"Table: {folder / 'evaluation.csv'}")
     if experiment.metric is not training.accuracy:
@@ -495,7 +510,8 @@ def train(file: Path | None, out: Path | None, root: Path | None, restart: bool,
             which = "last" if validate_every is None else chosen(folder)
             step = loaded(folder, experiment.J, which)["progress"]["step"]
             say(judged(folder, step, which))
-            show(folder, experiment, n_tasks=test_tasks, steps=experiment.steps, seed=0)
+            show(folder, experiment, n_tasks=test_tasks, steps=experiment.steps, seed=0,
+                 beside=others(["blind"], experiment, step, settings))
 
 # %% ../nbs/7_workshop/74_command.ipynb #aeefd8f1
 def settled(settings: dict[str, Any], steps: int | None) -> tuple[dict[str, Any], int]:
@@ -546,19 +562,24 @@ def check_root(root: Path | None, family: str, *also: str) -> None:
 @click.option("--seed", type=Count(0, MOST["seed"]), default=0, help="Which unseen tasks.")
 @click.option("--one-by-one", is_flag=True,
               help="Show the network each query by itself, with the support examples.")
+@click.option("--beside", type=Names(), default="blind",
+              help="What to set beside it, without meta-learning: "
+              f"{', '.join(baselines.BASELINES)}.")
 @data_option
 @click.option("--device", default="auto", help="cpu, cuda, …")
 def evaluate(run: Path, root: Path | None, n_tasks: int, steps: list[int] | None, seed: int,
-             one_by_one: bool, device: str) -> None:
+             one_by_one: bool, beside: list[str], device: str) -> None:
     "Read the folder RUN back and measure it on tasks it never saw."
     with plain_errors():
         check_root(root, read_settings(run)["family"], "table")
         on, which = training.pick_device(device), chosen(run)
-        experiment, _, step = rebuilt(run, which, root)
+        experiment, settings, step = rebuilt(run, which, root)
+        settings = complete(settings)
+        rivals = others(beside, build(settings, root), step, settings)
         say(judged(run, step, which))
         experiment.J.to(on)
         show(run, experiment, n_tasks=n_tasks, steps=steps or experiment.steps, seed=seed,
-             transductive=not one_by_one)
+             beside=rivals, transductive=not one_by_one)
 
 
 def judged(folder: Path, step: int, which: str) -> str:
@@ -681,8 +702,9 @@ def csv_line(cells: Sequence[str]) -> str:
 
 # %% ../nbs/7_workshop/74_command.ipynb #aa9ab2a0
 @main.command(context_settings={"show_default": True})
-@click.option("--methods", "names", type=Names(), default=",".join(comparison.METHODS),
-              help="Which methods; of those of `metalit train` all that need no classes.")
+@click.option("--methods", "names", type=Names(), default=",".join(comparison.METHODS) + ",blind",
+              help="Which methods: of those of `metalit train` all that need no classes; and what "
+              f"does no meta-learning: {', '.join(baselines.BASELINES)}.")
 @click.option("--shots", type=Count(1), default=5, help="Support examples per task.")
 @click.option("--steps", type=Count(1), default=2000, help="Meta-steps of each run.")
 @click.option("--seeds", type=Steps(), default="0,1,2",

@@ -32,7 +32,7 @@ ROWS = (
     "training.watching training.outer training.whole_run training.loop training",
     "plots",
     "data data.images data.glyphs data.omniglot",
-    "judging.judge judging.recipes judging.comparison judging.runs judging",
+    "judging.judge judging.recipes judging.baselines judging.comparison judging.runs judging",
     "widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes",
     "widgets.explorer widgets.training widgets",
     "cli",

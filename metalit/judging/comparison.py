@@ -15,7 +15,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +30,8 @@ from metalit.training.checkpoints import (
     load_checkpoint,
     write_whole,
 )
-from .recipes import RECIPES, Recipe, named, recipe_for, schedule
+from .baselines import BASELINES, Baseline, baseline
+from .recipes import RECIPES, Recipe, meant, named, recipe_for, schedule
 from ..losses import Loss
 from ..meta_loss import MetaLoss
 from ..methods import Reptile
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['METHODS', 'REPTILE', 'OTHER_FOLDER', 'RESULT', 'ASTRAY', 'compared', 'made', 'Result', 'compare', 'step_times',
-           'forget_compiled', 'read_json', 'same_settings', 'number', 'or_nan', 'Line', 'summarise', 'diverged',
-           'table', 'blows_up', 'cell', 'within', 'student', 'Difference', 'against', 'interval', 'picture',
+__all__ = ['METHODS', 'REPTILE', 'Make', 'OTHER_FOLDER', 'RESULT', 'ASTRAY', 'compared', 'made', 'Result', 'compare',
+           'step_times', 'forget_compiled', 'read_json', 'same_settings', 'number', 'or_nan', 'Line', 'summarise',
+           'diverged', 'table', 'blows_up', 'cell', 'within', 'student', 'Difference', 'against', 'interval', 'picture',
            'environment', 'record', 'read_record', 'save', 'save_csv']
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #aebf7eac
@@ -62,18 +63,25 @@ REPTILE = RECIPES["reptile"]._replace(build=named(Reptile), lr=0.005, lr_images=
                                       inner_steps=10, shots=None)
 
 
-def compared(name: str, classes: bool) -> Recipe:
-    "The recipe of a method in a comparison; `ValueError` as `recipe_for`."
+Make = Callable[[int], MetaLoss | Baseline]                  # from the seed
+
+
+def compared(name: str | Make, classes: bool) -> Recipe:
+    "How a method is trained in a comparison, one's own as MAML; `ValueError` as `recipe_for`."
+    if callable(name) or name in BASELINES: return RECIPES["maml"]
+    if name not in RECIPES and (why := meant(name, BASELINES)):
+        raise ValueError(f"no method {name!r}{why}")
     recipe = recipe_for(name, classes)
     return REPTILE if name == "reptile" else recipe
 
 
 def made(name: str, model: Callable[..., nn.Module], seed: int, loss: Loss, lr: float,
-         classes: bool) -> MetaLoss:
-    """J of a method on `model(seed)`.
+         classes: bool, **budget: Any) -> MetaLoss | Baseline:
+    """J of a method on `model(seed)`; or a baseline, with its `budget`.
 
-    Raises `ValueError` for a method that does not go with the tasks or the model.
+    Raises `ValueError` for one that does not go with the tasks or the model.
     """
+    if name in BASELINES: return baseline(name, model(seed), loss, classes, seed=seed, **budget)
     recipe = compared(name, classes)
     size = recipe.context_for(classes)
     if size and "context" not in inspect.signature(model).parameters:
@@ -101,19 +109,20 @@ class Result(NamedTuple):
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #013d3ccb
 def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
-            methods: Sequence[str] = METHODS, steps: int = 2000, seeds: Sequence[int] = (0, 1, 2),
-            lr: float = 0.01, batch_size: int = 25, folder: str | Path = "runs/compare",
-            inner_steps: Sequence[int] = (0, 1, 2, 5, 10), compile: bool = False,
-            progress: bool = True) -> list[Result]:
+            methods: Sequence[str] | Mapping[str, str | Make] = METHODS, steps: int = 2000,
+            seeds: Sequence[int] = (0, 1, 2), lr: float = 0.01, batch_size: int = 25,
+            folder: str | Path = "runs/compare", inner_steps: Sequence[int] = (0, 1, 2, 5, 10),
+            compile: bool = False, progress: bool = True) -> list[Result]:
     """Train each of `methods` with each seed, equally, and evaluate it.
 
-    All see the same tasks, for the same number of meta-steps.
-
-    `model(seed)` makes the model to start from; for CAVIA, `model(seed, context=…)` one with so
-    many numbers of context. `lr` is the inner step size; Reptile and CAVIA keep that of their
-    recipes. Every run has a folder of its own in `folder`, so the whole can be stopped at any
-    moment and goes on; a result that is found there counts if it is of the same run. A run that
-    diverges is reported as diverged and the others go on.
+    All see the same tasks, for the same number of meta-steps. A method is a name, of a recipe or of
+    a baseline (`BASELINES`), whose loss stands at each number of inner steps. In a dictionary that
+    name, or a function of the seed that makes a J, trained as MAML is, or a baseline, has the
+    row's name before it: `methods={"maml": "maml", "mine": make}`. `model(seed)` makes the model to
+    start from; for CAVIA, `model(seed, context=…)` one with so many numbers of context. `lr` is the
+    inner step size; Reptile and CAVIA keep that of their recipes. Every run has a folder of its own
+    in `folder`, so the whole can be stopped at any moment and goes on; a result that is found there
+    counts if it is of the same run. A run that diverges is reported as diverged.
 
     Raises `ValueError`, before anything is trained, for a method that has no recipe (see
     `metalit.judging.recipes.RECIPES`) or does not go with the tasks, a bad step size, a loss that
@@ -123,28 +132,31 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     Example: `compare(ml.tasks.Sinusoids(), lambda seed: ml.models.mlp(1, 40, 40, 1, seed=seed),
     F.mse_loss, methods=["maml", "conml"], steps=500)`.
     """
-    methods, seeds = list(dict.fromkeys(methods)), list(dict.fromkeys(seeds))
+    of = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
     classes = not tasks.batch(1).support.y.is_floating_point()
     settings = {"tasks": identity(tasks), "model": identity(model(0), weights=True),
                 "loss": identity(loss, "loss"), "steps": steps, "lr": lr, "batch_size": batch_size,
                 "inner_steps": list(inner_steps), "versions": versions()}
-    make = {name: partial(made, name, model, loss=loss, lr=lr, classes=classes) for name in methods}
-    for name in methods: make[name](0)
+    same: dict[str, Any] = {"loss": loss, "lr": lr, "classes": classes, "steps": steps,
+                            "batch_size": batch_size}
+    make: dict[str, Make] = {name: what if callable(what) else partial(made, what, model, **same)
+                             for name, what in of.items()}
+    timed = {name: J for name in of if isinstance(J := make[name](0), MetaLoss)}
     same_settings(Path(folder), settings)
-    plan = [(seed, name) for seed in seeds for name in methods]
+    plan = [(seed, name) for seed in dict.fromkeys(seeds) for name in of]
     runs: list[Result] = []
     for seed, name in plan:
         if progress: print(f"{len(runs) + 1} of {len(plan)}: {name}, seed {seed}", flush=True)
-        place = Path(folder) / f"{name}-seed{seed}"
-        runs.append(_one(name, seed, make[name](seed), compared(name, classes), tasks, steps,
-                         batch_size, place, inner_steps, compile, progress))
+        runs.append(_one(name, seed, make[name](seed), compared(of[name], classes), tasks, steps,
+                         batch_size, Path(folder) / f"{name}-seed{seed}", inner_steps, compile,
+                         progress))
         if compile: forget_compiled()
-    if any(run.ms is None for run in runs):
+    if any(run.ms is None for run in runs if run.method in timed):
         if progress: print("timing one meta-step of each method, in turns", flush=True)
-        ms = step_times({name: make[name](0) for name in methods}, tasks.batch(batch_size), compile)
-        runs = [run._replace(ms=ms[run.method]) for run in runs]
+        ms = step_times(timed, tasks.batch(batch_size), compile)
+        runs = [run._replace(ms=ms.get(run.method)) for run in runs]
         for run in runs: _timed(run, Path(folder) / f"{run.method}-seed{run.seed}")
-    return sorted(runs, key=lambda run: methods.index(run.method))
+    return sorted(runs, key=lambda run: list(of).index(run.method))
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #4cf5895b
 def step_times(methods: dict[str, MetaLoss], task: Task, compile: bool = False,
@@ -208,7 +220,7 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
 RESULT = "result.json"
 
 
-def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps: int,
+def _one(name: str, seed: int, J: MetaLoss | Baseline, recipe: Recipe, tasks: Family, steps: int,
          batch_size: int, folder: Path, inner_steps: Sequence[int], compile: bool,
          progress: bool) -> Result:
     optimizer = partial(recipe.optimizer, lr=recipe.meta_lr)
@@ -220,10 +232,9 @@ def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps
     done = folder / RESULT
     if done.exists(): return _kept(done, name, seed, run_of)
     try:
-        meta_train(J, tasks, steps=steps, batch_size=batch_size, seed=seed, checkpoint=folder,
-                   compile=compile, progress=progress, optimizer=optimizer, scheduler=scheduler)
-        seconds = (load_checkpoint(folder / "checkpoint.pt", J)["progress"]["seconds"] if steps
-                   else 0.0)
+        seconds = _fitted(J, tasks) if isinstance(J, Baseline) else _trained(
+            J, tasks, folder, steps=steps, batch_size=batch_size, seed=seed, compile=compile,
+            progress=progress, optimizer=optimizer, scheduler=scheduler)
         rows = [{key: number(entry) for key, entry in row.items()}
                 for row in evaluate(J, tasks, steps=inner_steps).rows()]
         run = Result(name, seed, f"{steps} steps", seconds, rows)
@@ -231,6 +242,18 @@ def _one(name: str, seed: int, J: MetaLoss, recipe: Recipe, tasks: Family, steps
         run = Result(name, seed, f"diverged: {error}", 0.0, [])
     _keep(run, folder, run_of)
     return run
+
+# %% ../../nbs/4_judgement/41_comparison.ipynb #41a00002
+def _fitted(of: Baseline, tasks: Family) -> float:
+    start = time.perf_counter()
+    of.fit(tasks)
+    return time.perf_counter() - start
+
+
+def _trained(J: MetaLoss, tasks: Family, folder: Path, **settings: Any) -> float:
+    meta_train(J, tasks, checkpoint=folder, **settings)
+    if not settings["steps"]: return 0.0
+    return float(load_checkpoint(folder / "checkpoint.pt", J)["progress"]["seconds"])
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #41a00001
 def _keep(run: Result, folder: Path, run_of: dict[str, Any]) -> None:

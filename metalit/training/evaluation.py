@@ -8,25 +8,26 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..adapted import evaluation_mode
 from ..learner import Learner, alone_with, curve
-from ..losses import Loss
+from ..losses import Loss, TaskLoss, measured, takes_mask
 from ..tasks.family import Family, check_count
-from ..tasks.task import Task, check_task, leaves
+from ..tasks.task import Split, Task, Tree, check_task, leaves, mapped
 from ..tasks.unequal import Unequal, check_tasks, in_groups
 from .checkpoints import Progress, Row
 from .identity import digest, label, tensor_words
 
 # %% auto #0
-__all__ = ['Metrics', 'Unseen', 'Evaluation', 'evaluate', 'named_metrics', 'name_of', 'accuracy', 'own_random_numbers',
-           'Validation', 'measure', 'best_so_far']
+__all__ = ['Metrics', 'Unseen', 'Evaluation', 'evaluate', 'Answers', 'of_answers', 'named_metrics', 'name_of', 'accuracy',
+           'own_random_numbers', 'Validation', 'measure', 'best_so_far']
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #67d49d8a
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ Metrics = dict[str, Loss] | list[Loss]
 Unseen = Family | Task | list[Task]
 
 
-def evaluate(J: Learner, tasks: Unseen, *, n_tasks: int | None = None,
+def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
              steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0,
              metric: Loss | Metrics | None = None, batch_size: int = 100,
              transductive: bool = True, train: bool = False) -> Any:
@@ -118,7 +119,8 @@ def evaluate(J: Learner, tasks: Unseen, *, n_tasks: int | None = None,
     points. `batch_size` tasks adapt at a time. `transductive`: a model with batch normalisation
     sees all queries of a task together; without, each by itself with the support set. The model is
     in evaluation mode, without dropout, unless `train` says to look at it as in training;
-    afterwards it is as it was.
+    afterwards it is as it was. In the place of J there may be something that only answers, such as
+    a baseline: what it comes to stands at each of `steps`, because it has none.
 
     Raises `ValueError` for fewer than two tasks, or a number of steps that is none.
 
@@ -127,18 +129,57 @@ def evaluate(J: Learner, tasks: Unseen, *, n_tasks: int | None = None,
     given, about = (_at_hand(tasks, n_tasks) if isinstance(tasks, Task | list | tuple) else
                       (_drawn(tasks, n_tasks, seed), (seed, label(tasks))))
     check_count("batch_size", batch_size)
-    metrics, like = named_metrics(metric), next(J.parameters())
+    metrics = named_metrics(metric)
     asked = [one or J.loss for one in metrics.values()]
+    look = (partial(_looked, J, steps=steps, metrics=asked, transductive=transductive, train=train)
+            if isinstance(J, Learner) else partial(of_answers, J.predict, steps=steps,
+                                                   metrics=asked))
 
     def on(batch: Task) -> list[Tensor]:
-        parts = (batch.select(slice(i, i + batch_size)).to(device=like.device, dtype=like.dtype)
+        parts = (batch.select(slice(i, i + batch_size))
                  for i in range(0, batch.batch_size, batch_size))
-        return [torch.cat([curve(J, J.checked(part), steps, asked, transductive)
-                           for part in parts]).double()]
-    with alone_with(J.model), evaluation_mode(J, unless=train): values = in_groups(on, given)[0]
+        return [torch.cat([look(part) for part in parts]).double()]
+    values = in_groups(on, given)[0]
     found = {name: Evaluation(list(steps), values[..., i], about[0], name, about[1])
              for i, name in enumerate(metrics)}
     return found if isinstance(metric, dict | list) else next(iter(found.values()))
+
+# %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0ea
+class Answers(Protocol):
+    "What answers queries from a support set, x (B, Q, …), and is judged by a loss: a baseline."
+    loss: Loss
+
+    def predict(self, support: Split, x: Tree) -> Any:
+        "Answers for each of B tasks."
+
+
+def _looked(J: Learner, part: Task, steps: Sequence[int], metrics: Sequence[Loss],
+            transductive: bool, train: bool) -> Tensor:
+    like = next(J.parameters())
+    with alone_with(J.model), evaluation_mode(J, unless=train):
+        task = J.checked(part.to(device=like.device, dtype=like.dtype))
+        return curve(J, task, steps, metrics, transductive)
+
+
+def of_answers(answer: Callable[[Split, Tree], Any], task: Task, steps: Sequence[int],
+               metrics: Sequence[Loss]) -> Tensor:
+    """Each metric of what `answer(support, x)` says, (B, len(steps), len(metrics)), as `curve`.
+
+    It is the same at each of the steps. Raises `ValueError` for a metric that asks a model.
+    """
+    if any(isinstance(metric, TaskLoss) for metric in metrics):
+        raise ValueError("a TaskLoss asks the model itself, and what only answers has none: give a "
+                         "metric of (prediction, y)")
+    said, (_, y), mask = answer(task.support, task.query.x), task.query, task.query.mask
+
+    def of_one(i: int, metric: Loss) -> Tensor:
+        real = slice(None) if mask is None else mask[i]
+        answered, true = mapped(lambda leaf: leaf[i][real], (said, y))
+        return measured(metric, answered, true, reduction="mask" if takes_mask(metric, True)
+                        else "mean")
+    rows = [torch.stack([of_one(i, metric) for metric in metrics])
+            for i in range(task.batch_size)]
+    return torch.stack(rows)[:, None].expand(-1, len(steps), -1)
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0e3
 def named_metrics(metric: Loss | Metrics | None) -> dict[str, Loss | None]:
