@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
-           'omniglot', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker', 'Masked',
-           'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'LearnedLoss', 'LossNetwork', 'LossPolynomial',
-           'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm', 'GradientAlignment',
-           'EveryStep', 'PathLength', 'Bootstrap', 'Triplet', 'Contrast', 'Inequality', 'EntropyReduction', 'Pooling',
-           'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase', 'Exact', 'FirstOrder', 'MixedMode',
-           'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'Reptile', 'Leap',
-           'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ML3', 'BMG', 'ANIL', 'BOIL',
-           'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation',
-           'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError',
-           'judge', 'compare', 'load', 'Run', 'named']
+           'omniglot', 'Patients', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker',
+           'Masked', 'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'LearnedLoss', 'LossNetwork',
+           'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm',
+           'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet', 'Contrast', 'Inequality',
+           'EntropyReduction', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase', 'Exact',
+           'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML',
+           'FOMAML', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ML3',
+           'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher',
+           'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
+           'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -27,6 +27,7 @@ from . import as_written, models, plots, schedule, tasks
 from .data.glyphs import glyphs
 from .data.images import Images, from_folder
 from .data.omniglot import omniglot
+from .data.patients import Patients
 from .gradient.evolution import Evolution
 from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
@@ -97,9 +98,9 @@ from .training.watching import Watcher
 
 # %% ../nbs/99_api.ipynb #534543a9
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
-         glyphs, omniglot, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker, Masked,
-         Proximal, Sign, Context, Prototypes, Ridge, LearnedLoss, LossNetwork, LossPolynomial,
-         LossLibrary, Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm,
+         glyphs, omniglot, Patients, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
+         Masked, Proximal, Sign, Context, Prototypes, Ridge, LearnedLoss, LossNetwork,
+         LossPolynomial, LossLibrary, Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm,
          GradientAlignment, EveryStep, PathLength, Bootstrap, Triplet, Contrast, Inequality,
          EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase, Exact,
          FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss, MAML,

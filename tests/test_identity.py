@@ -114,6 +114,9 @@ OWN = {
                      "test": (0.5, ("a",)), "groups": (None, "town"), "order": (None, "t"),
                      "missing": ("refuse", "drop"), "short": ("refuse", "drop"),
                      "scale": (True, False), "classes": (False, True)},
+    ml.Patients: {"hours": ((1.0, 2.0, 3.0), (1.0, 2.0, 4.0)), "dose": ((3.0, 6.0), (3.0, 5.0)),
+                  "jitter": (0.1, 0.2), "body": ((1.0, 0.1, 0.5), (1.0, 0.1, 0.6)),
+                  "spread": ((0.5, 0.3, 0.2), (0.5, 0.3, 0.3)), "noise": ((0.1, 0.2), (0.1, 0.3))},
     ml.Run: {"J": (maml(), maml(lr=0.2)), "settings": ({"seed": 0}, {"seed": 1}), "step": (1, 2)},
 }
 UNFINISHED = {ml.Preconditioned}                              # its subclasses are, and are here

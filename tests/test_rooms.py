@@ -31,7 +31,7 @@ ROWS = (
     "training.identity training.checkpoints training.evaluation training.processes training.memory",
     "training.watching training.outer training.whole_run training.loop training",
     "plots",
-    "data data.images data.glyphs data.omniglot",
+    "data data.images data.glyphs data.omniglot data.patients",
     "judging.judge judging.recipes judging.baselines judging.comparison judging.runs judging",
     "widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes",
     "widgets.explorer widgets.training widgets",

@@ -170,8 +170,7 @@ def linear_in(task: Task) -> nn.Module:
 class RidgeOn(OfLearner):
     """Linear regression with a penalty, on the inputs, or `on` the features of another baseline.
 
-    Those are what the last layer of its model sees: after a training, of a `Joint`, or as the model
-    of a `Scratch` has them.
+    Those are what the last layer of its model sees, after the training of a `Joint`.
 
     Of the penalties `weights`, and for classes of the `scales` by which the answers are stretched,
     those are taken that do best on 50 training tasks.
