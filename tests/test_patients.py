@@ -158,3 +158,15 @@ def test_the_network_is_proportional_to_the_dose_but_for_its_bias():
     torch.testing.assert_close(two, 2 * one)
     J = ml.MAML(model, F.mse_loss)
     assert torch.isfinite(J(Patients(3).batch(4)))
+
+
+def test_the_posterior_is_that_of_normal_noise_and_a_normal_population_of_logarithms():
+    task, bodies = few(), middle(12) + 0.1 * torch.arange(36).reshape(12, 3) / 36
+    values = []
+    for i in range(12):
+        curve = concentration(*task.support.x[i].unbind(-1), bodies[i])
+        noise = torch.distributions.Normal(curve, ((0.143 * curve)**2 + 0.04).sqrt())
+        people = torch.distributions.Normal(BODY.log().double(), SPREAD.double())
+        said = -noise.log_prob(task.support.y[i, :, 0]).sum() - people.log_prob(bodies[i]).sum()
+        values.append(posterior(bodies[i], task.support.select(i)) - said)
+    torch.testing.assert_close(torch.stack(values), values[0].expand(12))
