@@ -28,12 +28,7 @@ from .data.glyphs import glyphs
 from .data.images import Images, from_folder
 from .data.omniglot import omniglot
 from .data.patients import Patients
-from .gradient.evolution import Evolution
-from .gradient.exact import Exact
-from .gradient.first_order import FirstOrder
-from .gradient.implicit import Implicit
-from .gradient.mixed import MixedMode
-from .gradient.truncated import Truncated
+from .gradient import Evolution, Exact, FirstOrder, Implicit, MixedMode, Truncated
 from .inner.adam import Adam
 from .inner.masked import Context, Masked
 from .inner.preconditioned import Diagonal, Kronecker, Preconditioned
