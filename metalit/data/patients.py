@@ -129,7 +129,7 @@ def theophylline(shots: int) -> Task:
 
     x and y are as those of `Patients`.
 
-    Example: `theophylline(3).query.y.shape`, which is `(12, 7, 1)`.
+    Example: `tuple(theophylline(3).query.y.shape)`, which is `(12, 7, 1)`.
     """
     doses, hours, measured = (torch.tensor([patient[i] for patient in THEOPHYLLINE])
                               for i in (1, 2, 3))
@@ -208,7 +208,7 @@ class MeanCurve:
 class Curve(nn.Module):
     """A network for x (…, 2), hours and dose: features of the hour, times the dose, and a head.
 
-    Example: `Curve(seed=1)(torch.ones(5, 2)).shape`, which is `(5, 1)`.
+    Example: `tuple(Curve(seed=1)(torch.ones(5, 2)).shape)`, which is `(5, 1)`.
     """
     def __init__(self, width: int = 40, seed: int = 0):
         super().__init__()
