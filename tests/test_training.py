@@ -98,7 +98,7 @@ def test_compiled_runs_and_uncompiled_ones_share_checkpoints(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ml.MetaLoss, "compile", partialmethod(ml.MetaLoss.compile, backend=backend))
         with pytest.warns(UserWarning, match="compiled was False, now True"):
-            quick(maml(seed=9), steps=6, checkpoint=tmp_path, compile=True, watch=float)
+            quick(maml(seed=9), steps=6, checkpoint=tmp_path, compile=True, watch=[].append)
     assert len(graphs) == 1  # value and gradient, once for all steps
     J = maml(seed=9)
     quick(J, steps=6)

@@ -59,6 +59,22 @@ def sinusoid_step(record: dict[str, Any]) -> str:
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
 
+def whole_run(record: dict[str, Any]) -> str:
+    """Milliseconds for a step of a training run, and what the compiler takes first."""
+    names = record["labels"] | {"whole": f"**{record['labels']['whole']}**"}
+    rows = []
+    for way in next(iter(record["inner_steps"].values())):
+        cells = []
+        for ways in record["inner_steps"].values():
+            row = ways[way]
+            cells += [f"{row['median']:.2f} ({row['min']:.2f}–{row['max']:.2f})",
+                      f"{row['first_call_seconds']:.0f}"]
+        rows.append([names[way], *cells])
+    head = ["ms a step of a run, median (min–max)"]
+    for k in record["inner_steps"]: head += [f"K = {k}", "first call, s"]
+    return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
+
+
 def comparison(record: dict[str, Any]) -> str:
     """The methods of `metalit compare`."""
     lines = record["summary"]
@@ -210,8 +226,8 @@ def of_rows(made: dict[str, str]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "comparison": comparison,
-    "image_step": image_step, "memory": memory, "processes": processes, "omniglot": omniglot,
+    "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "whole_run": whole_run,
+    "comparison": comparison, "image_step": image_step, "memory": memory, "processes": processes, "omniglot": omniglot,
     "omniglot-methods": omniglot_methods, "pages": pages}
 
 

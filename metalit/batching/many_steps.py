@@ -73,8 +73,8 @@ class ManySteps:
     seconds; a call with count 0 does nothing else. The graph is one and the same for every count,
     so that the bits are, too, however many calls the steps are divided into.
 
-    Example: `ManySteps(graph, 128, torch.float32)(5, state, shared, stacks)`, which returns five
-    values and the state after five steps.
+    Example: `ManySteps(written_out(lambda s, c, b: (b[0].sum(), s[0] + b[0]), [w], [], [w]), 4,
+    w.dtype, backend="eager")(3, [w], [], [torch.ones(4, 2)])[0]`, with `w = torch.zeros(2)`.
     """
     def __init__(self, graph: fx.GraphModule, length: int, dtype: torch.dtype, **options: Any):
         if not options: options = {"options": {"guard_filter_fn": can_change} | cpu_options()}

@@ -251,7 +251,7 @@ class Setup(Stepper):
         "J and its tasks on the device; J compiled, where it is to be."
         self.J, self.tasks = self.J.to(self.device), self.tasks.to(self.device)
         if self.average is not None: self.average.to(self.device)
-        if self.compiles: self.J.compile()
+        if self.compiles and not self.J.is_compiled: self.J.compile()
 
     @property
     def writes(self) -> Checkpoints | None:
