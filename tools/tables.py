@@ -227,8 +227,9 @@ def of_rows(made: dict[str, str]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "whole_run": whole_run,
-    "comparison": comparison, "image_step": image_step, "memory": memory, "processes": processes, "omniglot": omniglot,
-    "omniglot-methods": omniglot_methods, "pages": pages}
+    "comparison": comparison, "image_step": image_step, "memory": memory,
+    "processes": processes, "omniglot": omniglot, "omniglot-methods": omniglot_methods,
+    "pages": pages}
 
 
 def filled(text: str, results: Path) -> str:
