@@ -26,7 +26,7 @@ from . import plots, training
 from .judging import baselines, comparison
 from .training.checkpoints import DivergedError, Progress, write_table, write_whole
 from .judging.recipes import (
-    MOST, RECIPES, WORDS, Experiment, build, complete, meant, sine_network)
+    MOST, RECIPES, WHICH, WORDS, Experiment, build, complete, meant, options_of, sine_network)
 from metalit.judging.runs import (
     SETTINGS,
     chosen,
@@ -53,9 +53,10 @@ if TYPE_CHECKING:
 __all__ = ['MEANING', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table',
            'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above',
            'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main',
-           'check_same_run', 'difference', 'Settings', 'others', 'show', 'units_of', 'draw', 'save_picture', 'dressed',
-           'options', 'train', 'settled', 'run_name', 'validation_of', 'check_root', 'evaluate', 'judged', 'adapt',
-           'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'report']
+           'check_same_run', 'option_of', 'difference', 'Settings', 'others', 'show', 'units_of', 'draw',
+           'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of',
+           'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught',
+           'rows_taught', 'csv_line', 'compare', 'report']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
 class Names(click.ParamType):
@@ -231,9 +232,10 @@ def check_same_run(folder: Path, settings: dict[str, Any], restart: bool) -> Non
     if restart: return
     held = read_settings(folder)
     if "version" not in comparison.read_json(folder / SETTINGS, "run"):
-        raise ValueError(f"{folder} holds a run of version 0.1.0, which drew other tasks from its "
-                         "seed, so that it cannot go on: choose another folder with --out, or "
-                         "start over with --restart. metalit evaluate reads it")
+        raise ValueError(f"{folder} holds a run that does not say its version, as those of version "
+                         "0.1.0, which drew other tasks from a seed: it cannot go on. Choose "
+                         "another folder with --out, or start over with --restart. metalit "
+                         "evaluate reads it")
     for name in ["schedule", *(held | settings)]:
         old, new = held.get(name), settings.get(name)
         if old == new: continue
@@ -242,17 +244,21 @@ def check_same_run(folder: Path, settings: dict[str, Any], restart: bool) -> Non
                          "folder with --out, or start over with --restart")
 
 
+def option_of(name: str) -> str:
+    "How a setting is written in a command."
+    return {"family": "FAMILY", "data": "FILE"}.get(name, "--" + name.replace("_", "-"))
+
+
 def difference(name: str, old: Any, new: Any, held: dict[str, Any]) -> str:
     "How a run differs from what is asked for now, in words."
     if name == "checksum" and None not in (old, new):
         return f"on {held['data']} with another content than it has now"
-    option = {"family": "FAMILY", "data": "FILE"}.get(name, "--" + name.replace("_", "-"))
     if isinstance(old, bool) and isinstance(new, bool):
         return f"with --{'' if old else 'no-'}{name}, not --{'' if new else 'no-'}{name}"
     why = "" if name != "steps" else (f". A --schedule {held['schedule']} is made for so many "
                                       "steps; with --schedule constant a run can go on")
     old, new = (",".join(part) if isinstance(part, list) else part for part in (old, new))
-    return f"with {option} {old}, not {new}{why}"
+    return f"with {option_of(name)} {old}, not {new}{why}"
 
 
 class Settings(training.Watcher):
@@ -519,9 +525,20 @@ def settled(settings: dict[str, Any], steps: int | None) -> tuple[dict[str, Any]
 
     That number is no setting, so that a run can go on for longer, unless a schedule is made for it.
     """
+    check_options(settings)
     settings = complete(settings | {"steps": steps})
     if settings["schedule"] != "constant": return settings, settings["steps"]
     return settings, settings.pop("steps")
+
+
+def check_options(settings: dict[str, Any]) -> None:
+    "Raise `ValueError` for an option that family and method have no use for."
+    family, method = settings["family"], settings["method"]
+    takes = options_of(family, method, bool(settings.get("classes")))
+    for name, value in settings.items():
+        if value is None or name in takes or name in WHICH: continue
+        raise ValueError(f"{option_of(name)} does not go with {family} and {method}: leave it out. "
+                         f"They take {', '.join(map(option_of, takes))}")
 
 
 def run_name(settings: dict[str, Any]) -> str:

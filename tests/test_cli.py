@@ -154,8 +154,8 @@ def test_another_method_or_data_set_in_the_folder_is_refused(letters):
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
-    (["train", "sinusoids", "--ways", 7], 1, "ways=7 does not go with sinusoids and maml"),
-    (["train", "glyphs", "--size", 28], 1, "size=28 does not go with glyphs and maml"),
+    (["train", "sinusoids", "--ways", 7], 1, "--ways does not go with sinusoids and maml: leave"),
+    (["train", "glyphs", "--size", 28], 1, "--size does not go with glyphs and maml: leave"),
     (["train", "sinusoids", "--root", "d"], 1, "--root d does not go with sinusoids"),
     (["train", "sinusoids", "--out", ""], 2, "'--out': an empty name; the current folder is '.'"),
     (["evaluate", ""], 2, "an empty name"), (["train", ""], 1, "'' is no family"),

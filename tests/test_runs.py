@@ -143,7 +143,7 @@ def test_a_run_of_version_0_1_0_is_read_and_does_not_go_on_with_other_tasks(tmp_
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     line = ["train", "sinusoids", "--batch-size", 2, "--steps", 3, "--out", tmp_path / "run",
             "--test-tasks", 2, "--quiet"]
-    assert "a run of version 0.1.0, which drew other tasks" in metalit(*line, code=1)
+    assert "as those of version 0.1.0, which drew other tasks" in metalit(*line, code=1)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
     assert "after 3 meta-steps" in metalit(*line, "--restart")
 

@@ -167,7 +167,7 @@ def test_whole_numbers_are_classes_where_one_says_so(tmp_path):
     (["--held-out", 2], "held_out=2.0: a share between 0 and 1"),
     (["--method", "protonet"], "protonet needs examples of every class"),
     (["--method", "ridge", "--y", "name"], "ridge fits numbers, and y names classes"),
-    (["--ways", 3], "ways=3 does not go with table and maml"),
+    (["--ways", 3], "--ways does not go with table and maml"),
     (["--root", "."], "--root . does not go with table"),
     (["--validate-every", 2], "a table has no validation tasks")])
 def test_what_cannot_be_is_a_sentence_and_leaves_nothing(trained, tmp_path, more, words):

@@ -225,6 +225,13 @@ def test_frozen_parameters_and_buffers_may_have_other_values_in_a_second_run(qui
     assert len(whole_run.GRAPHS[found[1]]) == 1 and apart(*found) < 1e-14
 
 
+def test_who_hears_of_begin_and_end_alone_does_not_stand_in_the_way(quick, pieces):
+    class Door(ml.Watcher):
+        def begin(self, progress, steps, batch_size): self.opened = True
+    train(maml(), WAVES, steps=5, compile=True, watch=(door := Door()))
+    assert pieces == [5] and door.opened
+
+
 def of_run(J, optimizer=None, **options):
     "Whether a run takes many steps at once, and what the log says."
     lines = []

@@ -49,7 +49,7 @@ from metalit.training.processes import (
     team,
 )
 from .whole_run import WholeRun, whole_run
-from .watching import Bar, Board, Looks, Watcher, as_watcher, watched
+from .watching import Bar, Board, Looks, Watcher, as_watcher, looks_on, watched
 
 # %% auto #0
 __all__ = ['Maker', 'Batched', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'check_value',
@@ -387,7 +387,7 @@ def meta_train(J: MetaLoss, tasks: Family | Iterable[Any], *, steps: int,
         run = OuterLoop(J, given, plan, pick_device(device), validation, around, compile)
         with given_back(optimizer):
             run.descends_with(make_optimizer(optimizer, J), scheduler)
-            run.whole = in_one_graph(run, watch is not None, checkpoint is not None, tensorboard)
+            run.whole = in_one_graph(run, looks_on(by), checkpoint is not None, tensorboard)
             if checkpoint is not None:
                 run.kept_in(checkpoint, resume, lock, allow=allow, trainable_only=trainable_only)
             saved = found(run)

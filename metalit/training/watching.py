@@ -18,7 +18,7 @@ from .checkpoints import Checkpoints, Progress, Row
 from .evaluation import Validation
 
 # %% auto #0
-__all__ = ['Watcher', 'Teller', 'as_watcher', 'watched', 'end_of', 'Bar', 'Board', 'Looks']
+__all__ = ['Watcher', 'Teller', 'as_watcher', 'looks_on', 'watched', 'end_of', 'Bar', 'Board', 'Looks']
 
 # %% ../../nbs/7_workshop/66_watching.ipynb #9d6ee6e9
 class Watcher:
@@ -66,6 +66,14 @@ def as_watcher(watch: Any) -> Watcher:
                     "each step")
 
 # %% ../../nbs/7_workshop/66_watching.ipynb #fa23159b
+def looks_on(watcher: Watcher) -> bool:
+    """Whether a watcher hears of each step, or of a run's begin and end alone.
+
+    Example: `looks_on(as_watcher(print))`.
+    """
+    return getattr(type(watcher), "step", None) is not Watcher.step
+
+
 @contextlib.contextmanager
 def watched(by: list[Watcher], progress: Progress, steps: int, batch_size: int) -> Iterator[None]:
     """Inside, the watchers look on; who saw the begin sees the end, whatever ends the run.
