@@ -255,6 +255,9 @@ STEPWISE = {
     "a number of J has a schedule": lambda: of_run(maml(lr=ml.schedule.Linear(0.1, 0.01))),
     "the tasks are no family": lambda: of_run(maml(), tasks=[WAVES.batch(3)], batch_size=None),
     "other parameters than J": lambda: (lambda J: of_run(J, Adam(J.model[0].parameters())))(maml()),
+    "its convolutions take the time": lambda: of_run(
+        ml.MAML(nn.Sequential(nn.Unflatten(-1, (1, 1)), nn.Conv1d(1, 1, 1), nn.Flatten(-2)),
+                F.mse_loss).double()),
     "J draws random numbers": lambda: of_run(ml.MAML(nn.Sequential(
         nn.Linear(1, 4), nn.Dropout(0.5), nn.Linear(4, 1)), F.mse_loss).double())}
 
@@ -293,3 +296,15 @@ def test_in_cpp(pieces, tmp_path):
     whole.load_state_dict(maml().state_dict())
     train(whole, WAVES, steps=20, compile=True, checkpoint=tmp_path, save_every=7)
     assert pieces == [20, 7, 7, 6] and apart(found, whole) == 0
+
+
+def test_what_the_compiler_cannot_do_is_done_step_by_step(quick, monkeypatch, tmp_path):
+    def fails(self, *args): raise RuntimeError("no compiler here")
+    monkeypatch.setattr(many_steps.ManySteps, "__call__", fails)
+    monkeypatch.setattr(ml.MetaLoss, "compile", lambda self: None)
+    plain, J = maml(), maml()
+    train(plain, WAVES, steps=5)
+    lines = of_run(J, checkpoint=tmp_path)
+    assert lines == ["one step at a time, because no compiler here"]
+    train(J, WAVES, steps=5, checkpoint=tmp_path, compile=True)
+    assert apart(plain, J) == 0

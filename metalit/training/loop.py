@@ -53,8 +53,8 @@ from .watching import Bar, Board, Looks, Watcher, as_watcher, looks_on, watched
 
 # %% auto #0
 __all__ = ['Maker', 'Batched', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'check_value',
-           'meta_step', 'tried', 'descend', 'next_batch', 'Plan', 'Setup', 'in_one_graph', 'found', 'OuterLoop',
-           'meta_train']
+           'meta_step', 'tried', 'descend', 'next_batch', 'Plan', 'Setup', 'in_one_graph', 'only_if_ready', 'found',
+           'OuterLoop', 'meta_train']
 
 # %% ../../nbs/7_workshop/64_training.ipynb #d0d2ad99
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -171,9 +171,7 @@ def meta_step(run: Setup, together: torch.nn.Module, batch: Task | Unequal, step
 
 def tried(run: Setup, batches: Batched) -> Batched:
     "The batches, after the first meta-loss and its gradient, for the errors that they may raise."
-    if run.whole:
-        run.whole.ready()
-        return batches
+    if run.whole: return batches                             # it has been traced, and compiled
     with own_random_numbers(run.plan.seed, run.device):
         batch = next(batches)
         try: meta_loss(run, run.J, batch, 0)[0].backward()
@@ -276,6 +274,13 @@ def in_one_graph(run: Setup, watched: bool, kept: bool, board: bool) -> WholeRun
     return whole
 
 
+def only_if_ready(run: Setup, saved: dict[str, Any] | None) -> int:
+    "The step to begin with; without the graph of many steps where it cannot be compiled."
+    start = saved["progress"]["step"] if saved else 0
+    if run.whole and start < run.plan.steps and not run.whole.ready(): run.whole = None
+    return start
+
+
 def found(run: Setup) -> dict[str, Any] | None:
     "What the folder holds, if the run may go on from it; None where a new one begins."
     saved = run.files.read(run.resume) if run.files else None
@@ -299,7 +304,7 @@ class OuterLoop(Setup):
             asked_to_stop = stack.enter_context(stop_requested())
             if self.team.size > 1: stack.enter_context(launched())
             self.placed()
-            batches = self._batches(saved["progress"]["step"] if saved else 0)
+            batches = self._batches(only_if_ready(self, saved))
             if self.files and saved is None and self.plan.steps: batches = tried(self, batches)
             stack.enter_context(own_random_numbers(self.plan.seed, self.device))
             state = self.files.restore(saved) if self.files and saved else Progress()

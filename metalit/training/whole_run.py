@@ -32,7 +32,7 @@ from .identity import digest, identity
 __all__ = ['Group', 'State', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAPHS', 'sgd', 'numbers_of_sgd',
            'kept_by_sgd', 'adam', 'numbers_of_adam', 'kept_by_adam', 'Kind', 'Descent', 'numbers_of', 'clipped',
            'step_of', 'why_not', 'form', 'length_for', 'graph_of', 'key_of', 'steps_of', 'WholeRun', 'gathered',
-           'draws_together', 'finite', 'put_down', 'take_up', 'whole_run']
+           'draws_together', 'finite', 'first_line', 'put_down', 'take_up', 'whole_run']
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00006
 Group = dict[str, Any]
@@ -246,6 +246,8 @@ def graph_of(descent: Descent, like: Task) -> tuple[Any, torch.dtype]:
         first, again = (written_out(step_of(descent, like), descent.state(),
                                     list(descent.shared().values()), own) for _ in range(2))
     if draws_numbers(first): raise ValueError("J draws random numbers")
+    if any("convolution" in str(node.target) for node in first.graph.nodes):
+        raise ValueError("its convolutions take the time, and not what stands around a step")
     if first.code != again.code: raise ValueError("each call of J is another program")
     *_, out = first.graph.nodes
     return first, out.args[0][0].meta["val"].dtype
@@ -284,9 +286,13 @@ class WholeRun:
         self.stacks = [leaf.new_zeros(length, *leaf.shape)
                        for leaf in (rows[0], *tree_flatten(like)[0])]
 
-    def ready(self) -> None:
-        "Compile, and take no step."
-        self._took(0)
+    def ready(self) -> bool:
+        "Compile, and take no step; False, with a line in the log, where that fails."
+        try: self._took(0)
+        except Exception as error:                           # one step after another says it better
+            LOG.info("one step at a time, because %s", first_line(error))
+            return False
+        return True
 
     def _took(self, count: int) -> tuple[Tensor, list[Tensor]]:
         shared = list(self.descent.shared().values())
@@ -355,6 +361,11 @@ def finite(stacks: Sequence[Tensor], count: int) -> int:
     return int(fine.long().cumprod(0).sum())
 
 
+def first_line(error: Exception) -> str:
+    "What an error says first, or its kind where it says nothing."
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def put_down(optimizer: torch.optim.Optimizer, schedule: Any) -> tuple[Any, ...]:
     "What a scheduler changes."
     if schedule is None: return ()
@@ -379,6 +390,6 @@ def whole_run(run: Any, watched: bool, periods: Sequence[int], **options: Any) -
         like = run.tasks.batch(run.plan.batch_size, run.plan.seed, 0).to(dtype=dtype)
         try: return WholeRun(run, run.J.checked(like), periods, **options)
         except Exception as error:                           # one step after another says it better
-            why = str(error).partition("\n")[0] or type(error).__name__
+            why = first_line(error)
     LOG.info("one step at a time, because %s", why)
     return None
