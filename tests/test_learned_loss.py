@@ -128,6 +128,22 @@ def test_what_does_not_go_together(prediction, y):
         ml.LossLibrary()(prediction, y)
 
 
+def test_labels_that_the_model_has_no_output_for(sines):
+    net = ml.models.mlp(1, 4, 3, seed=2).double()
+    task = ml.Task(*(ml.Split(part.x, (part.y[..., 0] > 0).long()) for part in sines))
+    J = ml.MetaLoss(net, F.cross_entropy, inner=ml.SGD(0.5, loss=ml.LossLibrary().double()))
+    for wrong in (3, -1):
+        y = task.support.y.clone()
+        y[1, 0] = wrong                                      # the judge sees the queries only
+        with pytest.raises(ValueError, match="3 outputs, so labels are 0 … 2"):
+            J(ml.Task(ml.Split(task.support.x, y), task.query))
+
+
+@pytest.mark.parametrize("width", [0, 2.5])
+def test_a_network_without_units(width):
+    with pytest.raises(ValueError, match=r"width=.*1 or more"): ml.LossNetwork(width)
+
+
 def test_a_judge_does_not_learn(small_net):
     with pytest.raises(ValueError, match="would learn to call everything good"):
         ml.MetaLoss(small_net, ml.LossLibrary())

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .walk import whole
 from ..losses import in_shapes
 
 # %% auto #0
@@ -44,8 +45,8 @@ def in_pairs(prediction: Any, y: Any) -> tuple[Tensor, Tensor]:
         if y.is_floating_point() and prediction.shape == y.shape: return prediction, y
         labels = y.dtype == torch.int64 and y.ndim == 1 and prediction.ndim == 2
         if labels and len(prediction) == len(y):
-            classes = torch.arange(prediction.shape[1], device=y.device)
-            return prediction.softmax(1), (y[:, None] == classes).to(prediction.dtype)
+            none = torch.zeros_like(prediction)              # scatter raises for other labels
+            return prediction.softmax(1), none.scatter(1, y[:, None], 1.0)
     raise ValueError(f"a learned loss compares outputs {in_shapes(prediction)} with y "
                      f"{in_shapes(y)}: y has to be real numbers of the same shape, or class labels "
                      "(examples,) of int64 beside logits (examples, classes)")
@@ -56,13 +57,14 @@ class LossNetwork(LearnedLoss):
 
     2 → `width` → `width` → 1 with ReLU, without biases, and a softplus at the end; `width` 50 is
     the authors'. The weights begin as PyTorch's linear layers do, from `seed`. At first it knows
-    nothing: the truth is nowhere the least.
+    nothing: the truth is nowhere the least. Raises `ValueError` for a width below 1.
 
     Example: `ml.MetaLoss(model, F.mse_loss, inner=ml.SGD(0.001, 1, loss=ml.LossNetwork()))`.
     """
     def __init__(self, width: int = 50, *, seed: int = 0):
         super().__init__()
-        self.width, self.seed = width, seed
+        if whole(width) < 1: raise ValueError(f"{width=}: how many hidden units, 1 or more")
+        self.width, self.seed = whole(width), seed
         generator = torch.Generator().manual_seed(seed)
         self.weights = nn.ParameterList(
             (2 * torch.rand(out, into, generator=generator) - 1) / into**0.5
@@ -71,7 +73,6 @@ class LossNetwork(LearnedLoss):
     def value(self, prediction: Tensor, truth: Tensor) -> Tensor:
         "M(ŷ, y)."
         first, second, last = (w.to(prediction.dtype) for w in self.weights)
-        hidden = torch.stack([prediction, truth], -1) @ first.mT
         hidden = (torch.stack([prediction, truth], -1) @ first.mT).relu()
         return F.softplus((hidden @ second.mT).relu() @ last.mT)[..., 0]
 
