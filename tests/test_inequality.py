@@ -40,6 +40,29 @@ def test_both_sides_of_an_order_that_is_a_limit(measure, order, near):
     assert 0 < (at - beside).abs() < 1e-5
 
 
+@pytest.mark.parametrize(("measure", "order"), [
+    *OF_ONE_AND_THREE, ("entropy", 1e-9), ("entropy", 0.4), ("entropy", 1 + 1e-9),
+    ("atkinson", 1 + 1e-9), ("atkinson", 1 - 1e-9), ("atkinson", 100)])
+def test_single_precision_is_enough(measure, order):
+    "Of losses nearly alike and far apart, for orders near a limit and far from it."
+    term = ml.Inequality(measure, order)
+    for losses in (torch.tensor([1.0, 1.001, 0.999, 1.0005]), torch.tensor([0.3, 2.0, 1.1, 5.0])):
+        close(term.pool(losses).double() / term.pool(losses.double()), 1, 2e-3)
+        if order not in (1e-9, 1 + 1e-9, 1 - 1e-9):
+            close(term.pool(losses.double()), as_written(measure, order, losses.double()), 1e-12)
+
+
+def as_written(measure, order, losses):
+    "The formulas of economists, as they stand."
+    r, a = losses / losses.mean(), 2 if order is None else order
+    if measure == "gini": return (r[:, None] - r).abs().sum() / 2 / len(r) ** 2
+    if measure == "logs": return r.log().var(correction=0)
+    if measure == "theil" or (measure, a) == ("entropy", 1): return (r * r.log()).mean()
+    if measure == "entropy": return ((r**a).mean() - 1) / a / (a - 1) if a else -r.log().mean()
+    if order in (None, 1): return 1 - r.log().mean().exp()
+    return 1 - (r ** (1 - a)).mean() ** (1 / (1 - a))
+
+
 @pytest.mark.parametrize(("measure", "order"), OF_ONE_AND_THREE)
 def test_closed_form_before_adaptation(measure, order, bowls, start):
     C, q = curvature(bowls.query)

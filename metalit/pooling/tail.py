@@ -12,7 +12,7 @@ from .mean import Pooling
 from ..schedule import Number, Scheduled
 
 # %% auto #0
-__all__ = ['Worst', 'Tail', 'Tilted']
+__all__ = ['Worst', 'Tail', 'tilted', 'Tilted']
 
 # %% ../../nbs/3_choices/34_worst_tasks.ipynb #49a1da79
 class Worst(Pooling):
@@ -60,6 +60,15 @@ class Tail(Scheduled, Pooling):
         return f"share={self.schedules.get('share', self.share)}"
 
 # %% ../../nbs/3_choices/34_worst_tasks.ipynb #4c736039
+def tilted(values: Tensor, t: float) -> Tensor:
+    "1/t · log mean exp(t · value), about the mean, so that a t near 0 loses no digits."
+    t = t + 1e-30 * (t == 0)
+    middle = values.detach().mean()
+    tilts = t * (values - middle)
+    top = tilts.detach().amax()
+    return middle + (top + (tilts - top).expm1().mean().log1p()) / t
+
+
 class Tilted(Scheduled, Pooling):
     """The tilted mean 1/t · log mean exp(t · value): the worse a task, the more it counts.
 
@@ -82,12 +91,8 @@ class Tilted(Scheduled, Pooling):
                              "ml.Worst()")
 
     def forward(self, values: Tensor) -> Tensor:
-        "The tilted mean, about the mean, so that a t near 0 loses no digits."
-        t = self.t + 1e-30 * (self.t == 0)
-        middle = values.detach().mean()
-        tilts = t * (values - middle)
-        top = tilts.detach().amax()
-        return middle + (top + (tilts - top).expm1().mean().log1p()) / t
+        "Their tilted mean."
+        return tilted(values, self.t)
 
     def extra_repr(self) -> str:
         "The tilt, for `repr`."

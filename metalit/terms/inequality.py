@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..inner.walk import real
 from ..losses import over_real
+from ..pooling.tail import tilted
 from ..tasks.task import Task, transformed
 from .term import Path, Term
 
@@ -40,9 +41,12 @@ def entropy(losses: Tensor, order: float) -> Tensor:
     Example: `entropy(torch.tensor([1.0, 3.0]), 2.0).item()`, which is `0.125`.
     """
     r = losses / losses.mean()
-    if order == 0: return -r.log().mean()
-    if order == 1: return (r * r.log()).mean()
-    return ((r**order).mean() - 1) / (order * (order - 1))
+    more, log, above = r - 1, r.log(), order - 1
+    if order == 0: return (more - log).mean()
+    if order == 1: return (r * log - more).mean()
+    curved = ((order * log).expm1() - order * more if order < 0.5 else
+              r * (above * log).expm1() - above * more)
+    return curved.mean() / (order * above)
 
 
 def atkinson(losses: Tensor, order: float) -> Tensor:
@@ -50,9 +54,8 @@ def atkinson(losses: Tensor, order: float) -> Tensor:
 
     Example: `atkinson(torch.tensor([1.0, 3.0]), 1.0)`.
     """
-    r = losses / losses.mean()
-    if order == 1: return 1 - r.log().mean().exp()
-    return 1 - (r ** (1 - order)).mean() ** (1 / (1 - order))
+    log = (losses / losses.mean()).log()
+    return -(tilted(log, 1 - order) - tilted(log, 1.0)).expm1()
 
 
 def gini(losses: Tensor) -> Tensor:
