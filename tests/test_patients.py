@@ -160,6 +160,20 @@ def test_the_network_is_proportional_to_the_dose_but_for_its_bias():
     assert torch.isfinite(J(Patients(3).batch(4)))
 
 
+@pytest.mark.parametrize("objective", [posterior, least_squares])
+def test_padding_is_no_sample(objective):
+    longer, shorter = (Patients(shots).held_out(1).to(torch.float64) for shots in (4, 3))
+    task, fit = ml.tasks.padded([longer, ml.Task(shorter.support, longer.query)]), Fit(objective)
+    assert task.support.mask.sum(1).tolist() == [4, 3]
+    alone = fit.predict(shorter.support, longer.query.x)
+    torch.testing.assert_close(fit.predict(task.support, task.query.x)[1:], alone)
+
+
+@pytest.mark.parametrize("shots", [-1, 0, 10])
+def test_something_is_learned_and_something_forecast(shots):
+    with pytest.raises(ValueError, match=f"shots={shots}, and there are 10"): theophylline(shots)
+
+
 def test_the_posterior_is_that_of_normal_noise_and_a_normal_population_of_logarithms():
     task, bodies = few(), middle(12) + 0.1 * torch.arange(36).reshape(12, 3) / 36
     values = []

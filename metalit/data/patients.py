@@ -18,8 +18,8 @@ from ..tasks.random import Random
 from ..tasks.task import Split, Task
 
 # %% auto #0
-__all__ = ['THEOPHYLLINE', 'BODY', 'SPREAD', 'HOURS', 'NOISE', 'Objective', 'phi', 'concentration', 'Patients', 'theophylline',
-           'minimum', 'least_squares', 'posterior', 'Fit', 'MeanCurve', 'Curve']
+__all__ = ['THEOPHYLLINE', 'BODY', 'SPREAD', 'HOURS', 'NOISE', 'Objective', 'phi', 'concentration', 'check_shots', 'Patients',
+           'theophylline', 'minimum', 'in_all', 'least_squares', 'posterior', 'Fit', 'MeanCurve', 'Curve']
 
 # %% ../../nbs/6_yours/59c_patients.ipynb #59bf1289
 # Weight (kg), dose (mg/kg), hours after it, serum theophylline (mg/L).
@@ -72,6 +72,13 @@ def concentration(hours: Tensor, dose: Tensor, body: Tensor) -> Tensor:
     ke = clearance / volume
     return dose * ka / volume * hours * (-ke * hours).exp() * phi((ka - ke) * hours)
 
+# %% ../../nbs/6_yours/59c_patients.ipynb #59bc5407
+def check_shots(shots: int, hours: int) -> None:
+    "Raise `ValueError` where of so many samples none is learned from, or none forecast."
+    if not 1 <= shots < hours:
+        raise ValueError(f"{shots=}, and there are {hours} hours: one at least is learned from, "
+                         "and one is forecast")
+
 # %% ../../nbs/6_yours/59c_patients.ipynb #59b68134
 BODY = torch.tensor([1.11, 0.05, 0.484])                     # ka, clearance, volume: the middle
 SPREAD = torch.tensor([0.53, 0.335, 0.17])                   # of their logarithms
@@ -97,9 +104,7 @@ class Patients(Family):
                  body: Sequence[float] = tuple(BODY.tolist()),
                  spread: Sequence[float] = tuple(SPREAD.tolist()),
                  noise: tuple[float, float] = NOISE):
-        if not 1 <= shots < len(hours):
-            raise ValueError(f"{shots=}, and there are {len(hours)} hours: one at least is learned "
-                             "from, and one is forecast")
+        check_shots(shots, len(hours))
         self.shots, self.hours, self.dose, self.jitter = shots, tuple(hours), dose, jitter
         self.body, self.spread, self.noise = tuple(body), tuple(spread), noise
 
@@ -127,10 +132,11 @@ class Patients(Family):
 def theophylline(shots: int) -> Task:
     """The twelve patients: their first `shots` samples after the dose, and those that follow.
 
-    x and y are as those of `Patients`.
+    x and y are as those of `Patients`. Raises `ValueError` for no shots, or all ten.
 
     Example: `tuple(theophylline(3).query.y.shape)`, which is `(12, 7, 1)`.
     """
+    check_shots(shots, 10)
     doses, hours, measured = (torch.tensor([patient[i] for patient in THEOPHYLLINE])
                               for i in (1, 2, 3))
     x = torch.stack([hours, doses[:, None].expand_as(hours)], -1)[:, 1:]
@@ -158,20 +164,25 @@ def minimum(objective: Objective, start: Tensor, samples: Split, steps: int = 60
     return here
 
 
+def in_all(of_each: Tensor, samples: Split) -> Tensor:
+    "The sum over a patient's samples; padding does not count."
+    return (of_each if samples.mask is None else of_each * samples.mask).sum()
+
+
 def least_squares(body: Tensor, samples: Split) -> Tensor:
     "The sum of squares of what is measured less the curve."
     hours, dose = samples.x.unbind(-1)
-    return (samples.y[:, 0] - concentration(hours, dose, body)).square().sum()
+    return in_all((samples.y[:, 0] - concentration(hours, dose, body)).square(), samples)
 
 
 def posterior(body: Tensor, samples: Split) -> Tensor:
-    "−log of the posterior density, but for a constant."
+    "−log of the posterior density, but for a constant, with the defaults of `Patients` as prior."
     hours, dose = samples.x.unbind(-1)
     curve = concentration(hours, dose, body)
     variance = (NOISE[0] * curve) ** 2 + NOISE[1] ** 2
     unlikely = (samples.y[:, 0] - curve) ** 2 / (2 * variance) + variance.log() / 2
     away = (body - BODY.log()) / SPREAD
-    return unlikely.sum() + away.square().sum() / 2
+    return in_all(unlikely, samples) + away.square().sum() / 2
 
 # %% ../../nbs/6_yours/59c_patients.ipynb #59bb61a0
 class Fit:
@@ -185,7 +196,8 @@ class Fit:
 
     def predict(self, support: Split, x: Tensor) -> Tensor:
         "Concentrations (B, Q, 1) at the hours of x (B, Q, 2)."
-        seen, asked = Split(support.x.double(), support.y.double()), x.double()
+        asked = x.double()
+        seen = Split(support.x.double(), support.y.double(), support.mask)
         start = BODY.log().double().expand(len(asked), 3)
         body = minimum(self.objective, start, seen)
         hours, dose = asked.unbind(-1)
