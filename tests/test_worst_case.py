@@ -107,6 +107,21 @@ def test_what_has_no_share(small_net, sines):
     with pytest.raises(ValueError, match="tasks=0: how many"): ml.WorstCase(0)
 
 
+def test_ids_of_another_type(small_net, sines):
+    "Bytes name tasks, and do not choose them, as a mask would; what names none is refused."
+    J = ml.MetaLoss(small_net, F.mse_loss, pooling=ml.WorstCase(6).double())
+    J.pooling.scores.data = SCORES[:6].clone()
+    ids = torch.tensor([1, 5, 1, 2, 3, 4])
+    right = backward(J, numbered(sines, ids.tolist())), J.pooling.scores.grad.clone()
+    task = ml.Task(sines.support, sines.query, ids.to(torch.uint8))
+    J.pooling.scores.grad = None
+    for one, other in zip((backward(J, task), J.pooling.scores.grad), right, strict=True):
+        close(one, other)
+    for wrong in (torch.bool, torch.float32):
+        with pytest.raises(ValueError, match=f"ids are of {wrong}.*ids.long"):
+            J(ml.Task(sines.support, sines.query, ids.to(wrong)))
+
+
 def test_it_is_a_part_with_parameters():
     pooling = ml.WorstCase(3)
     assert repr(pooling) == "WorstCase(tasks=3)"

@@ -33,8 +33,10 @@ class WorstCase(Pooling):
     from 0 to tasks − 1, which of them it holds, as `ml.tasks.Given` does; batches are drawn evenly.
     The distribution begins even, and is learned uphill by any optimizer that descends J: give
     `J.pooling.parameters()` a step size η of their own. The authors take 1e-5 for 100 sinusoids.
+    From a batch of one task nothing is learned about the distribution.
 
-    Raises `ValueError` for a number that is none, and for ids that are missing or too large.
+    Raises `ValueError` for a number that is none, and for ids that are missing, no whole numbers,
+    or too large.
 
     Example: `ml.MetaLoss(model, loss, pooling=ml.WorstCase(tasks=100))`.
     """
@@ -51,6 +53,7 @@ class WorstCase(Pooling):
     def forward(self, values: Tensor, *, ids: Tensor) -> Tensor:  # type: ignore[override]
         "n times the mean of the values, each weighted by the share of its task."
         self.check_ids(ids)
+        ids = ids.long()                                     # bytes would be taken for a mask
         shares = self.distribution()[ids].to(values.dtype)
         above = (values - values.mean()).detach()
         scores = self.scores[ids]
@@ -59,6 +62,9 @@ class WorstCase(Pooling):
 
     def check_ids(self, ids: Tensor) -> None:
         "Raise `ValueError` for a number that no task of the set has."
+        if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+            raise ValueError(f"ids are of {ids.dtype}, and which tasks these are is said by whole "
+                             "numbers: ids.long()")
         if transformed() or torch.compiler.is_compiling(): return
         wrong = ids[(ids < 0) | (ids >= self.tasks)]
         if len(wrong):
