@@ -24,11 +24,11 @@ from metalit.judging.baselines import (
     Reader,
     RidgeOn,
     Scratch,
+    all_examples,
     baseline,
     kernel,
     root,
     surprise,
-    whole,
 )
 from metalit.judging.comparison import against, compare
 from metalit.training.identity import identity
@@ -154,7 +154,7 @@ def test_a_gaussian_process_leaves_padding_out():
         torch.testing.assert_close(gp.predict(wild, task.query.x)[i],
                                    gp.predict(short, task.query.x[i:i + 1])[0])
         torch.testing.assert_close(surprise(wild, gp.numbers)[i], surprise(short, gp.numbers)[0])
-    half = whole(ml.Task(wild, task.query))
+    half = all_examples(ml.Task(wild, task.query))
     assert half.mask.sum(1).tolist() == [6, 5] and half.x.shape == (2, 7, 1)
 
 
@@ -179,6 +179,37 @@ def test_a_reader_minds_neither_the_order_nor_the_padding_of_what_it_reads():
     longer = ml.Split(*(torch.cat([leaf, leaf[:, :1]], 1) for leaf in support), mask)
     torch.testing.assert_close(reader(longer, query.x), said)
     assert not torch.allclose(reader(ml.Split(support.x, support.y + 1), query.x), said)
+
+
+def shaped(x, y):
+    "Tasks with inputs and targets of these shapes, whose target is one number, everywhere."
+    class Shaped(ml.Family):
+        def sample(self, batch_size, generator):
+            level = torch.randn(batch_size, 1, generator=generator).expand(-1, 7)
+            inputs = torch.randn(batch_size, 7, 2, generator=generator)
+            targets = level + 0 * inputs.sum(-1)
+            inputs, targets = inputs.reshape(batch_size, 7, *x), targets.reshape(
+                batch_size, 7, *(1 for _ in y)).expand(-1, -1, *y)
+            return ml.Task(ml.Split(inputs[:, :3], targets[:, :3]),
+                           ml.Split(inputs[:, 3:], targets[:, 3:]))
+    return Shaped()
+
+
+@pytest.mark.parametrize("kind", [GaussianProcess, InContext])
+@pytest.mark.parametrize("shape", [(), (3, 2)], ids=str)
+def test_targets_of_any_shape(kind, shape):
+    family = shaped((2,), shape)
+    found = kind(F.mse_loss, **FEW).fit(family)
+    support, query = family.held_out(3)
+    said = found.predict(support, query.x)
+    assert said.shape == query.y.shape
+    if kind is GaussianProcess:
+        flat = ml.Split(support.x, support.y.reshape(3, 3, -1))
+        torch.testing.assert_close(said.reshape(3, 4, -1), found.predict(flat, query.x))
+        one = kind(F.mse_loss, **FEW).fit(shaped((2,), (1,)))
+        one.numbers = found.numbers
+        single = one.predict(ml.Split(support.x, flat.y[..., :1]), query.x)
+        torch.testing.assert_close(said.reshape(3, 4, -1), single.expand(3, 4, said[0, 0].numel()))
 
 
 def test_a_network_that_reads_learns():

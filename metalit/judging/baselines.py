@@ -32,7 +32,8 @@ from ..training.loop import meta_train
 
 # %% auto #0
 __all__ = ['BASELINES', 'Baseline', 'Blind', 'example_axes', 'OfLearner', 'Scratch', 'Joint', 'linear_in', 'RidgeOn',
-           'NearestMean', 'kernel', 'root', 'surprise', 'whole', 'GaussianProcess', 'Reader', 'InContext', 'baseline']
+           'NearestMean', 'in_rows', 'kernel', 'root', 'surprise', 'all_examples', 'GaussianProcess', 'Reader',
+           'InContext', 'baseline']
 
 # %% ../../nbs/4_judgement/40a_baselines.ipynb #40a1c536
 class Baseline:
@@ -209,9 +210,14 @@ class NearestMean(OfLearner):
         return self
 
 # %% ../../nbs/4_judgement/40a_baselines.ipynb #40a588b6
+def in_rows(tensor: Tensor) -> Tensor:
+    "Examples (B, n, …) as rows of numbers: (B, n, F)."
+    return tensor.reshape(*tensor.shape[:2], -1)
+
+
 def kernel(one: Tensor, two: Tensor, numbers: Tensor) -> Tensor:
     "Covariances of the values at one (B, n, …) and two (B, m, …): (B, n, m)."
-    apart = (one.flatten(2)[:, :, None] - two.flatten(2)[:, None]).square().sum(-1)
+    apart = (in_rows(one)[:, :, None] - in_rows(two)[:, None]).square().sum(-1)
     _, size, length, _ = numbers
     return (2 * size - apart / (2 * (2 * length).exp())).exp()
 
@@ -226,14 +232,14 @@ def root(seen: Split, numbers: Tensor) -> Tensor:
 
 def surprise(seen: Split, numbers: Tensor) -> Tensor:
     "−log p(y) of each task, (B,)."
-    factor, rest = root(seen, numbers), (seen.y - numbers[0]).flatten(2)
+    factor, rest = root(seen, numbers), in_rows(seen.y - numbers[0])
     white = torch.linalg.solve_triangular(factor, rest, upper=False).square().sum(2)
     of_each = factor.diagonal(dim1=1, dim2=2).log() + math.log(2 * math.pi) / 2
     each = white / 2 + rest.shape[2] * of_each
     return (each if seen.mask is None else each * seen.mask).sum(1)
 
 
-def whole(task: Task) -> Split:
+def all_examples(task: Task) -> Split:
     "Support and query examples of each task, together, in float64."
     def real(split: Split) -> Tensor:
         return split.x.new_ones(split.x.shape[:2]).bool() if split.mask is None else split.mask
@@ -259,13 +265,13 @@ class GaussianProcess(Baseline):
 
     def fit(self, tasks: Family) -> Any:
         "The four numbers."
-        x, y = whole(check_task(tasks.batch(self.batch_size, self.seed)))
+        x, y = all_examples(check_task(tasks.batch(self.batch_size, self.seed)))
         start = [y.mean(), y.std().log(), x.std().log(), y.std().log() - 2]
         self.numbers = torch.stack(start).requires_grad_()
         optimizer = torch.optim.Adam([self.numbers], lr=self.lr)
         for task in tasks.stream(self.batch_size, min(self.steps, 300), self.seed):
             optimizer.zero_grad()
-            surprise(whole(check_task(task)), self.numbers).mean().backward()
+            surprise(all_examples(check_task(task)), self.numbers).mean().backward()
             optimizer.step()
         self.numbers = self.numbers.detach()
         return self
@@ -273,10 +279,11 @@ class GaussianProcess(Baseline):
     def predict(self, support: Split, x: Tree) -> Tensor:
         "The mean of the process at x, given the support set."
         seen, asked = Split(support.x.double(), support.y.double(), support.mask), x.double()
-        rest, across = seen.y - self.numbers[0], kernel(asked, seen.x, self.numbers)
+        rest, across = in_rows(seen.y - self.numbers[0]), kernel(asked, seen.x, self.numbers)
         if seen.mask is not None: across = across * seen.mask[:, None]
         answer = across @ torch.cholesky_solve(rest, root(seen, self.numbers))
-        return (self.numbers[0] + answer).to(support.y.dtype)
+        shape = *x.shape[:2], *support.y.shape[2:]
+        return (self.numbers[0] + answer).reshape(shape).to(support.y.dtype)
 
 # %% ../../nbs/4_judgement/40a_baselines.ipynb #40ad855b
 class Reader(nn.Module):
@@ -293,11 +300,12 @@ class Reader(nn.Module):
     def forward(self, support: Split, x: Tensor) -> Tensor:
         "Answers (B, Q, …) for x (B, Q, …)."
         y = F.one_hot(support.y, self.ways).to(x) if self.ways else support.y
-        of_each = self.read(torch.cat([support.x.flatten(2), y.flatten(2)], 2))
+        of_each = self.read(torch.cat([in_rows(support.x), in_rows(y)], 2))
         mask = torch.ones_like(of_each[..., 0]) if support.mask is None else support.mask.to(x)
         summary = (of_each * mask[..., None]).sum(1) / mask.sum(1)[:, None]
         rows = summary[:, None].expand(-1, x.shape[1], -1)
-        return self.answer(torch.cat([x.flatten(2), rows], 2)).unflatten(2, self.shape)
+        answers = self.answer(torch.cat([in_rows(x), rows], 2))
+        return answers.reshape(*answers.shape[:2], *self.shape)
 
 
 class InContext(Baseline):
