@@ -83,6 +83,9 @@ def test_compiled(small_net, sines):
     J.compile(backend="eager")
     close(backward(J, numbered(sines, IDS)), backward(eager, numbered(sines, IDS)))
     close(J.pooling.scores.grad, eager.pooling.scores.grad)
+    for wrong in (-1, 8):                                    # a graph does not count from the end
+        with pytest.raises(RuntimeError, match=f"index {wrong} is out of bounds"):
+            J(numbered(sines, [0, 1, 2, wrong, 3, 4]))
 
 
 def test_a_run_over_tasks_that_one_has_goes_on_where_it_was(tmp_path):

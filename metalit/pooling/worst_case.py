@@ -53,8 +53,8 @@ class WorstCase(Pooling):
     def forward(self, values: Tensor, *, ids: Tensor) -> Tensor:  # type: ignore[override]
         "n times the mean of the values, each weighted by the share of its task."
         self.check_ids(ids)
-        ids = ids.long()                                     # bytes would be taken for a mask
-        shares = self.distribution()[ids].to(values.dtype)
+        ids = ids.long()                                     # gather refuses what is below 0
+        shares = self.distribution().gather(0, ids).to(values.dtype)
         above = (values - values.mean()).detach()
         scores = self.scores[ids]
         uphill = (above * (scores.detach() - scores).to(values.dtype)).sum()
