@@ -30,9 +30,9 @@ from .identity import digest, identity
 
 # %% auto #0
 __all__ = ['Group', 'State', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAPHS', 'sgd', 'numbers_of_sgd',
-           'kept_by_sgd', 'adam', 'numbers_of_adam', 'kept_by_adam', 'Kind', 'Descent', 'numbers_of', 'clipped',
-           'step_of', 'why_not', 'form', 'length_for', 'graph_of', 'key_of', 'steps_of', 'WholeRun', 'gathered',
-           'draws_together', 'finite', 'first_line', 'put_down', 'take_up', 'whole_run']
+           'kept_by_sgd', 'adam', 'numbers_of_adam', 'kept_by_adam', 'Kind', 'done', 'is_even', 'Descent', 'numbers_of',
+           'clipped', 'step_of', 'why_not', 'form', 'length_for', 'graph_of', 'check_all_used', 'key_of', 'steps_of',
+           'WholeRun', 'gathered', 'draws_together', 'finite', 'first_line', 'put_down', 'take_up', 'whole_run']
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00006
 Group = dict[str, Any]
@@ -101,6 +101,18 @@ ADAM = Kind(adam, numbers_of_adam, kept_by_adam)
 KINDS: dict[type, Kind] = {torch.optim.SGD: Kind(sgd, numbers_of_sgd, kept_by_sgd),
                            torch.optim.Adam: ADAM, torch.optim.AdamW: ADAM}
 
+# %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00024
+def done(optimizer: torch.optim.Optimizer, p: Tensor) -> int:
+    "How many steps an optimizer has taken with a parameter; where it does not count, 0 or 1."
+    kept = optimizer.state.get(p, {})
+    return int(kept["step"]) if "step" in kept else len(kept)
+
+
+def is_even(optimizer: torch.optim.Optimizer) -> bool:
+    "Whether it has taken equally many steps with all parameters of a group."
+    return all(len({done(optimizer, p) for p in group["params"] if p.requires_grad}) <= 1
+               for group in optimizer.param_groups)
+
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b0000c
 class Descent:
     "An outer step as a function of tensors, and where its tensors lie: see `step_of`."
@@ -135,15 +147,11 @@ class Descent:
         there = chain(self.calls.named_parameters(), self.calls.named_buffers())
         return {name: tensor.detach() for name, tensor in there if name not in trained}
 
-    def done(self, p: Tensor) -> int:
-        "How many steps the optimizer has taken with a parameter; where it does not count, 0 or 1."
-        kept = self.optimizer.state.get(p, {})
-        return int(kept["step"]) if "step" in kept else len(kept)
-
     @torch.no_grad()
     def set(self, state: list[Tensor], count: int) -> None:
         "Put the state after `count` more steps where it belongs."
-        here, counts = iter(state), [(p, self.done(p) + count) for _, p, *_ in self.places]
+        here = iter(state)
+        counts = [(p, done(self.optimizer, p) + count) for _, p, *_ in self.places]
         double = torch.get_default_dtype() == torch.float64  # as PyTorch has it
         for p, number in counts if self.kind is ADAM else []:
             kind = torch.float64 if double else torch.float32
@@ -155,11 +163,11 @@ class Descent:
 def numbers_of(descent: Descent, count: int, schedule: Any = None) -> Tensor:
     "The numbers of the next steps, (count, groups, numbers); a scheduler steps after each."
     rows, groups = [], descent.groups
-    done = [max([descent.done(p) for _, p, of in descent.places if of == row], default=0)
-            for row in range(len(groups))]
+    taken = [max([done(descent.optimizer, p) for _, p, of in descent.places if of == row],
+                 default=0) for row in range(len(groups))]
     for i in range(count):
         rows.append([descent.kind.numbers(group, before + i)
-                     for group, before in zip(groups, done, strict=True)])
+                     for group, before in zip(groups, taken, strict=True)])
         if schedule: schedule.step()
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -200,8 +208,6 @@ def why_not(run: Any, watched: bool) -> str:
     "Why the steps of a run cannot be one loop in a graph; empty where nothing stands against it."
     J, optimizer, around = run.J, run.optimizer, run.around
     groups = optimizer.param_groups
-    counts = [{int(optimizer.state[p].get("step", 0)) for p in group["params"]
-               if p in optimizer.state} for group in groups]
     reasons = {
         "this PyTorch has no loop in a graph": WHILE is None,
         f"the device is {run.device.type}": run.device.type != "cpu",
@@ -215,7 +221,11 @@ def why_not(run: Any, watched: bool) -> str:
             any(group.get("differentiable") or group.get("capturable") for group in groups),
         "the optimizer has hooks":
             any(vars(optimizer).get(name) for name in vars(optimizer) if name.endswith("_hooks")),
-        "the optimizer has not counted all its parameters alike": any(len(of) > 1 for of in counts),
+        "the optimizer has not counted all its parameters alike": not is_even(optimizer),
+        "J is called in a way of its own": type(J).forward is not MetaLoss.forward or any(
+            vars(J)[f"_{when}_hooks"] for when in ("forward", "forward_pre", "backward",
+                                                   "backward_pre")),
+        "a parameter has a hook": any(p._post_accumulate_grad_hooks for p in J.parameters()),
         "the optimizer holds other parameters than J": {
             id(p) for group in groups for p in group["params"] if p.requires_grad} != {
             id(p) for p in J.parameters() if p.requires_grad},
@@ -249,8 +259,17 @@ def graph_of(descent: Descent, like: Task) -> tuple[Any, torch.dtype]:
     if any("convolution" in str(node.target) for node in first.graph.nodes):
         raise ValueError("its convolutions take the time, and not what stands around a step")
     if first.code != again.code: raise ValueError("each call of J is another program")
+    check_all_used(descent, like)
     *_, out = first.graph.nodes
     return first, out.args[0][0].meta["val"].dtype
+
+
+def check_all_used(descent: Descent, like: Task) -> None:
+    "Raise `ValueError` for a parameter without a gradient, which an optimizer passes over."
+    names, parameters, _ = zip(*descent.places, strict=True)
+    found = torch.autograd.grad(descent.J._value(like), parameters, allow_unused=True)
+    for name, g in zip(names, found, strict=True):
+        if g is None: raise ValueError(f"J does not depend on {name.removeprefix('owner.')!r}")
 
 
 def key_of(descent: Descent, like: Task, options: Any) -> str:
@@ -299,8 +318,8 @@ class WholeRun:
         return self.steps(count, self.descent.state(), shared, self.stacks)
 
     def until(self, step: int) -> int:
-        "The step at which a piece that begins here ends."
-        most = max(1, int(SECONDS / self.pace)) if self.pace else self.steps.length
+        "The step at which a piece that begins here ends; the first tells how long a step takes."
+        most = max(1, int(SECONDS / self.pace)) if self.pace else 1
         ends = [(step // every + 1) * every for every in self.periods]
         return min(self.run.plan.steps, step + min(most, self.steps.length), *ends)
 
@@ -309,6 +328,7 @@ class WholeRun:
 
         Returns the meta-losses; the last is no number where that ended them.
         """
+        if not is_even(self.run.optimizer): return []        # as a checkpoint holds it
         begin = time.perf_counter()
         count = gathered(self.run, step, self.until(step), self.like, self.stacks[1:])
         if not count: return []
