@@ -92,8 +92,37 @@ def test_classes_are_numbered_in_the_order_of_their_names(file):
 
 
 def test_several_columns_stand_side_by_side(file):
-    family = table(file, x=["t", "v"], y=["v"], test=0)
+    columns = columns_of(file, ["who", "t", "v"])
+    columns["w"] = [-float(v) for v in columns["v"]]
+    family = table(columns, x=["t", "v"], y=["w"], test=0)
     assert family.train.x.shape == (4, 4, 2) and family.n_held_out == 0
+    back = family.x_scale.back(family.train.x[0].double())
+    assert back[:, 1].round().tolist() == [float(v) for v in columns["v"][:4]]
+
+
+@pytest.mark.parametrize("value", [0.1, 98.6, 1e-30])
+def test_a_constant_column_has_size_one(value):
+    "Also where its mean is another number, by rounding."
+    assert all(Scale.of(torch.full((n, 1), value).double()).size == 1 for n in range(1, 40))
+
+
+def test_masked_cells_are_gaps():
+    columns = {"who": list("aabb"), "t": np.ma.array([1, 2, 3, 4], mask=[0, 1, 0, 0]), "v": [1] * 4}
+    with pytest.raises(ValueError, match="empty: 1 in 't'"): table(columns, shots=1)
+
+
+@pytest.mark.parametrize("cell", [math.inf, "-inf", 1e300])
+def test_a_number_that_is_not_finite_is_found_where_it_stands(cell):
+    columns = {"who": list("aabb"), "t": [1, 2, 3, 4], "v": [1, 2, 3, cell]}
+    for scale in (True, False):
+        with pytest.raises(ValueError, match=r"'v' holds .* in row 4, and a finite number"):
+            table(columns, shots=1, scale=scale)
+
+
+def test_a_group_is_not_parted_by_names(file):
+    assert table(file, groups="town", test=["a", "b"]).test.names == ("a", "b")
+    with pytest.raises(ValueError, match="names 'a', and not 'b' of the same group, 'x'"):
+        table(file, groups="town", test="a")
 
 
 def test_gaps_are_refused_or_left_out(tmp_path):
@@ -126,6 +155,9 @@ def test_a_single_name_is_held_out_as_a_whole(file):
 @pytest.mark.parametrize(("changes", "words"), [
     ({"y": "vv"}, "no column 'vv': did you mean 'v'"), ({"x": "qqqq"}, "there are 'who', 't'"),
     ({"y": "kind"}, "column 'kind' holds 'odd' in row 1.* classes=True"),
+    ({"x": ["t", "v"]}, "column 'v' is x and y: its answer would be known"),
+    ({"y": "who", "classes": True}, "column 'who' is the task and y"),
+    ({"y": ["kind", "v"], "classes": True}, "of classes, one column"),
     ({"task": "patient"}, "no column 'patient'"), ({"x": []}, "name one column"),
     ({"test": ["z"]}, "test names 'z'"), ({"missing": "skip"}, "missing='skip'"),
     ({"short": "skip"}, "short='skip'"), ({"shots": 4}, "'a' has 4 examples, and 4 \\+ 1"),

@@ -286,8 +286,6 @@ def of_a_table(settings: dict[str, Any]) -> dict[str, Any]:
     found = dict(settings)
     if "checksum" not in found: found["checksum"] = checksum_of(found["data"])
     if "classes" not in found: found["classes"] = holds_words(found["data"], found["y"])
-    if found["classes"] and len(found["y"]) > 1:
-        raise ValueError(f"y={found['y']}: of classes, one column is needed")
     return found
 
 

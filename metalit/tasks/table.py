@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from .given import Given, held_out_names
 
 # %% auto #0
-__all__ = ['BLANK', 'columns_of', 'names_of', 'lines_of', 'from_file', 'check_names', 'is_missing', 'is_number', 'as_number',
-           'as_numbers', 'Scale', 'Rows', 'read', 'classes_of', 'groups_of', 'gap_words', 'InUnits', 'whole_numbers',
-           'numbers_of', 'check_one_task', 'Scaled', 'Table', 'check_rules', 'names_in', 'test_names', 'tasks_of']
+__all__ = ['BLANK', 'LARGEST', 'columns_of', 'names_of', 'lines_of', 'from_file', 'check_names', 'is_missing', 'is_number',
+           'as_number', 'as_numbers', 'Scale', 'Rows', 'read', 'classes_of', 'groups_of', 'gap_words', 'InUnits',
+           'whole_numbers', 'numbers_of', 'check_one_task', 'Scaled', 'Table', 'check_rules', 'check_roles',
+           'check_whole', 'names_in', 'test_names', 'tasks_of']
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a0737c9
 BLANK = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell of a file may say
+LARGEST = 1e38                                               # a number of single precision
 
 
 def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -36,7 +38,7 @@ def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
     """
     if isinstance(source, str | Path): return from_file(Path(source), names)
     check_names(names, names_of(source))
-    found = {name: np.asarray(source[name]).tolist() for name in names}
+    found = {name: np.asanyarray(source[name]).tolist() for name in names}  # a mask: None
     if len({len(column) for column in found.values()}) > 1:
         raise ValueError("the columns have " + ", ".join(f"{name!r} {len(column)}" for name, column
                          in found.items()) + " rows: they must agree")
@@ -103,10 +105,13 @@ def is_number(cell: Any) -> bool:
 def as_number(cell: Any, column: str, row: int) -> float:
     "A cell as a number; NaN for an empty one; `ValueError` for a word."
     if is_missing(cell): return float("nan")
-    try: return float(cell)
+    try: number = float(cell)
     except (TypeError, ValueError):
         raise ValueError(f"column {column!r} holds {cell!r} in row {row + 1}, which is no number; "
                          "for a y of classes use classes=True") from None
+    if abs(number) < LARGEST: return number
+    raise ValueError(f"column {column!r} holds {cell!r} in row {row + 1}, and a finite number is "
+                     "needed: leave the row out")
 
 
 def as_numbers(columns: dict[str, list[Any]], names: Sequence[str]) -> Tensor:
@@ -125,8 +130,8 @@ class Scale:
     def of(cls, values: Tensor) -> Scale:
         "Mean and standard deviation of each column; the size of a constant one is 1."
         if not len(values): return cls(torch.zeros(values.shape[1]), torch.ones(values.shape[1]))
-        size = values.std(0, unbiased=False)
-        return cls(values.mean(0), torch.where(size > 0, size, 1.0))
+        size, constant = values.std(0, unbiased=False), (values == values[0]).all(0)
+        return cls(values.mean(0), torch.where(constant, 1.0, size))
 
     def to(self, values: Tensor) -> Tensor:
         "From the table's units, in PyTorch's default precision."
@@ -295,7 +300,8 @@ class Table(Scaled):
     training rows; `x_scale` and `y_scale` lead `back`. `classes=True`: y names a class, and
     becomes its number in `classes` (n,). `shots`, `queries`: as in `Given`.
 
-    Raises `ValueError`, naming the column and the row, for what cannot be read.
+    Raises `ValueError`, naming the column and the row, for what cannot be read, and for a column
+    of y that is in x.
 
     Example: `Table({"who": list("aaabbb"), "t": range(6), "v": [0, 1, 4, 9, 16, 25]}, task="who",
     x="t", y="v", shots=1, test=0.5)`.
@@ -306,6 +312,7 @@ class Table(Scaled):
                  scale: bool = True, classes: bool = False, shots: int = 5,
                  queries: int | None = None, seed: int = 0):
         check_rules(missing=missing, short=short)
+        check_roles(task, names_in(x), names_in(y), classes)
         self.asked: dict[str, Any] = {
             "task": task, "x": names_in(x), "y": names_in(y), "test": test, "groups": groups,
             "order": order, "missing": missing, "short": short, "scale": scale, "seed": seed}
@@ -315,6 +322,7 @@ class Table(Scaled):
         names = [name for name, count in rows.counts.items() if short == "refuse" or count >= least]
         if not names: raise ValueError(f"no task has {shots} + {queries or 1} rows")
         out = test_names(names, test, rows.group if groups else None, seed)
+        check_whole([name for name in names if name not in out], out, rows.group)
         train = rows.of(set(names) - set(out))
         self.x_scale, self.y_scale = (
             Scale.of(values[train] if wanted else values[:0])
@@ -330,6 +338,25 @@ def check_rules(**rules: str) -> None:
     for name, rule in rules.items():
         if rule not in ("refuse", "drop"):
             raise ValueError(f"{name}={rule!r}: one of 'refuse' and 'drop'")
+
+
+def check_roles(task: str, x: list[str], y: list[str], classes: bool) -> None:
+    "Raise `ValueError` for a column of y that is known already, and for two of classes."
+    for name in y:
+        if name in (task, *x):
+            where = "the task" if name == task else "x"
+            raise ValueError(f"column {name!r} is {where} and y: its answer would be known. Leave "
+                             "it out of one of them")
+    if classes and len(y) > 1: raise ValueError(f"{y=}: of classes, one column is needed")
+
+
+def check_whole(train: Iterable[str], test: Iterable[str], group: dict[str, str]) -> None:
+    "Raise `ValueError` for a group of which some tasks are held out and others are not."
+    out = {group[name]: name for name in test if name in group}
+    for name in train:
+        if name not in group or group[name] not in out: continue
+        raise ValueError(f"test names {out[group[name]]!r}, and not {name!r} of the same group, "
+                         f"{group[name]!r}: a group is held out as a whole")
 
 
 def names_in(names: str | Sequence[str]) -> list[str]:
