@@ -109,6 +109,8 @@ def test_a_model_with_an_embedding_learns_words():
     ((X, LABELS[:-1]), "40 examples and 39 labels"),
     ((X, [None, *LABELS[1:]]), "example 0 has no label"),
     ((X, ["", *LABELS[1:]]), "example 0 has no label"),
+    ((X, torch.eye(8).repeat(5, 1)), r"label of example 0 has shape \(8,\): .* argmax"),
+    ((X, np.eye(8)[[0] * 40]), r"label of example 0 has shape \(8,\)"),
     ((X / 0, LABELS), r"example 0 has a value that is not finite"),
     (([{"x": X[0]}],), r"\[0\] of the dataset is a dict"),
     (([(X[0], 1), (X[1, :2], 1)],), r"found \[1\] \(2,\) and \[0\] \(3,\)"),
