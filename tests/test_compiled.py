@@ -378,3 +378,20 @@ def test_wide_products_turn_narrow_ones_only():
     torch.testing.assert_close(traced(a, b, c), products(a, b, c), rtol=0, atol=1e-12)
     assert GraphPass is not object and isinstance(WideProducts(), GraphPass)
     assert pickle.dumps(WideProducts().uuid())
+
+
+def test_a_parameter_that_is_not_used_has_no_gradient():
+    "With one of 0, weight decay would shrink it."
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.idle = ml.models.mlp(1, 4, 1), nn.Parameter(torch.ones(3))
+
+        def forward(self, x): return self.net(x)
+    J = ml.MAML(Idle(), F.mse_loss)
+    J.compile(backend="eager")
+    before = torch.get_rng_state()
+    J(ml.tasks.Sinusoids(shots=3).batch(2)).backward()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert J.model.idle.grad is None
+    assert all(p.grad is not None for p in J.model.net.parameters())

@@ -25,7 +25,7 @@ except ImportError:
     GraphPass = object
 
 # %% auto #0
-__all__ = ['GraphPass', 'Value', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'can_change', 'one_graph', 'WideProducts',
+__all__ = ['GraphPass', 'Value', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'can_change', 'used', 'one_graph', 'WideProducts',
            'cpu_options']
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #77c978f3
@@ -77,6 +77,19 @@ def can_change(guards: Iterable[Any]) -> list[bool]:
     """
     return [not UNCHANGING.search(guard.name) for guard in guards]
 
+# %% ../../nbs/7_workshop/70_compiled.ipynb #70c0ffe3
+def used(value: Value, parameters: Params, batch: Tree) -> list[str]:
+    """On which parameters a value depends: the others have no gradient, not one of 0.
+
+    Example: `used(lambda p, x: p["a"] * x, dict(a=w[0], b=w[1]), torch.ones(()))`, with
+    `w = [torch.ones((), requires_grad=True) for _ in range(2)]`.
+    """
+    devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        found = torch.autograd.grad(value(parameters, batch), list(parameters.values()),
+                                    allow_unused=True)
+    return [name for name, g in zip(parameters, found, strict=True) if g is not None]
+
 # %% ../../nbs/7_workshop/70_compiled.ipynb #6dfaab6f
 def one_graph(value: Value, parameters: Callable[[], Any],
               around: Callable[[], AbstractContextManager] = nullcontext,
@@ -102,13 +115,19 @@ def one_graph(value: Value, parameters: Callable[[], Any],
         return grad_and_value(value)(parameters, batch)
     run = torch.compile(with_code_of_its_own(value_and_gradient), **({"fullgraph": True} | options))
 
+    depends: dict[tuple[str, ...], list[str]] = {}
+
     def compiled(batch: Tree) -> Tensor:
         if any(tensor.requires_grad for tensor in leaves(batch)):
             raise ValueError("a tensor of the task has requires_grad=True, but a compiled J gives "
                              "gradients of its parameters only: detach the data, or do not compile "
                              "J")
         wanted = {name: p for name, p in parameters() if p.requires_grad}
-        with around(): return _OneGraph.apply(run, tuple(wanted), batch, *wanted.values())
+        with around():
+            key = tuple(wanted)
+            if key not in depends: depends[key] = used(value, wanted, batch)
+            names = depends[key]
+            return _OneGraph.apply(run, tuple(names), batch, *(wanted[name] for name in names))
     return compiled
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #4a88fdb7

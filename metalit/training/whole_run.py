@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..batching.compiled import used
 from ..batching.many_steps import WHILE, ManySteps, draws_numbers, written_out
 from ..batching.plain import traceable
 from ..meta_loss import Calls, MetaLoss, function_of
@@ -266,10 +267,9 @@ def graph_of(descent: Descent, like: Task) -> tuple[Any, torch.dtype]:
 
 def check_all_used(descent: Descent, like: Task) -> None:
     "Raise `ValueError` for a parameter without a gradient, which an optimizer passes over."
-    names, parameters, _ = zip(*descent.places, strict=True)
-    found = torch.autograd.grad(descent.J._value(like), parameters, allow_unused=True)
-    for name, g in zip(names, found, strict=True):
-        if g is None: raise ValueError(f"J does not depend on {name.removeprefix('owner.')!r}")
+    parameters = {name: p for name, p, _ in descent.places}
+    for name in parameters.keys() - used(function_of(descent.calls), parameters, like):
+        raise ValueError(f"J does not depend on {name.removeprefix('owner.')!r}")
 
 
 def key_of(descent: Descent, like: Task, options: Any) -> str:
