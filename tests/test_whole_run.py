@@ -36,7 +36,7 @@ def plain_loop(more, once, state):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(whole_run, "ManySteps", Plain)
-    monkeypatch.setattr(many_steps, "WHILE", plain_loop)
+    monkeypatch.setattr(many_steps, "_while", plain_loop)
 
 
 @pytest.fixture

@@ -14,14 +14,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .compiled import can_change, cpu_options, with_code_of_its_own
 
-WHILE: Any
+_while: Any
 try:  # it is no public part of PyTorch, and may move
-    from torch._higher_order_ops.while_loop import while_loop as WHILE
+    from torch._higher_order_ops.while_loop import while_loop as _while
 except ImportError:
-    WHILE = None
+    _while = None
+HAS_LOOPS = _while is not None
 
 # %% auto #0
-__all__ = ['WHILE', 'Step', 'written_out', 'draws_numbers', 'looped', 'ManySteps']
+__all__ = ['HAS_LOOPS', 'Step', 'written_out', 'draws_numbers', 'looped', 'ManySteps']
 
 # %% ../../nbs/7_workshop/70a_many_steps.ipynb #70a00006
 Step = Callable[..., tuple[Tensor, ...]]
@@ -61,7 +62,7 @@ def looped(graph: fx.GraphModule, length: int, dtype: torch.dtype) -> Callable[.
             value, *after = graph(list(now), shared, own)
             return i + 1, values.index_put((i,), value), *after
         values, first = torch.zeros(length, dtype=dtype), torch.zeros((), dtype=torch.int64)
-        return WHILE(more, once, (first, values, *(part.clone() for part in state)))[1:]
+        return _while(more, once, (first, values, *(part.clone() for part in state)))[1:]
     return run
 
 # %% ../../nbs/7_workshop/70a_many_steps.ipynb #70a0000b

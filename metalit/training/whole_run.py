@@ -21,7 +21,7 @@ from torch.func import grad_and_value
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..batching.compiled import used
-from ..batching.many_steps import WHILE, ManySteps, draws_numbers, written_out
+from ..batching.many_steps import HAS_LOOPS, ManySteps, draws_numbers, written_out
 from ..batching.plain import traceable
 from ..meta_loss import Calls, MetaLoss, function_of
 from ..schedule import scheduled
@@ -210,7 +210,7 @@ def why_not(run: Any, watched: bool) -> str:
     J, optimizer, around = run.J, run.optimizer, run.around
     groups = optimizer.param_groups
     reasons = {
-        "this PyTorch has no loop in a graph": WHILE is None,
+        "this PyTorch has no loop in a graph": not HAS_LOOPS,
         f"the device is {run.device.type}": run.device.type != "cpu",
         "there are several processes": run.team.size > 1,
         "somebody looks on, step by step": watched,
@@ -223,6 +223,7 @@ def why_not(run: Any, watched: bool) -> str:
         "the optimizer has hooks":
             any(vars(optimizer).get(name) for name in vars(optimizer) if name.endswith("_hooks")),
         "the optimizer has not counted all its parameters alike": not is_even(optimizer),
+        "J compiles in a way of its own": type(J).compile is not MetaLoss.compile,
         "J is called in a way of its own": type(J).forward is not MetaLoss.forward or any(
             vars(J)[f"_{when}_hooks"] for when in ("forward", "forward_pre", "backward",
                                                    "backward_pre")),
