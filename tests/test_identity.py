@@ -46,7 +46,8 @@ def rows_of(i): return {f"task {i}": (torch.zeros(4, 1), torch.arange(4.0)[:, No
 
 
 columns = {"who": list("aaaabbbb"), "town": list("xxxxyyyy"), "t": list(range(8)),
-           "v": [0, 1, 4, 9, 16, 25, 36, 49]}
+           "v": [0, 1, 4, 9, 16, 25, 36, 49],
+           "w": [0, 2, 5, 9, 1, 3, 8, 4]}
 VALUES = {
     "model": (net(), net(activation=nn.Tanh)), "loss": (F.mse_loss, F.l1_loss),
     "lr": (0.1, 0.1000001), "steps": (2, 3), "batch_size": (2, 3), "margin": (1.0, 2.0),
@@ -110,7 +111,7 @@ OWN = {
     ml.tasks.Given: {"train": (rows_of(0), rows_of(1)), "test": (None, rows_of(2)),
                      "split": ("random", "first")},
     ml.tasks.Table: {"source": (columns, columns | {"v": columns["t"][::-1]}),
-                     "task": ("who", "town"), "x": ("t", "v"), "y": ("v", "t"),
+                     "task": ("who", "town"), "x": ("t", "w"), "y": ("v", "w"),
                      "test": (0.5, ("a",)), "groups": (None, "town"), "order": (None, "t"),
                      "missing": ("refuse", "drop"), "short": ("refuse", "drop"),
                      "scale": (True, False), "classes": (False, True)},
