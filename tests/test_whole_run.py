@@ -42,12 +42,13 @@ def quick(monkeypatch):
 @pytest.fixture
 def pieces(monkeypatch):
     "How many steps each call has taken."
-    found, real = [], many_steps.ManySteps.__call__
+    found, real = [], whole_run.WholeRun.piece
 
-    def counted(self, count, *args):
-        if count: found.append(count)
-        return real(self, count, *args)
-    monkeypatch.setattr(many_steps.ManySteps, "__call__", counted)
+    def counted(self, step):
+        values = real(self, step)
+        if values: found.append(len(values))
+        return values
+    monkeypatch.setattr(whole_run.WholeRun, "piece", counted)
     monkeypatch.setattr(whole_run, "SECONDS", 1e6)          # else a busy machine takes short pieces
     return found
 
@@ -153,11 +154,11 @@ def test_validation_looks_at_the_same_steps(quick, pieces, tmp_path):
 
 class Breaks(ml.tasks.Sinusoids):
     "From step 5 on a target is no number, or very large."
-    bad = math.nan
+    bad, first = math.nan, 5
 
     def batch(self, batch_size, seed=0, step=0):
         task = super().batch(batch_size, seed, step)
-        if step >= 5: task.query.y[0, 0] = self.bad
+        if step >= self.first: task.query.y[0, 0] = self.bad
         return task
 
 
@@ -375,3 +376,12 @@ def test_what_the_compiler_cannot_do_is_done_step_by_step(quick, monkeypatch, tm
     assert lines == ["one step at a time, because no compiler here"]
     train(J, WAVES, steps=5, checkpoint=tmp_path, compile=True)
     assert apart(plain, J) == 0
+
+
+@pytest.mark.parametrize("lr", [0.01, 1e200])
+def test_what_fails_at_the_first_step_leaves_no_trace(quick, tmp_path, lr):
+    family = Breaks(shots=3)
+    family.first = 0 if lr < 1 else 99
+    with pytest.raises(ValueError if lr < 1 else ml.DivergedError):
+        train(maml(lr=lr), family, steps=9, compile=True, checkpoint=tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -171,7 +171,9 @@ def meta_step(run: Setup, together: torch.nn.Module, batch: Task | Unequal, step
 
 def tried(run: Setup, batches: Batched) -> Batched:
     "The batches, after the first meta-loss and its gradient, for the errors that they may raise."
-    if run.whole: return batches                             # it has been traced, and compiled
+    if run.whole:
+        check_value(run.whole.first(), next_batch(run, batches, 0), 0)
+        return batches
     with own_random_numbers(run.plan.seed, run.device):
         batch = next(batches)
         try: meta_loss(run, run.J, batch, 0)[0].backward()

@@ -33,7 +33,8 @@ from .identity import digest, identity
 __all__ = ['Group', 'State', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAPHS', 'sgd', 'numbers_of_sgd',
            'kept_by_sgd', 'adam', 'numbers_of_adam', 'kept_by_adam', 'Kind', 'done', 'is_even', 'Descent', 'numbers_of',
            'clipped', 'step_of', 'why_not', 'form', 'length_for', 'graph_of', 'check_all_used', 'key_of', 'steps_of',
-           'WholeRun', 'gathered', 'draws_together', 'finite', 'first_line', 'put_down', 'take_up', 'whole_run']
+           'WholeRun', 'gathered', 'until', 'draws_together', 'finite', 'first_line', 'put_down', 'take_up',
+           'whole_run']
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00006
 Group = dict[str, Any]
@@ -318,11 +319,11 @@ class WholeRun:
         shared = list(self.descent.shared().values())
         return self.steps(count, self.descent.state(), shared, self.stacks)
 
-    def until(self, step: int) -> int:
-        "The step at which a piece that begins here ends; the first tells how long a step takes."
-        most = max(1, int(SECONDS / self.pace)) if self.pace else 1
-        ends = [(step // every + 1) * every for every in self.periods]
-        return min(self.run.plan.steps, step + min(most, self.steps.length), *ends)
+    def first(self) -> float:
+        "The first meta-loss, without a step; no number where the tasks hold what is none."
+        gathered(self.run, 0, 1, self.like, self.stacks[1:])
+        self.stacks[0][:1] = numbers_of(self.descent, 1)
+        return [*self._took(finite(self.stacks[1:], 1))[0].tolist(), math.nan][0]
 
     def piece(self, step: int) -> list[float]:
         """Take the next steps, as far as tasks have one form, and they and meta-losses are numbers.
@@ -331,7 +332,7 @@ class WholeRun:
         """
         if not is_even(self.run.optimizer): return []        # as a checkpoint holds it
         begin = time.perf_counter()
-        count = gathered(self.run, step, self.until(step), self.like, self.stacks[1:])
+        count = gathered(self.run, step, until(self, step), self.like, self.stacks[1:])
         if not count: return []
         schedule = None if self.run.waits else self.run.schedule
         before = put_down(self.run.optimizer, schedule)
@@ -367,6 +368,13 @@ def gathered(run: Any, step: int, until: int, like: Any, stacks: Sequence[Tensor
     return until - step
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00016
+def until(whole: WholeRun, step: int) -> int:
+    "The step at which a piece that begins here ends; the first tells how long a step takes."
+    most = max(1, int(SECONDS / whole.pace)) if whole.pace else 1
+    ends = [(step // every + 1) * every for every in whole.periods]
+    return min(whole.run.plan.steps, step + min(most, whole.steps.length), *ends)
+
+
 def draws_together(family: Family) -> bool:
     "Whether the tasks of many steps can be drawn as one batch."
     own = any(getattr(type(family), name) is not getattr(Family, name)
