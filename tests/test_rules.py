@@ -2,11 +2,13 @@
 
 What works gives the gradient that a plain call gives; what does not raises, and says what to do.
 """
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import close, flat, quick, value_and_gradient
-from torch.fx.experimental.proxy_tensor import make_fx
+from ways import in_one_way
 
 import metalit as ml
 
@@ -37,8 +39,6 @@ TABLE = {
     ("evolution", "twice"): (RuntimeError, "does not require grad"),
     ("evolution", "traced"): (ValueError, r"ml.Evolution\(\) .* cannot be traced.*ml.Exact"),
 }
-OPTIONS = {"loop": {"batching": "loop"}, "chunks": {"chunk_size": 4},
-           "chunks in a loop": {"chunk_size": 1, "batching": "loop"}}
 
 
 def meta_loss(rule, net, **options):
@@ -49,79 +49,15 @@ def meta_loss(rule, net, **options):
 def of_whole(rule, net, task): return value_and_gradient(meta_loss(rule, net), task)
 
 
-def compiled(rule, net, task):
-    J = meta_loss(rule, net)
-    J.compile(backend="eager")
-    return value_and_gradient(J, task)
-
-
-def of_halves(rule, net, task):
-    "What DistributedDataParallel does with two processes: the mean of both gradients."
-    halves = [value_and_gradient(meta_loss(rule, net), task.select(half))
-              for half in (slice(0, 3), slice(3, 6))]
-    return [torch.stack(parts).mean(0) for parts in zip(*halves, strict=True)]
-
-
-def by_torch_func(rule, net, task):
-    J = meta_loss(rule, net)
-    theta = {name: p.detach() for name, p in J.named_parameters()}
-    slopes, value = torch.func.grad_and_value(
-        lambda p: torch.func.functional_call(J, p, (task,)))(theta)
-    return value, torch.cat([g.flatten() for g in slopes.values()])
-
-
-def twice(rule, net, task):
-    "The gradient of half the squared length of the gradient, which goes back once more."
-    value = meta_loss(rule, net)(task)
-    first = torch.autograd.grad(value, list(net.parameters()), create_graph=True)
-    second = torch.autograd.grad(sum((g ** 2).sum() for g in first) / 2, list(net.parameters()))
-    assert all(g.isfinite().all() for g in second)
-    return value.detach(), torch.cat([g.detach().flatten() for g in first])
-
-
-def traced(rule, net, task):
-    J = meta_loss(rule, net)
-    theta = {name: p.detach() for name, p in J.named_parameters()}
-    program = make_fx(torch.func.grad_and_value(
-        lambda p: torch.func.functional_call(J, p, (task,))))(theta)
-    slopes, value = program(theta)
-    return value, torch.cat([g.flatten() for g in slopes.values()])
-
-
-def of_list(rule, net, task):
-    "A list of the six tasks, as two groups of one shape would be."
-    ones = [task.select(slice(i, i + 1)) for i in range(6)]
-    return value_and_gradient(meta_loss(rule, net), ones)
-
-
-def of_padded(rule, net, task):
-    "The six tasks, beside one with more examples, and padding for all others; without its part."
-    def doubled(part): return ml.Split(*(torch.cat([t, t], 1)[:1] for t in (part.x, part.y)))
-    longer = ml.Task(doubled(task.support), doubled(task.query))
-    batch = ml.tasks.padded([*(task.select(slice(i, i + 1)) for i in range(6)), longer])
-    J = meta_loss(rule, net)
-    assert batch.support.mask is not None
-    J.zero_grad()
-    value = J.per_task(batch)[0][:6].mean()
-    value.backward()
-    return value.detach(), flat(J.model)
-
-
-def in_one_way(rule, way, net, task):
-    ways = {"compiled": compiled, "processes": of_halves, "torch.func": by_torch_func,
-            "twice": twice, "traced": traced, "a list": of_list, "padded": of_padded}
-    if way in ways: return ways[way](rule, net, task)
-    return value_and_gradient(meta_loss(rule, net, **OPTIONS[way]), task)
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")    # the compiler's own
 @pytest.mark.parametrize(("rule", "way"), [key for key in TABLE if key[1] != "resume"])
 def test_a_rule_in_a_way(rule, way, small_net, sines):
+    make = partial(meta_loss, rule, small_net)
     if TABLE[rule, way] is not WORKS:
         kind, words = TABLE[rule, way]
-        with pytest.raises(kind, match=words): in_one_way(rule, way, small_net, sines)
+        with pytest.raises(kind, match=words): in_one_way(way, make, sines)
         return
-    found = in_one_way(rule, way, small_net, sines)
+    found = in_one_way(way, make, sines)
     for one, right in zip(found, of_whole(rule, small_net, sines), strict=True): close(one, right)
 
 

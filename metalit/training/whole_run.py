@@ -381,7 +381,7 @@ def draws_together(family: Family) -> bool:
               for name in ("batch", "batches", "stream"))
     return family.draws() and not own and family.at_once > 1
 
-
+# %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00026
 def finite(stacks: Sequence[Tensor], count: int) -> int:
     "How many of the first batches come before one that holds what is no number."
     fine = torch.ones(count, dtype=torch.bool)
