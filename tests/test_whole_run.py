@@ -385,3 +385,22 @@ def test_what_fails_at_the_first_step_leaves_no_trace(quick, tmp_path, lr):
     with pytest.raises(ValueError if lr < 1 else ml.DivergedError):
         train(maml(lr=lr), family, steps=9, compile=True, checkpoint=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e3])
+def test_a_gradient_is_shortened_where_it_is_too_long_and_left_where_not(quick, clip):
+    found = [maml(), maml()]
+    for J, compile in zip(found, (False, True), strict=True):
+        train(J, WAVES, steps=6, optimizer=SGD(J.parameters(), lr=0.02), clip=clip, compile=compile)
+    assert apart(*found) < 1e-13 < apart(found[0], maml())
+
+
+def test_a_graph_of_a_model_that_evaluates_is_none_of_one_that_trains(quick, pieces, monkeypatch):
+    monkeypatch.setattr(ml.MetaLoss, "compile", lambda self: None)
+    J = ml.MAML(nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.5), nn.Linear(4, 1)), F.mse_loss)
+    J.eval()
+    train(J, WAVES, steps=3, compile=True)
+    assert sum(pieces) == 3
+    J.train()
+    train(J, WAVES, steps=3, compile=True)
+    assert sum(pieces) == 3 and len(whole_run.GRAPHS[J]) == 1
