@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from numbers import Integral
 from threading import RLock
@@ -154,15 +154,16 @@ class ModelCall:
     """A model as a function of parameters, by name, and inputs: `call(phi, x)` is its output.
 
     It is made once for a batch of tasks, outside of `vmap`, for it looks up where every tensor of
-    the model stands. A dictionary x is given to the model as keywords, a tuple as positions.
+    the model stands, unless it is told: `at` is what `places` found. A dictionary x is given to the
+    model as keywords, a tuple as positions.
 
     Raises `ValueError` where the model has no place for a parameter, or `vmap` cannot run it; an
     error of the model's own comes through as it is, with a note.
 
     Example: `ModelCall(model)({"0.bias": torch.zeros(8)}, torch.ones(5, 1))`.
     """
-    def __init__(self, model: nn.Module):
-        self.model, self.places = model, places(model)
+    def __init__(self, model: nn.Module, at: Mapping[str, str] | None = None):
+        self.model, self.places = model, places(model) if at is None else at
         self.called = once_tried(called, model)
         self.names = set(self.places.values())
 
@@ -410,6 +411,7 @@ def check_parts(model: nn.Module, loss: Loss, chunk_size: int | None) -> None:
 class Parts(Shown):
     "What it takes to learn a task, and how a batch of tasks is computed: see `Learner`."
     reductions, looked = ("mean", "mean"), ()                # see `meet`
+    places: Mapping[str, str] | None = None                  # of the model's tensors: see `ready`
 
     def __init__(self, model: nn.Module, loss: Loss, *, inner: InnerLoop | None = None,
                  chunk_size: int | None = None, batching: str = "vmap"):
@@ -437,6 +439,7 @@ class Parts(Shown):
         check_axes(self.model, x)
         named = list(self.model.named_parameters())
         check_hooks(named)
+        self.places = places(self.model)                     # a trace has tensors without identity
         frozen = frozen_of(named)
         if frozen is not None: self.frozen = frozen
         self.inner.meet(self.model, x)
@@ -453,7 +456,7 @@ class Parts(Shown):
 
     def walk(self) -> Callable[[Params], Walk]:
         "The inner loop of one task as a function of where it starts; made once for a batch."
-        predict, inside = ModelCall(self.model), self.inner.loss
+        predict, inside = ModelCall(self.model, self.places), self.inner.loss
         losses = self.loss, self.loss if inside is None else inside
         judges, descends = map(partial(with_model, predict), losses, self.reductions)
         return lambda theta: Walk(self.inner, theta, predict, judges, descends=descends)
@@ -512,7 +515,7 @@ class Learner(Parts):
         "The model's output for each task: `phi` of `adapt`, x (B, S, …), output (B, S, …)."
         with evaluation_mode(self, unless=train):
             self.ready(x)
-            predict = ModelCall(self.model)
+            predict = ModelCall(self.model, self.places)
             return self.each(lambda _, own: predict(*own), (), (phi, x))
 
     @in_turn

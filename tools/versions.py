@@ -28,7 +28,7 @@ FOLDER = Path(".cache/versions")
 NEWEST = "3.13"  # the newest Python for which every requirement has a release
 
 # What each release of torch chooses for itself.
-WITH_TORCH = re.compile(r"(torch|triton|sympy|nvidia-[\w-]+|cuda-[\w-]+)==")
+WITH_TORCH = re.compile(r"(torch|triton|sympy|setuptools|nvidia-[\w-]+|cuda-[\w-]+)==")
 VERSIONS = """
 import json, platform, numpy, torch, metalit
 names = {"metalit": metalit, "torch": torch, "numpy": numpy}
@@ -72,8 +72,8 @@ def install(command, version, torch, root):
     pip = (python, "-I", "-m", "pip", "install", "--no-input", "--quiet", "-c", constraints)
     torch = f"torch=={torch}" if torch else "torch"
     # The build tool first, as in tools/bootstrap.py.
-    for what in (("setuptools",), ("--upgrade", torch, "--no-build-isolation", "-e", ".[dev]")):
-        code, output = bootstrap.run([*pip, *what], cwd=root)
+    for what in (("setuptools",), (torch, "--no-build-isolation", "-e", ".[dev]")):
+        code, output = bootstrap.run([*pip, "--upgrade", *what], cwd=root)
         if code: raise bootstrap.Problem(f"pip failed: {bootstrap.explain_pip(output)}")
     return python
 

@@ -134,7 +134,7 @@ def named(name: str, function: Callable[..., Any]) -> Named:
     return Named(name, function)
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a0000b
-FOUND_OUT = {Scheduled: {"named"}, Parts: {"frozen", "reductions", "looked"},
+FOUND_OUT = {Scheduled: {"named"}, Parts: {"frozen", "places", "reductions", "looked"},
              MetaLoss: {"_compiled"},
              Masked: {"head", "names"},
              Prototypes: {"head", "shape", "has_met", "of_batch"},
