@@ -40,8 +40,8 @@ from .tasks.unequal import stacked, unpadded
 __all__ = ['NORMS', 'READS', 'LOOKED', 'LIST', 'TOLD', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns', 'check_model',
            'is_sharded', 'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like',
            'choice_words', 'counted', 'check_same', 'Shown', 'in_mode', 'check_apart', 'check_minds', 'check_norms',
-           'meet', 'reductions_in', 'looked_at', 'answers', 'draws', 'with_model', 'check_parts', 'Parts', 'alone_with',
-           'in_turn', 'Learner', 'learned', 'check_counts', 'curve']
+           'meet', 'reductions_in', 'looked_at', 'answers', 'draws', 'with_model', 'check_not_exported', 'check_parts',
+           'Parts', 'alone_with', 'in_turn', 'Learner', 'learned', 'check_counts', 'curve']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -399,6 +399,13 @@ def with_model(predict: Predict, loss: Loss, reduction: str) -> LossOn:
     return lambda phi, split: loss_on(loss, predict, phi, split, reduction)
 
 
+def check_not_exported() -> None:
+    "Raise `ValueError` inside of `torch.export`."
+    if torch.compiler.is_exporting():
+        raise ValueError("torch.export does not follow a gradient inside: trace learning first, "
+                         "with metalit.program.as_program(J, x, y, asked), and export that")
+
+
 def check_parts(model: nn.Module, loss: Loss, chunk_size: int | None) -> None:
     "Raise `TypeError` or `ValueError` for a model, a loss or a size that cannot be worked with."
     check_learns(model)
@@ -430,10 +437,7 @@ class Parts(Shown):
 
     def ready(self, x: Tree) -> None:
         "A look at the model as it is now, before a batch with inputs x (B, S, …) is computed."
-        if torch.compiler.is_exporting():
-            raise ValueError("torch.export does not follow a gradient inside: trace learning "
-                             "first, with metalit.program.as_program(J, x, y, asked), and export "
-                             "that")
+        check_not_exported()
         if torch.compiler.is_compiling(): return
         check_model(self.model)
         check_axes(self.model, x)
