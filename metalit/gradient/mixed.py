@@ -247,7 +247,8 @@ class Unrecorded(nn.Module):
     "What the inner loop of a walk descends, without a graph of it: `loss(phi, split)`."
     def __init__(self, walk: Walk):
         super().__init__()
-        self.loss, self.on = walk.inner.loss, walk.descends or walk.loss
+        self.loss = walk.inner.loss
+        self.on = walk.loss if walk.descends is None else walk.descends
         self.places, self.all_seen = places(self), not torch.is_grad_enabled()
         model = getattr(walk.predict, "model", None)
         self.parts = [part for whole in (walk.inner, model) if whole is not None

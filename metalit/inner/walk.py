@@ -162,7 +162,7 @@ def _no_model(phi: Params, x: Tree) -> Any:
     raise TypeError("this inner loop looks at the model's output: use it in a MetaLoss")
 
 # %% ../../nbs/3_choices/31_walk.ipynb #7024977f
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, which PyTorch's compiler cannot follow on Python 3.10
 class Step:
     """One step of the inner loop of one task: `step(phi, state, k)` is what comes after φₖ.
 
@@ -184,7 +184,7 @@ def as_it_is(step: Step, phi: Params, state: State, k: int) -> tuple[Params, Sta
     return step(phi, state, k)
 
 # %% ../../nbs/3_choices/31_walk.ipynb #51830abe
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, as above
 class Walk:
     """The inner loop of one task as a function of examples: `walk(split)` is φ₀ … φ_K.
 
@@ -230,7 +230,7 @@ class Walk:
         return replace(self, points=points)
 
     def _loss(self, split: Split, phi: Params) -> Tensor:
-        return (self.descends or self.loss)(phi, split)
+        return (self.loss if self.descends is None else self.descends)(phi, split)
 
     def _begin(self, first: Params, split: Split) -> State:
         return self.inner.init(self.predict, constant(first), split)[1]

@@ -22,7 +22,7 @@ from ..tasks.task import Task, Tree
 __all__ = ['WRITE', 'Path', 'Addend', 'Term', 'Weighted', 'Sum', 'as_sum']
 
 # %% ../../nbs/1_idea/10_terms.ipynb #6009b3b6
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, which PyTorch's compiler cannot follow on Python 3.10
 class Path:
     """The way of one task from θ to φ_K, and the means to measure it.
 
