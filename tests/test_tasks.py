@@ -488,3 +488,12 @@ def test_terms_that_compare_tasks_read_inputs_of_several_parts(form, term, by_ha
     assert_same_as(expected, J, FORMS[form](task))
     chunked = ml.MetaLoss(J.model, F.mse_loss, inner=ml.SGD(LR, STEPS), terms=term, chunk_size=4)
     assert_same_as(expected, chunked, FORMS[form](task))
+
+
+def test_more_tasks_than_the_memory_holds_are_refused_before_they_are_drawn():
+    sines = ml.tasks.Sinusoids(shots=5, queries=1)
+    for draw, name in ((sines.held_out, "n_tasks"), (sines.batch, "batch_size"),
+                       (lambda count: sines.batches(count, 0, [0, 1]), "batch_size")):
+        with pytest.raises(MemoryError, match=f"{name}=9000000000: tasks of .* Take fewer"):
+            draw(9 * 10**9)
+    assert sines.held_out(100_001).batch_size == 100_001

@@ -5,24 +5,39 @@
 # %% ../../nbs/1_idea/03_family.ipynb #1f0f3e2f
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from .random import Random, seeded_generator
-from .task import Task
+from .task import Task, leaves
 
 # %% auto #0
-__all__ = ['check_count', 'Source', 'Family']
+__all__ = ['MANY', 'check_count', 'check_fits', 'Source', 'Family']
 
 # %% ../../nbs/1_idea/03_family.ipynb #3c0bb6b1
+MANY = 100_000  # fewer tasks are drawn without a look at how large they are
+
+
 def check_count(name: str, count: Any) -> None:
     "Raise `ValueError` for a number of tasks that is no whole number, 1 or more."
     if not hasattr(count, "__index__") or isinstance(count, bool) or count < 1:
         raise ValueError(f"{name}={count!r}: the number of tasks is a whole number, 1 or more")
 
 
+def check_fits(name: str, count: int, draw: Callable[[int], Task]) -> None:
+    "Raise `MemoryError` for more tasks than the memory of this machine holds, before it is full."
+    if count <= MANY or not hasattr(os, "sysconf"): return   # Windows has none
+    task = sum(tensor.numel() * tensor.element_size() for tensor in leaves(draw(1)))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if count * task > there:
+        raise MemoryError(f"{name}={count}: tasks of {task} bytes each, which together are "
+                          f"{count * task / 1e9:.0f} GB; this machine has {there / 1e9:.0f} GB of "
+                          "memory. Take fewer")
+
+# %% ../../nbs/1_idea/03_family.ipynb #03c0de01
 class Source:
     """How tasks are made, in one of two ways: the half of `Family` that a subclass writes.
 
@@ -78,12 +93,14 @@ class Family(Source):
     def batch(self, batch_size: int, seed: int = 0, step: int = 0) -> Task:
         "The tasks of one training step: the same (seed, step) gives the same tasks."
         check_count("batch_size", batch_size)
+        check_fits("batch_size", batch_size, lambda one: self.batch(one, seed, step))
         if not self.draws(): return self.sample(batch_size, seeded_generator(seed, step))
         return self.draw(batch_size, Random.of_steps(seed, [step], batch_size, self.device))
 
     def batches(self, batch_size: int, seed: int, steps: Sequence[int]) -> list[Task]:
         "The tasks of some steps, drawn together: equal to `batch` of each, and quicker."
         check_count("batch_size", batch_size)
+        check_fits("batch_size", batch_size, lambda one: self.batch(one, seed))
         if not self.draws() or type(self).batch is not Family.batch:
             return [self.batch(batch_size, seed, step) for step in steps]
         of_all = self.together(batch_size, seed, steps)
@@ -104,6 +121,7 @@ class Family(Source):
     def held_out(self, n_tasks: int, seed: int = 0) -> Task:
         "Tasks that no training stream draws, whatever its seed: their numbers are set apart."
         check_count("n_tasks", n_tasks)
+        check_fits("n_tasks", n_tasks, lambda one: self.held_out(one, seed))
         if not self.draws("_held_out"):
             return self.sample_held_out(n_tasks, seeded_generator(seed, -1))
         return self.draw_held_out(n_tasks, Random.of_steps(seed, [-1], n_tasks, self.device))
