@@ -24,11 +24,13 @@ __all__ = ['SPLITS', 'as_tensor', 'examples', 'check_examples', 'Pile', 'by_name
 
 # %% ../../nbs/6_yours/59_given.ipynb #59eecdd9
 def as_tensor(values: Any) -> Tensor:
-    """Numbers as a tensor: a tensor as it is, an array or a list with PyTorch's default precision.
+    """Numbers as a tensor: a tensor as it is, arrays and lists with PyTorch's default precision.
 
     Example: `as_tensor([[0.5], [1.5]]).dtype`, which is `torch.float32`.
     """
     if isinstance(values, Tensor): return values
+    rows = not (isinstance(values, Mapping) or hasattr(values, "shape")) and len(values) > 0
+    if rows and hasattr(values[0], "shape"): return torch.stack([as_tensor(row) for row in values])
     tensor = torch.as_tensor(values)
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 

@@ -93,8 +93,10 @@ def of_pairs(dataset: Any) -> tuple[Tensor, list[Any]]:
              else list(dataset))
     for i, item in enumerate(items):
         if isinstance(item, tuple | list) and len(item) == 2: continue
-        raise ValueError(f"[{i}] of the dataset is a {type(item).__name__}, and a pair (example, "
-                         "label) is needed; two arrays may be given as episodes_of(x, labels)")
+        named = f" of {', '.join(map(repr, item))}" if isinstance(item, dict) else ""
+        raise ValueError(f"[{i}] of the dataset is a {type(item).__name__}{named}, and a pair "
+                         "(example, label) is needed; two columns may be given as episodes_of(x, "
+                         "labels)")
     try: parts = [as_tensor(x) for x, _ in items]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"an example is no tensor and no array: {error}") from error

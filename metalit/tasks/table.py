@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import importlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 from .given import Given, held_out_names
 
 # %% auto #0
-__all__ = ['BLANK', 'LARGEST', 'columns_of', 'names_of', 'lines_of', 'from_file', 'check_names', 'is_missing', 'is_number',
-           'as_number', 'as_numbers', 'Scale', 'Rows', 'read', 'classes_of', 'groups_of', 'gap_words', 'InUnits',
-           'whole_numbers', 'numbers_of', 'check_one_task', 'Scaled', 'Table', 'check_rules', 'check_roles',
-           'check_whole', 'names_in', 'test_names', 'tasks_of']
+__all__ = ['BLANK', 'LARGEST', 'columns_of', 'names_of', 'is_text', 'loaded', 'parquet', 'lines_of', 'from_file', 'check_names',
+           'is_missing', 'is_number', 'as_number', 'as_numbers', 'Scale', 'Rows', 'read', 'classes_of', 'groups_of',
+           'gap_words', 'InUnits', 'whole_numbers', 'numbers_of', 'check_one_task', 'Scaled', 'Table', 'check_rules',
+           'check_roles', 'check_whole', 'names_in', 'test_names', 'tasks_of']
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a0737c9
 BLANK = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell of a file may say
@@ -32,12 +33,13 @@ LARGEST = 1e38                                               # a number of singl
 
 
 def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Some columns of a table, by name: of a CSV file, a dictionary, or a data frame.
+    """Some columns of a table, by name: of a CSV or Parquet file, a dictionary, or a data frame.
 
     Example: `columns_of({"a": [1, 2], "b": [3, 4]}, ["b"])`, which is `{"b": [3, 4]}`.
     """
-    if isinstance(source, str | Path): return from_file(Path(source), names)
+    if is_text(source): return from_file(Path(source), names)
     check_names(names, names_of(source))
+    source = loaded(source, names)
     found = {name: np.asanyarray(source[name]).tolist() for name in names}  # a mask: None
     if len({len(column) for column in found.values()}) > 1:
         raise ValueError("the columns have " + ", ".join(f"{name!r} {len(column)}" for name, column
@@ -47,10 +49,32 @@ def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
 
 def names_of(source: Any) -> list[str]:
     "The names of a table's columns."
-    if isinstance(source, str | Path):
+    if is_text(source):
         with lines_of(Path(source)) as rows: return next(rows, [])
+    if isinstance(source, str | Path): return list(parquet(Path(source)).schema_arrow.names)
+    if hasattr(source, "collect_schema"): return list(source.collect_schema().names())
     if hasattr(source, "column_names"): return list(source.column_names)
     return [str(name) for name in getattr(source, "columns", source)]
+
+# %% ../../nbs/6_yours/59a_table.ipynb #5ab1000e
+def is_text(source: Any) -> bool:
+    "Whether a table is a file of text."
+    return isinstance(source, str | Path) and Path(source).suffix != ".parquet"
+
+
+def loaded(source: Any, names: Sequence[str]) -> Any:
+    "A table whose columns can be asked for: a Parquet file is read, a lazy frame computed."
+    if isinstance(source, str | Path): return parquet(Path(source)).read(columns=list(names))
+    return source.select(list(names)).collect() if hasattr(source, "collect") else source
+
+
+def parquet(file: Path) -> Any:
+    "A Parquet file that was opened; `ValueError` without the package that reads it."
+    try: reader = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise ValueError(f"{file.name} is read by pyarrow, which is not installed: pip install "
+                         "pyarrow, or give the table as a data frame") from None
+    return reader.ParquetFile(file)
 
 
 @contextlib.contextmanager
@@ -291,7 +315,8 @@ class Scaled(Given):
 class Table(Scaled):
     """Tasks from a table: a row is an example, and one column says to which task it belongs.
 
-    `source`: a CSV or TSV file, a dictionary of columns, or a data frame (pandas, polars, Arrow).
+    `source`: a CSV, TSV or Parquet file, a dictionary of columns, or a data frame (pandas, polars,
+    Arrow, `datasets`).
     `task`, `x`, `y` name columns; x and y may be lists, and become tensors (n, columns). `order`
     sorts the rows of each task by a column, and then the first ones are learned from. `test`: which
     share of the tasks is held out, or their names; whole groups, where the column `groups` is
