@@ -36,6 +36,7 @@ setup(
         "dev": cfg["dev_requirements"].split(),
         "site:python_version>='3.11'": cfg["site_requirements"].split(),
         "bench": cfg["bench_requirements"].split(),
+        "data": cfg["data_requirements"].split(),
         "widgets": cfg["widgets_requirements"].split(),
         "tensorboard": cfg["tensorboard_requirements"].split(),
     },
