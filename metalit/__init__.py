@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'Patients', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker',
-           'Masked', 'Proximal', 'Sign', 'Context', 'Prototypes', 'Ridge', 'LearnedLoss', 'LossNetwork',
-           'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm',
-           'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet', 'Contrast', 'Inequality',
-           'EntropyReduction', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase', 'Exact',
-           'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML',
-           'FOMAML', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ML3',
-           'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher',
-           'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
+           'Masked', 'Proximal', 'Sign', 'LSLR', 'ALFA', 'Forget', 'Context', 'Prototypes', 'Ridge', 'LearnedLoss',
+           'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance',
+           'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet', 'Contrast',
+           'Inequality', 'EntropyReduction', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase',
+           'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss',
+           'MAML', 'FOMAML', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
+           'ML3', 'L2F', 'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation',
+           'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
            'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
@@ -30,6 +30,8 @@ from .data.omniglot import omniglot
 from .data.patients import Patients
 from .gradient import Evolution, Exact, FirstOrder, Implicit, MixedMode, Truncated
 from .inner.adam import Adam
+from .inner.adaptive import ALFA, LSLR
+from .inner.forgetting import Forget
 from .inner.masked import Context, Masked
 from .inner.preconditioned import Diagonal, Kronecker, Preconditioned
 from .inner.prototypes import Prototypes
@@ -51,6 +53,7 @@ from metalit.methods import (
     BOIL,
     CAVIA,
     FOMAML,
+    L2F,
     MAML,
     ML3,
     R2D2,
@@ -94,12 +97,13 @@ from .training.watching import Watcher
 # %% ../nbs/99_api.ipynb #534543a9
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, Patients, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
-         Masked, Proximal, Sign, Context, Prototypes, Ridge, LearnedLoss, LossNetwork,
-         LossPolynomial, LossLibrary, Path, Term, Sum, QueryLoss, ParameterDistance, GradientNorm,
+         Masked, Proximal, Sign, LSLR, ALFA, Forget, Context, Prototypes, Ridge, LearnedLoss,
+         LossNetwork, LossPolynomial, LossLibrary, Path, Term, Sum, QueryLoss, ParameterDistance,
+         GradientNorm,
          GradientAlignment, EveryStep, PathLength, Bootstrap, Triplet, Contrast, Inequality,
          EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase, Exact,
          FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss, MAML,
          FOMAML, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML, MetaSGD, MetaCurvature, ML3,
-         BMG, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher,
+         L2F, BMG, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher,
          evaluate, Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError,
          DivergedError, LostProcessError, judge, compare, load, Run, named]

@@ -175,12 +175,12 @@ def check_derivatives(J: Choices, model: nn.Module) -> None:
 
 
 def check_nothing_held(J: Choices) -> None:
-    "Raise `ValueError` where a term holds something constant, and the gradient comes from values."
-    held = [type(term).__name__ for term in J.terms.each() if term.holds_constant]
+    "Raise `ValueError` where a part holds something constant, and the gradient comes from values."
+    held = [type(part).__name__ for part in (J.inner, *J.terms.each()) if part.holds_constant]
     if held and getattr(J.gradient, "values_only", False):
         raise ValueError(f"{held[0]} holds a part of its value constant, and gradient="
                          f"ml.{type(J.gradient).__name__}() knows of values only, so that it would "
-                         "descend another thing: take gradient=ml.FirstOrder(), or another term")
+                         "descend another thing: take gradient=ml.FirstOrder(), or another choice")
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #036d1b48
 class Calls(nn.Module):

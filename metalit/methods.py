@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ML3', 'Leap', 'BMG', 'TAML', 'ProtoNet', 'ProtoMAML', 'R2D2']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ML3', 'L2F', 'Leap', 'BMG', 'TAML', 'ProtoNet', 'ProtoMAML', 'R2D2']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -238,6 +238,22 @@ class ML3(MetaLoss):
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.001, steps: int = 1, *,
                  width: int = 50, **choices: Any):
         super().__init__(model, loss, inner=SGD(lr, steps, loss=LossNetwork(width)), **choices)
+
+# %% ../nbs/3_choices/33e_forgetting.ipynb #33e0000a
+from .inner.forgetting import Forget
+
+# %% ../nbs/3_choices/33e_forgetting.ipynb #33e0000b
+class L2F(MetaLoss):
+    """Learning to forget (Baik, Hong & Lee 2020): MAML whose tasks forget before they learn.
+
+    The inner loop is a `Forget`; `detach` is its own. `steps` is the authors' 5; `lr` is as in
+    `MAML`.
+
+    Example: `J = L2F(ml.models.mlp(1, 40, 40, 1), F.mse_loss, lr=0.01)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 5, *,
+                 detach: bool = True, **choices: Any):
+        super().__init__(model, loss, inner=Forget(model, lr, steps, detach=detach), **choices)
 
 # %% ../nbs/3_choices/36a_path_length.ipynb #36a0000c
 from .terms.path_length import PathLength

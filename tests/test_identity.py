@@ -79,7 +79,7 @@ VALUES = {
     "train": (False, True), "learn_lr": (False, True), "momentum": (0.5, 0.6),
     "nesterov": (False, True), "weight_decay": (0.1, 0.2), "clip": (1.0, 2.0),
     "weights": (1.0, 0.5), "pull": (2.0, 3.0), "damping": (0.0, 0.1),
-    "sigma": (0.1, 0.2), "n": (2, 3),
+    "sigma": (0.1, 0.2), "n": (2, 3), "decay": (0.1, 0.2), "detach": (True, False),
 }
 OF_INNER = [{"batch_size": 3}, {"loss": F.l1_loss}]
 OF_J = [{"chunk_size": 2}, {"batching": "loop"}, {"pooling": ml.Pooling()}]

@@ -53,6 +53,7 @@ def with_inner(make, **choices):
 LIKE_MAML = {
     "Meta-Curvature, all factors identities": lambda m, f: ml.MetaCurvature(m, f, LR, K),
     "Meta-SGD, all rates alike": lambda m, f: ml.MetaSGD(m, f, LR, K),
+    "rates per step and tensor, all alike": with_inner(lambda m: ml.LSLR(m, LR, K)),
     "a mask of ones": with_inner(lambda m: ml.Masked(m, LR, K)),
     "all weight on the last step": partial(maml, terms=ml.EveryStep(0.0)),
     "a list with all weight on the last": partial(maml, terms=ml.EveryStep([0.0, 0.0, 1.0])),

@@ -21,6 +21,7 @@ ROWS = (
     "losses",
     "inner.walk inner.momentum inner.rates inner.sgd inner.adam inner.sam inner.masked",
     "inner.proximal inner.sign inner.preconditioned inner.learned_loss",
+    "inner.adaptive inner.forgetting",
     "inner.prototypes inner.ridge inner",
     "pooling.mean pooling.tail pooling.worst_case pooling",
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness",

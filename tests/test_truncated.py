@@ -62,6 +62,8 @@ INNER = {
     "kronecker": lambda net: ml.Kronecker(net, 0.1, STEPS),
     "masked": lambda net: ml.Masked(net, 0.1, STEPS, only="2.*"),
     "proximal": lambda net: ml.Proximal(0.1, STEPS, pull=1.5, momentum=0.5),
+    "lslr": lambda net: ml.LSLR(net, 0.1, STEPS, momentum=0.5),
+    "alfa": lambda net: ml.ALFA(net, 0.1, STEPS), "forget": lambda net: ml.Forget(net, 0.1, STEPS),
     "growing": lambda net: Growing(STEPS), "fading": lambda net: Fading(0.1, STEPS),
     "fading with momentum": lambda net: Fading(0.1, STEPS, momentum=0.5),
 }

@@ -263,6 +263,8 @@ CHOICES = {
     "Adam": {"inner": lambda: ml.Adam(0.1, 3)},
     "momentum": {"inner": lambda: ml.SGD(0.1, 3, momentum=0.5, clip=0.1)},
     "proximal": {"inner": lambda: ml.Proximal(0.1, 3)},
+    "a network that says rates": {"inner": lambda: ml.ALFA(net(), 0.1, 3)},
+    "forgetting": {"inner": lambda: ml.Forget(net(), 0.1, 3)},
     "another inner loss": {"inner": lambda: ml.SGD(0.1, 2, loss=huber_sum)},
     "every step": {"terms": lambda: ml.EveryStep()},
     "sharpness": {"terms": lambda: ml.QueryLoss() + 0.1 * ml.GradientNorm()},

@@ -93,11 +93,21 @@ def real_in_turn(support: Split, mask: Tensor, turn: Tensor) -> Split:
 # %% ../../nbs/3_choices/31_walk.ipynb #31c0de01
 class Fitting(Scheduled):
     "An inner loop as it fits a model and its tasks: methods that few inner loops override."
+    @property
+    def holds_constant(self) -> bool:
+        "Whether its value has another gradient than the one that it gives."
+        return False
+
     def meet(self, model: nn.Module, x: Tree) -> None:
         "A look at the model and the inputs x (B, S, …) before a batch; raise if they do not fit."
 
     def see(self, tasks: list[Task]) -> None:
         "A look at all tasks, in batches, before they are computed; raise if they do not fit."
+
+    def begin(self, loss: InnerLoss, predict: Predict, theta: Params, support: Split) -> Any:
+        "What `init` says. Override it where the start of a task depends on its loss, `loss(phi)`."
+        inner: Any = self
+        return inner.init(predict, theta, support)
 
     def for_model(self, model: nn.Module) -> Any:
         "The same for another model. Override it where parameters depend on the model's shapes."
@@ -208,7 +218,7 @@ class Walk:
                  steps: int | None = None) -> list[Params]:
         if self.points is not None: return self.points(split, start, steps)
         first = self.theta if start is None else start
-        phi, state = self.inner.init(self.predict, first, split)
+        phi, state = self.inner.begin(partial(self._loss, split), self.predict, first, split)
         points = [phi := first if self.goes_on else phi]
         for k in range(self.inner.steps if steps is None else check_steps(steps)):
             loss = partial(self._loss, self.inner.examples(split, k))
@@ -233,7 +243,7 @@ class Walk:
         return (self.loss if self.descends is None else self.descends)(phi, split)
 
     def _begin(self, first: Params, split: Split) -> State:
-        return self.inner.init(self.predict, constant(first), split)[1]
+        return self.inner.begin(partial(self._loss, split), self.predict, constant(first), split)[1]
 
 # %% ../../nbs/3_choices/31_walk.ipynb #49a4c35c
 def constant(phi: Params) -> Params:

@@ -23,6 +23,7 @@ from .. import methods
 from ..data.images import LARGEST
 from ..data.omniglot import PROTOCOLS
 from ..inner.adam import Adam
+from ..inner.adaptive import ALFA
 from ..inner.ridge import Ridge
 from ..inner.walk import whole
 from ..losses import Loss
@@ -113,6 +114,10 @@ def _ridge(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
     return MetaLoss(model, loss, inner=Ridge(model, 0.01, learn=True))
 
 
+def _alfa(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
+    return MetaLoss(model, loss, inner=ALFA(model, lr, steps))
+
+
 def _written(formula: Callable[..., Any]) -> Build:
     def build(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
         if steps != 1:
@@ -143,6 +148,8 @@ RECIPES: dict[str, Recipe] = {
     "r2d2": Recipe(_r2d2, inner_steps=0, classes=True),
     "ridge": Recipe(_ridge, inner_steps=0, numbers=True),
     "ml3": Recipe(named(methods.ML3)),
+    "alfa": Recipe(_alfa, lr_images=0.01, inner_steps=5),
+    "l2f": Recipe(named(methods.L2F), lr_images=0.01, inner_steps=5),
     "leap": Recipe(named(methods.Leap), lr_images=0.1, inner_steps=10),
     "bmg": Recipe(named(methods.BMG, on="query")),
     "triplet-maml": Recipe(named(methods.TripletMAML), of_a_class=2),
