@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'Patients', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker',
-           'Masked', 'Proximal', 'Sign', 'LSLR', 'ALFA', 'Forget', 'Context', 'Prototypes', 'Ridge', 'LearnedLoss',
-           'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss', 'ParameterDistance',
-           'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet', 'Contrast',
-           'Inequality', 'EntropyReduction', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase',
-           'Exact', 'FirstOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss',
-           'MAML', 'FOMAML', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
-           'ML3', 'L2F', 'BMG', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation',
-           'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError',
-           'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
+           'Masked', 'Proximal', 'Sign', 'LSLR', 'StepNorms', 'ALFA', 'Forget', 'Context', 'Prototypes', 'Ridge',
+           'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss',
+           'ParameterDistance', 'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet',
+           'Contrast', 'Inequality', 'EntropyReduction', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst',
+           'WorstCase', 'Exact', 'FirstOrder', 'AnnealedOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution',
+           'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'MAMLPlusPlus', 'Reptile', 'Leap', 'TripletMAML',
+           'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ML3', 'L2F', 'BMG', 'ANIL', 'BOIL', 'CAVIA',
+           'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
+           'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
+           'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -28,9 +29,17 @@ from .data.glyphs import glyphs
 from .data.images import Images, from_folder
 from .data.omniglot import omniglot
 from .data.patients import Patients
-from .gradient import Evolution, Exact, FirstOrder, Implicit, MixedMode, Truncated
+from metalit.gradient import (
+    AnnealedOrder,
+    Evolution,
+    Exact,
+    FirstOrder,
+    Implicit,
+    MixedMode,
+    Truncated,
+)
 from .inner.adam import Adam
-from .inner.adaptive import ALFA, LSLR
+from .inner.adaptive import ALFA, LSLR, StepNorms
 from .inner.forgetting import Forget
 from .inner.masked import Context, Masked
 from .inner.preconditioned import Diagonal, Kronecker, Preconditioned
@@ -41,6 +50,8 @@ from .inner.sam import SAM
 from .inner.sgd import SGD
 from .inner.sign import Sign
 from .inner.walk import InnerLoop
+
+# %% ../nbs/99_api.ipynb #99a00001
 from .judging.comparison import compare
 from .judging.judge import judge
 from .judging.runs import Run, load
@@ -60,6 +71,7 @@ from metalit.methods import (
     TAML,
     ConML,
     Leap,
+    MAMLPlusPlus,
     MetaCurvature,
     MetaSGD,
     ProtoMAML,
@@ -97,13 +109,13 @@ from .training.watching import Watcher
 # %% ../nbs/99_api.ipynb #534543a9
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, Patients, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
-         Masked, Proximal, Sign, LSLR, ALFA, Forget, Context, Prototypes, Ridge, LearnedLoss,
-         LossNetwork, LossPolynomial, LossLibrary, Path, Term, Sum, QueryLoss, ParameterDistance,
-         GradientNorm,
-         GradientAlignment, EveryStep, PathLength, Bootstrap, Triplet, Contrast, Inequality,
-         EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase, Exact,
-         FirstOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss, MAML,
-         FOMAML, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML, MetaSGD, MetaCurvature, ML3,
-         L2F, BMG, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher,
-         evaluate, Evaluation, accuracy, save_checkpoint, load_checkpoint, CheckpointError,
-         DivergedError, LostProcessError, judge, compare, load, Run, named]
+         Masked, Proximal, Sign, LSLR, StepNorms, ALFA, Forget, Context, Prototypes, Ridge,
+         LearnedLoss, LossNetwork, LossPolynomial, LossLibrary, Path, Term, Sum, QueryLoss,
+         ParameterDistance, GradientNorm, GradientAlignment, EveryStep, PathLength, Bootstrap,
+         Triplet, Contrast, Inequality, EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted,
+         Worst, WorstCase, Exact, FirstOrder, AnnealedOrder, MixedMode, Truncated, Implicit,
+         Evolution, Learner, TaskLoss, MetaLoss, MAML, FOMAML, MAMLPlusPlus, Reptile, Leap,
+         TripletMAML, ConML, TAML, SharpMAML, MetaSGD, MetaCurvature, ML3, L2F, BMG, ANIL, BOIL,
+         CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher, evaluate, Evaluation,
+         accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
+         LostProcessError, judge, compare, load, Run, named]

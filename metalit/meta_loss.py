@@ -316,14 +316,16 @@ def compiled(J: Choices, **options: Any) -> Callable[[Any], Tensor]:
     def graph(masked: bool) -> Callable[[Task], Tensor]:
         fixed = {"dynamic": False} if masked else {}         # no masks of a size that is not known
         return one_graph(function_of(calls), calls.named_parameters, around, **fixed | options)
-    graphs = {(J.inner.steps, False): graph(False)}          # one for each number of inner steps
+
+    def now(masked: bool) -> Any: return J.inner.steps, masked, getattr(J.gradient, "exact", True)
+    graphs = {now(False): graph(False)}                      # for each number of steps, and so on
 
     def run(tasks: Task | Unequal) -> Tensor:
         task = check_one_size(tasks, "a compiled J would be one graph for each shape")
         masked = task.query.mask is not None
         if masked: check_no_probe(J.terms)
         J.terms.meet(task)
-        key = J.inner.steps, masked
+        key = now(masked)
         if key not in graphs: graphs[key] = graph(masked)
         try: return graphs[key](task)
         except torch._dynamo.exc.TorchDynamoException as error:

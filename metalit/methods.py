@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ML3', 'L2F', 'Leap', 'BMG', 'TAML', 'ProtoNet', 'ProtoMAML', 'R2D2']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ML3', 'L2F', 'Leap', 'BMG', 'TAML', 'MAMLPlusPlus', 'ProtoNet', 'ProtoMAML', 'R2D2']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -310,6 +310,44 @@ class TAML(MetaLoss):
                  **choices: Any):
         terms = QueryLoss() + check_weight(weight) * Inequality(measure, order)
         super().__init__(model, loss, inner=SGD(lr, steps), terms=terms, **choices)
+
+# %% ../nbs/3_choices/36e_maml_plus_plus.ipynb #36e00013
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from .gradient.annealed import AnnealedOrder
+from .gradient.exact import Exact
+from .inner.adaptive import LSLR, StepNorms
+from .terms.every_step import EveryStep
+
+# %% ../nbs/3_choices/36e_maml_plus_plus.ipynb #36e00014
+class MAMLPlusPlus(MetaLoss):
+    """MAML++ (Antoniou, Edwards & Storkey 2019): MAML with five mends, each with a switch.
+
+    `multi_step`: all inner steps count, at first (`EveryStep`); `step_rates`: a learned rate for
+    each step and tensor (`LSLR`); `step_norms`: normalisation layers with weights and biases of
+    their own after each step (`StepNorms`); `annealed`: first order at first (`AnnealedOrder`). The
+    fifth belongs to the outer loop: `scheduler`. Without all of them this is `MAML`. `lr` and
+    `steps` are the 0.1 and 5 of the authors' code. The running statistics of each step are left
+    out: in the authors' code no output depends on them. A plain loop has to call `J.at`.
+
+    Example: `ml.meta_train(J, tasks, steps=2, scheduler=J.scheduler(2))`, with
+    `J = MAMLPlusPlus(model, F.mse_loss, lr=0.01)` and `tasks = ml.tasks.Sinusoids()`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.1, steps: int = 5, *,
+                 multi_step: bool = True, step_rates: bool = True, step_norms: bool = True,
+                 annealed: bool = True, **choices: Any):
+        inner = (StepNorms if step_norms else LSLR)(model, lr, steps)
+        inner.scale.requires_grad_(step_rates)
+        super().__init__(model, loss, inner=inner, terms=EveryStep() if multi_step else QueryLoss(),
+                         gradient=AnnealedOrder() if annealed else Exact(), **choices)
+
+    @staticmethod
+    def scheduler(steps: int, least: float = 1e-5) -> Callable[[Optimizer], LRScheduler]:
+        "The outer rate along half a cosine to `least`, the authors' 1e-5 (they begin at 1e-3)."
+        return partial(CosineAnnealingLR, T_max=max(1, steps), eta_min=least)
 
 # %% ../nbs/5_images/53_prototypes.ipynb #36e90001
 from .inner.prototypes import Prototypes

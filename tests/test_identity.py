@@ -101,6 +101,8 @@ OWN = {
     ml.PathLength: {"power": (1, 2), "loss": (True, False), "stabiliser": (True, False)},
     ml.Leap: {"power": (1, 2), "loss_part": (True, False), "stabiliser": (True, False)},
     ml.LossNetwork: {"width": (2, 3)},
+    ml.MAMLPlusPlus: dict.fromkeys(("multi_step", "step_rates", "step_norms", "annealed"),
+                                   (True, False)),
     ml.ML3: {"width": (2, 3)},
     ml.WorstCase: {"tasks": (2, 3)},
     ml.Inequality: {"measure": ("atkinson", "entropy"), "order": (1.5, 2.5)},

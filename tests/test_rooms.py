@@ -26,7 +26,7 @@ ROWS = (
     "pooling.mean pooling.tail pooling.worst_case pooling",
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness",
     "terms.path_length terms.bootstrap terms.alignment terms.inequality terms",
-    "gradient.exact gradient.first_order gradient.mixed gradient.truncated",
+    "gradient.exact gradient.first_order gradient.mixed gradient.truncated gradient.annealed",
     "gradient.implicit gradient.evolution gradient",
     "adapted learner program meta_loss methods as_written",
     "training.identity training.checkpoints training.evaluation training.processes training.memory",

@@ -13,7 +13,7 @@ from ways import in_one_way
 import metalit as ml
 
 RULES = {"truncated": lambda: ml.Truncated(1), "implicit": lambda: ml.Implicit(5),
-         "evolution": lambda: ml.Evolution(0.1, n=6)}
+         "evolution": lambda: ml.Evolution(0.1, n=6), "annealed": ml.AnnealedOrder}
 WORKS = True
 TABLE = {
     ("truncated", "loop"): WORKS, ("truncated", "chunks"): WORKS,
@@ -38,6 +38,12 @@ TABLE = {
     ("evolution", "padded"): WORKS,
     ("evolution", "twice"): (RuntimeError, "does not require grad"),
     ("evolution", "traced"): (ValueError, r"ml.Evolution\(\) .* cannot be traced.*ml.Exact"),
+    ("annealed", "loop"): WORKS, ("annealed", "chunks"): WORKS,
+    ("annealed", "chunks in a loop"): WORKS, ("annealed", "compiled"): WORKS,
+    ("annealed", "processes"): WORKS, ("annealed", "resume"): WORKS,
+    ("annealed", "torch.func"): WORKS, ("annealed", "twice"): WORKS,
+    ("annealed", "traced"): WORKS, ("annealed", "a list"): WORKS,
+    ("annealed", "padded"): WORKS,
 }
 
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['InnerLoop', 'Walk', 'SGD', 'Adam', 'SAM', 'Context', 'Masked', 'Kronecker', 'Diagonal', 'Preconditioned',
-           'Prototypes', 'Proximal', 'Push', 'Rates', 'Ridge', 'Sign', 'LSLR', 'ALFA', 'Forget', 'LearnedLoss',
-           'LossNetwork', 'LossPolynomial', 'LossLibrary']
+           'Prototypes', 'Proximal', 'Push', 'Rates', 'Ridge', 'Sign', 'LSLR', 'StepNorms', 'ALFA', 'Forget',
+           'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary']
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #9b84d29c
 from .adam import Adam
-from .adaptive import ALFA, LSLR
+from .adaptive import ALFA, LSLR, StepNorms
 from .forgetting import Forget
 from .learned_loss import LearnedLoss, LossLibrary, LossNetwork, LossPolynomial
 from .masked import Context, Masked
@@ -27,4 +27,4 @@ from .walk import InnerLoop, Walk
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #e143e233
 _all_ = [InnerLoop, Walk, SGD, Adam, SAM, Context, Masked, Kronecker, Diagonal,
          Preconditioned, Prototypes, Proximal, Push, Rates, Ridge, Sign,
-         LSLR, ALFA, Forget, LearnedLoss, LossNetwork, LossPolynomial, LossLibrary]
+         LSLR, StepNorms, ALFA, Forget, LearnedLoss, LossNetwork, LossPolynomial, LossLibrary]

@@ -22,7 +22,7 @@ from ..schedule import Number
 from ..tasks.task import Tree
 
 # %% auto #0
-__all__ = ['check_known', 'take_learned', 'sample_of', 'ByTensor', 'LSLR', 'means', 'ALFA']
+__all__ = ['check_known', 'take_learned', 'sample_of', 'ByTensor', 'LSLR', 'means', 'ALFA', 'NORMALISES', 'norms_of', 'StepNorms']
 
 # %% ../../nbs/3_choices/33d_adaptive.ipynb #33d00009
 def check_known(inner: Any, found: Collection[str], every: bool = False) -> None:
@@ -38,10 +38,11 @@ def check_known(inner: Any, found: Collection[str], every: bool = False) -> None
 
 def take_learned(to: Any, old: Any) -> None:
     "Copy what an inner loop has learned, if the other one's tensors have the same names."
-    if to.names == old.names: to.load_state_dict(old.state_dict())
+    shapes, there = ([p.shape for p in inner.parameters()] for inner in (to, old))
+    if to.names == old.names and shapes == there: to.load_state_dict(old.state_dict())
     else:
         warnings.warn(f"{type(to).__name__} starts anew: what it may have learned was for tensors "
-                      "of other names", stacklevel=4)
+                      "of other names or shapes", stacklevel=4)
 
 # %% ../../nbs/3_choices/33d_adaptive.ipynb #33d0000a
 def sample_of(model: nn.Module) -> Tensor:
@@ -172,3 +173,59 @@ class ALFA(LSLR):
         "The same with the same options, for another model."
         decay = self.schedules.get("decay", self.decay)
         return super().anew(model, decay=decay, detach=self.detach, seed=self.seed, **said)
+
+# %% ../../nbs/3_choices/36e_maml_plus_plus.ipynb #36e0000d
+from ..batching.slope import grad
+
+# %% ../../nbs/3_choices/36e_maml_plus_plus.ipynb #36e0000e
+NORMALISES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def norms_of(model: nn.Module) -> list[str]:
+    """The names of the learned weights and biases of a model's normalisation layers.
+
+    Example: `norms_of(nn.Sequential(nn.Linear(1, 2), nn.LayerNorm(2)))`, `["1.weight", "1.bias"]`.
+    """
+    return [f"{name}.{own}".lstrip(".") for name, part in model.named_modules()
+            if isinstance(part, NORMALISES)
+            for own, p in part.named_parameters(recurse=False) if p.requires_grad]
+
+# %% ../../nbs/3_choices/36e_maml_plus_plus.ipynb #36e0000f
+class StepNorms(LSLR):
+    """`LSLR`, whose normalisation layers have a weight and a bias of their own after each step.
+
+    BNWB of MAML++ (Antoniou et al. 2019): weights and biases of batch, group, layer and instance
+    normalisation do not learn from a task; after step k they move by `moves` (steps, …), learned,
+    zeros at the start, none after more steps than it was made for. Without such layers it is
+    `LSLR`, whose arguments it has, and what `LSLR` raises; `ValueError` where nothing else is left.
+
+    Example: `ml.MetaLoss(ml.models.Conv4(ways=5), F.cross_entropy, inner=StepNorms(model))`, with
+    `model = ml.models.Conv4(ways=5)`.
+    """
+    understands = LSLR.understands
+
+    def __init__(self, model: nn.Module, lr: Rate = 0.1, steps: int = 5, **options: Any):
+        super().__init__(model, lr, steps, **options)
+        norms, there = norms_of(model), dict(model.named_parameters())
+        self.norms = tuple(name for name in self.names if name in norms)
+        self.names = tuple(name for name in self.names if name not in norms)
+        if not self.names:
+            raise ValueError("all that the model learns belongs to normalisation layers, and "
+                             "nothing is left to adapt: take ml.LSLR")
+        self.scale = nn.Parameter(self.scale.detach()[:, :len(self.names)].clone())
+        rows = len(self.scale)
+        self.moves = nn.ParameterList(torch.stack([torch.zeros_like(there[name].detach())] * rows)
+                                      for name in self.norms)
+
+    def slope(self, loss: InnerLoss, phi: Params) -> Params:
+        "The gradient of all but the normalisation layers."
+        part = {name: value for name, value in phi.items() if name not in self.norms}
+        return grad(lambda part: loss(phi | part))(part)
+
+    def step(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
+        "A step of `LSLR`, and a move of the normalisation layers."
+        after, state = super().step(loss, phi, state, k)
+        if k >= len(self.scale): return after, state
+        moved = {name: phi[name] + move[k]
+                 for name, move in zip(self.norms, self.moves, strict=True) if name in phi}
+        return after | moved, state

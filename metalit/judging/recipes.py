@@ -148,6 +148,7 @@ RECIPES: dict[str, Recipe] = {
     "r2d2": Recipe(_r2d2, inner_steps=0, classes=True),
     "ridge": Recipe(_ridge, inner_steps=0, numbers=True),
     "ml3": Recipe(named(methods.ML3)),
+    "maml++": Recipe(named(methods.MAMLPlusPlus), lr_images=0.1, inner_steps=5, schedule="cosine"),
     "alfa": Recipe(_alfa, lr_images=0.01, inner_steps=5),
     "l2f": Recipe(named(methods.L2F), lr_images=0.01, inner_steps=5),
     "leap": Recipe(named(methods.Leap), lr_images=0.1, inner_steps=10),
