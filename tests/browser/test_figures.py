@@ -20,6 +20,7 @@ STILL = {page for page in PAGES if page.startswith("9_")} | {
     "3_choices/35a_truncated", "3_choices/35b_implicit", "3_choices/35c_evolution",
     "4_judgement/40a_baselines", "5_images/53a_ridge", "6_yours/57_your_loop", "6_yours/58_unequal",
     "6_yours/59_given", "6_yours/59a_table", "6_yours/59b_your_data", "6_yours/59c_patients",
+    "6_yours/59d_days",
     "7_workshop/60_schedule",
     "7_workshop/61_modes", "7_workshop/61a_losses",
     "7_workshop/62_learner", "7_workshop/62a_adapted", "7_workshop/62b_program",
