@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'Patients', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker',
-           'Masked', 'Proximal', 'Sign', 'LSLR', 'StepNorms', 'ALFA', 'Forget', 'Context', 'Prototypes', 'Ridge',
-           'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss',
+           'Masked', 'Noisy', 'Proximal', 'Sign', 'LSLR', 'StepNorms', 'ALFA', 'Forget', 'Context', 'Prototypes',
+           'Ridge', 'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss',
            'ParameterDistance', 'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet',
-           'Contrast', 'Inequality', 'EntropyReduction', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst',
-           'WorstCase', 'Exact', 'FirstOrder', 'AnnealedOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution',
-           'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML', 'MAMLPlusPlus', 'Reptile', 'Leap', 'TripletMAML',
-           'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ML3', 'L2F', 'BMG', 'ANIL', 'BOIL', 'CAVIA',
-           'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
-           'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
-           'compare', 'load', 'Run', 'named']
+           'Contrast', 'Inequality', 'EntropyReduction', 'WeightInformation', 'ActivationInformation', 'Pooling',
+           'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase', 'Exact', 'FirstOrder', 'AnnealedOrder',
+           'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML',
+           'MAMLPlusPlus', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
+           'ML3', 'L2F', 'BMG', 'MRMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train',
+           'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint',
+           'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -41,7 +41,7 @@ from metalit.gradient import (
 from .inner.adam import Adam
 from .inner.adaptive import ALFA, LSLR, StepNorms
 from .inner.forgetting import Forget
-from .inner.masked import Context, Masked
+from .inner.masked import Context, Masked, Noisy
 from .inner.preconditioned import Diagonal, Kronecker, Preconditioned
 from .inner.prototypes import Prototypes
 from .inner.proximal import Proximal
@@ -67,6 +67,7 @@ from metalit.methods import (
     L2F,
     MAML,
     ML3,
+    MRMAML,
     R2D2,
     TAML,
     ConML,
@@ -94,6 +95,7 @@ from .terms.contrast import Contrast, Triplet
 from .terms.distance import ParameterDistance
 from .terms.every_step import EveryStep
 from .terms.inequality import EntropyReduction, Inequality
+from .terms.information import ActivationInformation, WeightInformation
 from .terms.path_length import PathLength
 from .terms.query import QueryLoss
 from .terms.sharpness import GradientNorm
@@ -109,13 +111,14 @@ from .training.watching import Watcher
 # %% ../nbs/99_api.ipynb #534543a9
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, Patients, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
-         Masked, Proximal, Sign, LSLR, StepNorms, ALFA, Forget, Context, Prototypes, Ridge,
+         Masked, Noisy, Proximal, Sign, LSLR, StepNorms, ALFA, Forget, Context, Prototypes, Ridge,
          LearnedLoss, LossNetwork, LossPolynomial, LossLibrary, Path, Term, Sum, QueryLoss,
          ParameterDistance, GradientNorm, GradientAlignment, EveryStep, PathLength, Bootstrap,
-         Triplet, Contrast, Inequality, EntropyReduction, Pooling, Mean, ByExamples, Tail, Tilted,
-         Worst, WorstCase, Exact, FirstOrder, AnnealedOrder, MixedMode, Truncated, Implicit,
-         Evolution, Learner, TaskLoss, MetaLoss, MAML, FOMAML, MAMLPlusPlus, Reptile, Leap,
-         TripletMAML, ConML, TAML, SharpMAML, MetaSGD, MetaCurvature, ML3, L2F, BMG, ANIL, BOIL,
-         CAVIA, ProtoNet, ProtoMAML, R2D2, meta_train, Validation, Watcher, evaluate, Evaluation,
-         accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
-         LostProcessError, judge, compare, load, Run, named]
+         Triplet, Contrast, Inequality, EntropyReduction, WeightInformation, ActivationInformation,
+         Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase, Exact, FirstOrder,
+         AnnealedOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss,
+         MAML, FOMAML, MAMLPlusPlus, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML, MetaSGD,
+         MetaCurvature, ML3, L2F, BMG, MRMAML, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2,
+         meta_train, Validation, Watcher, evaluate, Evaluation, accuracy, save_checkpoint,
+         load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge, compare, load,
+         Run, named]

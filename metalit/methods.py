@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ML3', 'L2F', 'Leap', 'BMG', 'TAML', 'MAMLPlusPlus', 'ProtoNet', 'ProtoMAML', 'R2D2']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ML3', 'L2F', 'Leap', 'BMG', 'TAML', 'MAMLPlusPlus', 'BETAS', 'MRMAML', 'check_bottleneck', 'ProtoNet', 'ProtoMAML', 'R2D2']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -348,6 +348,51 @@ class MAMLPlusPlus(MetaLoss):
     def scheduler(steps: int, least: float = 1e-5) -> Callable[[Optimizer], LRScheduler]:
         "The outer rate along half a cosine to `least`, the authors' 1e-5 (they begin at 1e-3)."
         return partial(CosineAnnealingLR, T_max=max(1, steps), eta_min=least)
+
+# %% ../nbs/3_choices/37a_information.ipynb #37a00011
+from .inner.masked import Noisy
+from .models import Bottleneck
+from .terms.information import ActivationInformation, WeightInformation
+from .terms.term import Term
+
+# %% ../nbs/3_choices/37a_information.ipynb #37a00012
+class MRMAML(MetaLoss):
+    """Meta-regularisation by information (Yin et al. 2020): MAML with a price on what θ says.
+
+    Parameters that match `only` adapt; the others have a price. With `information="weights"` they
+    are noisy weights, σ beginning at `sigma` (see `Noisy`); with `"activations"` the model is a
+    `ml.models.Bottleneck`, and its head adapts. By default `only` is the last layer, or the head of
+    a `Bottleneck`; the authors adapt three layers. `weight` is β, by default theirs: 5e-5 for
+    weights, and 1 for activations (see `ActivationInformation`). `lr` and `steps` are theirs, too.
+
+    Raises `ValueError` for another kind of information, a model that does not go with it, and as
+    `Masked` does.
+
+    Example: `J = MRMAML(ml.models.mlp(21, 40, 40, 1), F.mse_loss, only="2,4")`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
+                 information: str = "weights", weight: float | None = None,
+                 only: str | None = None, sigma: float = 0.01, **choices: Any):
+        if information not in BETAS:
+            raise ValueError(f"{information=}: choose one of {', '.join(map(repr, BETAS))}")
+        weight = check_weight(BETAS[information] if weight is None else weight)
+        only = only or ("head" if isinstance(model, Bottleneck) else HEAD)
+        if information == "weights":
+            inner: Masked = Noisy(model, lr, steps, only=only, sigma=sigma)
+            price: Term = WeightInformation()
+        else: inner, price = Masked(model, lr, steps, only=only), ActivationInformation()
+        if information == "activations": check_bottleneck(model)
+        super().__init__(model, loss, inner=inner, terms=QueryLoss() + weight * price, **choices)
+
+
+BETAS = {"weights": 5e-5, "activations": 1.0}
+
+
+def check_bottleneck(model: nn.Module) -> None:
+    "Raise `ValueError` for a model without a place for noise in its activations."
+    if not isinstance(model, Bottleneck):
+        raise ValueError(f"information='activations' needs a ml.models.Bottleneck(encoder, head), "
+                         f"and the model is {type(model).__name__}")
 
 # %% ../nbs/5_images/53_prototypes.ipynb #36e90001
 from .inner.prototypes import Prototypes

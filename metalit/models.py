@@ -17,7 +17,7 @@ from torch.func import functional_call
 Params = dict[str, Tensor]  # parameters by name: θ, or what became of them, φ
 
 # %% auto #0
-__all__ = ['Params', 'places', 'called', 'given', 'check_shapes_known', 'mlp', 'Point', 'Contextual', 'Conv4']
+__all__ = ['Params', 'places', 'called', 'given', 'check_shapes_known', 'mlp', 'Point', 'Contextual', 'Bottleneck', 'Conv4']
 
 # %% ../nbs/1_idea/06_models.ipynb #288279e0
 def places(module: nn.Module) -> dict[str, str]:
@@ -150,6 +150,33 @@ class Contextual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(torch.cat([x, self.context.expand(*x.shape[:-1], -1)], dim=-1))
+
+# %% ../nbs/3_choices/37a_information.ipynb #37a0000e
+class Bottleneck(nn.Module):
+    """A model in two parts with noise between them: head(z), z = μ(x) + σ(x) ⊙ ε.
+
+    `encoder` gives 2·d numbers for each example: d for μ, and d whose softplus is σ; `head` reads d
+    numbers. That is the noisy encoder of MR-MAML(A) (Yin et al. 2020). ε is standard normal, a new
+    one for each example and call, from PyTorch's own random numbers, as dropout's; in evaluation
+    mode it is zero. `model(x, code=True)` is the pair μ, σ.
+
+    Raises `ValueError` for an encoder whose last axis is odd.
+
+    Example: `Bottleneck(mlp(21, 80, 2 * 5), mlp(5, 40, 40, 1))`.
+    """
+    def __init__(self, encoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, x: Tensor, code: bool = False) -> Any:
+        both = self.encoder(x)
+        if both.shape[-1] % 2:
+            raise ValueError(f"the encoder gives {both.shape[-1]} numbers: an even number is "
+                             "needed, half of them for μ and half for σ")
+        mean, width = both.chunk(2, -1)
+        sigma = nn.functional.softplus(width)
+        if code: return mean, sigma
+        return self.head(mean + sigma * torch.randn_like(mean) if self.training else mean)
 
 # %% ../nbs/5_images/52_conv4.ipynb #62dfc4f3
 from functools import partial

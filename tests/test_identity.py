@@ -31,6 +31,10 @@ def net(width=4, **options): return ml.models.mlp(1, width, 1, **options)
 def contextual(size=2): return ml.models.Contextual(ml.models.mlp(1 + size, 4, 1), size)
 
 
+def bottleneck(width=4):
+    return ml.models.Bottleneck(ml.models.mlp(1, width, 4), ml.models.mlp(2, width, 1))
+
+
 def twice(prediction, y): return 2 * F.mse_loss(prediction, y)
 
 
@@ -120,6 +124,14 @@ OWN = {
     ml.Patients: {"hours": ((1.0, 2.0, 3.0), (1.0, 2.0, 4.0)), "dose": ((3.0, 6.0), (3.0, 5.0)),
                   "jitter": (0.1, 0.2), "body": ((1.0, 0.1, 0.5), (1.0, 0.1, 0.6)),
                   "spread": ((0.5, 0.3, 0.2), (0.5, 0.3, 0.3)), "noise": ((0.1, 0.2), (0.1, 0.3))},
+    ml.tasks.NamedSinusoids: {"names": (5, 6), "used": (3, 4), "noise": (0.1, 0.2),
+                              "asked": ((-4.5, 4.5), (-4.0, 4.5))},
+    ml.tasks.Augmented: {"family": (sines, ml.tasks.Sinusoids(grid=99)), "shift": (1.0, 1.1),
+                         "stretch": (0.0, 0.1)},
+    ml.Noisy: {"only": ("2.*", "2.weight")},
+    ml.MRMAML: {"information": ("weights", "activations"), "only": ("head", "head.0"),
+                "model": (bottleneck(), bottleneck(7))},
+    ml.models.Bottleneck: {"encoder": (net(), net(5)), "head": (net(), net(5))},
     ml.Run: {"J": (maml(), maml(lr=0.2)), "settings": ({"seed": 0}, {"seed": 1}), "step": (1, 2)},
 }
 UNFINISHED = {ml.Preconditioned}                              # its subclasses are, and are here

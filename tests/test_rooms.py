@@ -13,7 +13,7 @@ import metalit
 LIBRARY = Path(metalit.__file__).parent
 ROWS = (
     "tasks.task tasks.unequal tasks.random tasks.family tasks.sinusoids tasks.quadratics",
-    "tasks.episodes tasks.given tasks.table tasks.labelled tasks",
+    "tasks.memorised tasks.episodes tasks.given tasks.table tasks.labelled tasks",
     "models checks schedule",
     "batching.slope batching.modes batching.norms batching.embedding batching.recurrent",
     "batching.attention batching.plain batching.refused batching.chunks batching.compiled",
@@ -25,7 +25,7 @@ ROWS = (
     "inner.prototypes inner.ridge inner",
     "pooling.mean pooling.tail pooling.worst_case pooling",
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness",
-    "terms.path_length terms.bootstrap terms.alignment terms.inequality terms",
+    "terms.path_length terms.bootstrap terms.alignment terms.inequality terms.information terms",
     "gradient.exact gradient.first_order gradient.mixed gradient.truncated gradient.annealed",
     "gradient.implicit gradient.evolution gradient",
     "adapted learner program meta_loss methods as_written",

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['InnerLoop', 'Walk', 'SGD', 'Adam', 'SAM', 'Context', 'Masked', 'Kronecker', 'Diagonal', 'Preconditioned',
            'Prototypes', 'Proximal', 'Push', 'Rates', 'Ridge', 'Sign', 'LSLR', 'StepNorms', 'ALFA', 'Forget',
-           'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary']
+           'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Noisy']
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #9b84d29c
 from .adam import Adam
 from .adaptive import ALFA, LSLR, StepNorms
 from .forgetting import Forget
 from .learned_loss import LearnedLoss, LossLibrary, LossNetwork, LossPolynomial
-from .masked import Context, Masked
+from .masked import Context, Masked, Noisy
 from .momentum import Push
 from .preconditioned import Diagonal, Kronecker, Preconditioned
 from .prototypes import Prototypes
@@ -27,4 +27,5 @@ from .walk import InnerLoop, Walk
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #e143e233
 _all_ = [InnerLoop, Walk, SGD, Adam, SAM, Context, Masked, Kronecker, Diagonal,
          Preconditioned, Prototypes, Proximal, Push, Rates, Ridge, Sign,
-         LSLR, StepNorms, ALFA, Forget, LearnedLoss, LossNetwork, LossPolynomial, LossLibrary]
+         LSLR, StepNorms, ALFA, Forget, LearnedLoss, LossNetwork, LossPolynomial, LossLibrary,
+         Noisy]

@@ -20,7 +20,7 @@ from ..models import Params, given, places
 from ..tasks.task import Split, Tree, mapped
 
 # %% auto #0
-__all__ = ['HEAD', 'matching', 'owning', 'used', 'once', 'head_of', 'chosen', 'Masked', 'Context']
+__all__ = ['HEAD', 'matching', 'owning', 'used', 'once', 'head_of', 'chosen', 'Masked', 'Context', 'check_noiseless', 'take_sigmas', 'Noisy']
 
 # %% ../../nbs/3_choices/33_masked.ipynb #b24e325a
 def matching(model: nn.Module, pattern: str | None) -> set[str]:
@@ -192,3 +192,76 @@ class Context(SGD):
     def for_model(self, model: nn.Module) -> Context:
         "The same loop, for another model with a context."
         return self.anew(model)
+
+# %% ../../nbs/3_choices/37a_information.ipynb #37a0000a
+import math
+
+from .momentum import check_number
+
+
+def check_noiseless(names: list[str], noisy: list[str]) -> None:
+    "Raise `ValueError` where a parameter would adapt and have noise as well."
+    both = [name for name in names if name in noisy]
+    if both:
+        raise ValueError(f"{both[0]!r} would adapt and be noisy, too: the last layer that the "
+                         "model uses is not the last that it registers. Say what adapts: only='…'")
+
+
+@torch.no_grad()
+def take_sigmas(to: Noisy, old: Noisy) -> None:
+    "Copy the σ of parameters of the same name and shape."
+    known = dict(zip(old.noisy, old.log_sigma, strict=True))
+    for name, log in zip(to.noisy, to.log_sigma, strict=True):
+        if name in known and known[name].shape == log.shape: log.copy_(known[name])
+
+# %% ../../nbs/3_choices/37a_information.ipynb #37a0000b
+class Noisy(Masked):
+    """Gradient descent on some parameters; the others are drawn anew whenever a task begins.
+
+    φ₀ = θ + σ ⊙ ε for parameters that do not adapt, with ε standard normal, drawn once for a task:
+    the Gaussian weights of MR-MAML (Yin et al. 2020). `only` and `without` are those of `Masked`;
+    by default the head adapts. Each noisy number has a σ of its own, a meta-parameter by its
+    logarithm, `sigma` at the start, a round number (the authors' begin at 1e-7, and stay there). In
+    evaluation mode φ₀ = θ. ε comes from PyTorch's own random numbers, as dropout does.
+
+    Raises `ValueError` as `Masked` does, for a sigma that is no number above 0, and where the head
+    that the model uses is not the one that it was made for.
+
+    Example: `ml.MetaLoss(model, loss, inner=Noisy(model, lr=0.01), terms=ml.QueryLoss() + 5e-5 *
+    ml.WeightInformation())`.
+    """
+    def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 1, *,
+                 only: str | None = HEAD, without: str | None = None, sigma: float = 0.01,
+                 **options: Any):
+        super().__init__(model, lr, steps, only=only, without=without, **options)
+        start = check_number("sigma", sigma, above=True)
+        if callable(start): raise ValueError(f"{sigma=}: a number is needed, and no schedule")
+        self.sigma = start
+        still = {name: p for name, p in model.named_parameters()
+                 if p.requires_grad and name not in self.names}
+        self.noisy = list(still)
+        self.log_sigma = nn.ParameterList(torch.full_like(p.detach(), math.log(start))
+                                          for p in still.values())
+
+    def sigmas(self) -> Params:
+        "σ of each noisy parameter, by name."
+        return {name: log.exp() for name, log in zip(self.noisy, self.log_sigma, strict=True)}
+
+    def meet(self, model: nn.Module, x: Tree) -> None:
+        "As `Masked`; what adapts must have no noise."
+        super().meet(model, x)
+        check_noiseless(self.names, self.noisy)
+
+    def first(self, predict: Predict, theta: Params, support: Split) -> Params:
+        "θ, with noise where nothing adapts, in training mode."
+        if not self.training: return theta
+        return theta | {name: theta[name] + sigma * torch.randn_like(theta[name])
+                        for name, sigma in self.sigmas().items() if name in theta}
+
+    def for_model(self, model: nn.Module) -> Noisy:
+        "The same loop for another model, with the σ of names and shapes that both have."
+        twin = self.anew(model, only=self.only, without=self.without, sigma=self.sigma)
+        take_sigmas(twin, self)
+        return twin
+
+    def extra_repr(self) -> str: return f"{super().extra_repr()}, sigma={self.sigma:g}"

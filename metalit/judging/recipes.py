@@ -157,6 +157,7 @@ RECIPES: dict[str, Recipe] = {
     "conml": Recipe(named(methods.ConML)),
     "gradient-norm": Recipe(_gradient_norm),
     "taml": Recipe(named(methods.TAML)),
+    "mr-maml": Recipe(named(methods.MRMAML)),
     "sharp-maml": Recipe(named(methods.SharpMAML, rho_inner=0.005, rho_outer=0.05)),
     "as-written-reptile": Recipe(_written(article.reptile)),
     "as-written-contrastive": Recipe(_written(article.contrastive)),

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['Split', 'Task', 'check_split', 'check_task', 'Random', 'threefry', 'Family', 'seeded_generator', 'Sinusoids',
            'Quadratics', 'curvature', 'half_square', 'quadratic_task', 'Episodes', 'Unequal', 'check_tasks', 'one',
-           'padded', 'unpadded', 'Given', 'leave_one_out', 'parted', 'Table', 'episodes_of']
+           'padded', 'unpadded', 'Given', 'leave_one_out', 'parted', 'Table', 'episodes_of', 'Augmented',
+           'NamedSinusoids']
 
 # %% ../../nbs/9_rooms/90_room_tasks.ipynb #8f16e4e4
 from .episodes import Episodes
 from .family import Family
 from .given import Given, leave_one_out, parted
 from .labelled import episodes_of
+from .memorised import Augmented, NamedSinusoids
 from .quadratics import Quadratics, curvature, half_square, quadratic_task
 from .random import Random, seeded_generator, threefry
 from .sinusoids import Sinusoids
@@ -23,4 +25,4 @@ from .unequal import Unequal, check_tasks, one, padded, unpadded
 _all_ = [Split, Task, check_split, check_task, Random, threefry, Family, seeded_generator,
          Sinusoids, Quadratics, curvature, half_square, quadratic_task, Episodes, Unequal,
          check_tasks, one, padded, unpadded, Given, leave_one_out, parted, Table,
-         episodes_of]
+         episodes_of, Augmented, NamedSinusoids]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Path', 'Sum', 'Term', 'QueryLoss', 'EveryStep', 'Annealed', 'ParameterDistance', 'Contrast', 'Triplet',
-           'GradientNorm', 'PathLength', 'Bootstrap', 'GradientAlignment', 'Inequality', 'EntropyReduction']
+           'GradientNorm', 'PathLength', 'Bootstrap', 'GradientAlignment', 'Inequality', 'EntropyReduction',
+           'ActivationInformation', 'WeightInformation']
 
 # %% ../../nbs/9_rooms/93_room_terms.ipynb #7e0fa7e4
 from .alignment import GradientAlignment
@@ -13,6 +14,7 @@ from .contrast import Contrast, Triplet
 from .distance import ParameterDistance
 from .every_step import Annealed, EveryStep
 from .inequality import EntropyReduction, Inequality
+from .information import ActivationInformation, WeightInformation
 from .path_length import PathLength
 from .query import QueryLoss
 from .sharpness import GradientNorm
@@ -20,4 +22,5 @@ from .term import Path, Sum, Term
 
 # %% ../../nbs/9_rooms/93_room_terms.ipynb #34ebca49
 _all_ = [Path, Sum, Term, QueryLoss, EveryStep, Annealed, ParameterDistance, Contrast, Triplet,
-         GradientNorm, PathLength, Bootstrap, GradientAlignment, Inequality, EntropyReduction]
+         GradientNorm, PathLength, Bootstrap, GradientAlignment, Inequality, EntropyReduction,
+         ActivationInformation, WeightInformation]
