@@ -32,7 +32,8 @@ MAML = {"rewards not adapting": "no", "uses held-out data": "yes",
         "is it a gradient": "of its value",
         "what is held constant": "nothing", "invariant to what": "order, origin, unit of loss",
         "blind on shared curvature": "no", "does the horizon move the optimum": "yes",
-        "cost in K": "4.0, then 3.0 a step", "at αλ = 1.5, K = 1": "descends"}
+        "cost in K": "4.0, then 3.0 a step", "at αλ = 1.5, K = 1": "descends",
+        "solves without support": "yes"}
 NO_K = {"does the horizon move the optimum": "has no K"}
 
 
