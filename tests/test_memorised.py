@@ -15,7 +15,7 @@ from metalit.models import Bottleneck, Point, mlp
 from metalit.tasks import curvature, half_square
 from metalit.terms.information import nats
 from metalit.training.whole_run import Descent, graph_of
-from reproduce.memorised import Anew, summary
+from reproduce.memorised import SETTINGS, Anew, EncoderAnew, summary
 
 DOUBLES = {"dtype": torch.float64}
 Waves = ml.tasks.NamedSinusoids
@@ -246,6 +246,19 @@ def test_ways_of_computing_agree_without_noise(kind, choices, named):
     J, other = made(kind).eval(), made(kind, **choices).eval()
     right, found = ((J(named).detach(), with_seed(J, named)) for J in (J, other))
     for a, b in zip(found, right, strict=True): close(a, b, 1e-13)
+
+
+@KINDS
+def test_chunks_have_the_same_noise_when_they_are_computed_again(kind, named):
+    J = made(kind, chunk_size=2)
+    slope = with_seed(J, named)
+    along = torch.randn(len(slope), generator=torch.Generator().manual_seed(1), **DOUBLES)
+    start, values = nn.utils.parameters_to_vector(J.parameters()).detach(), []
+    for h in (1e-5, -1e-5):
+        nn.utils.vector_to_parameters(start + h * along, J.parameters())
+        torch.manual_seed(5)
+        with torch.no_grad(): values.append(J(named))
+    close((values[0] - values[1]) / 2e-5, slope @ along, 1e-7)
 
 
 @KINDS
@@ -508,6 +521,24 @@ def test_adam_made_anew_is_the_first_step_of_adam():
         optimizer.step()
         ends.append(p.detach())
     close(*ends, 1e-15)
+
+
+def test_the_encoder_alone_has_an_adam_made_anew():
+    J = SETTINGS["MR-MAML(A)"].build(0)
+    named = [(name, p) for name, p in J.named_parameters() if p.requires_grad]
+    assert [name.split(".")[1] for name, _ in named] == ["encoder"] * 4 + ["head"] * 6
+    start = [p.detach().clone() for _, p in named]
+    ends = []
+    for kinds in ([(EncoderAnew, named)], [(Anew, named[:4]), (torch.optim.Adam, named[4:])]):
+        with torch.no_grad():
+            for (_, p), value in zip(named, start, strict=True): p.copy_(value)
+        optimizers = [kind([p for _, p in those], lr=0.01) for kind, those in kinds]
+        for factor in (1.0, -3.0):
+            for _, p in named: p.grad = factor * torch.ones_like(p)
+            for optimizer in optimizers: optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for _, p in named]))
+    close(*ends, 1e-7)
+    assert (ends[0] - torch.cat([p.flatten() for p in start])).norm() > 0.1
 
 
 def test_a_summary_is_mean_and_deviation_of_seeds():
