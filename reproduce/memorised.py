@@ -32,6 +32,7 @@ from metalit.models import mlp
 
 LR, STEPS, SHOTS, SHOTS_OF_NEW, N_TASKS = 0.01, (0, 1, 5, 100), 10, 5, 100
 APART = 100  # between the seeds of two parts of one network
+ONE = {"batching": "loop"}  # one task at a time has nothing to gain from vmap
 
 
 class Parted(nn.Module):
@@ -85,24 +86,24 @@ def first_step(lr: float, slope: Tensor) -> Tensor:
 
 def maml(seed: int) -> ml.MetaLoss:
     """MAML on the whole network, 21-40-40-1."""
-    return ml.MAML(mlp(21, 40, 40, 1, seed=seed), F.mse_loss, LR)
+    return ml.MAML(mlp(21, 40, 40, 1, seed=seed), F.mse_loss, LR, **ONE)
 
 
 def no_price(seed: int) -> ml.MetaLoss:
     """The network of MR-MAML(W), whose head alone adapts."""
     model = Parted(seed)
-    return ml.MetaLoss(model, F.mse_loss, inner=Masked(model, LR, only="head"))
+    return ml.MetaLoss(model, F.mse_loss, inner=Masked(model, LR, only="head"), **ONE)
 
 
 def on_weights(seed: int) -> ml.MetaLoss:
     """MR-MAML(W) with weights that have noise."""
-    return ml.MRMAML(Parted(seed), F.mse_loss, LR, only="head")
+    return ml.MRMAML(Parted(seed), F.mse_loss, LR, only="head", **ONE)
 
 
 def as_published(seed: int) -> ml.MetaLoss:
     """MR-MAML(W) with the widths of the authors' notebook, which never change."""
     J = ml.MRMAML(Parted(seed), F.mse_loss, LR, only="head",
-                  sigma=torch.finfo(torch.float32).eps)
+                  sigma=torch.finfo(torch.float32).eps, **ONE)
     for width in J.inner.parameters():
         width.requires_grad_(False)
     return J
@@ -111,7 +112,7 @@ def as_published(seed: int) -> ml.MetaLoss:
 def on_activations(seed: int, weight: float) -> ml.MetaLoss:
     """MR-MAML(A): encoder 21-80-(5 and 5), head 5-40-40-1."""
     model = ml.models.Bottleneck(mlp(21, 80, 10, seed=seed), mlp(5, 40, 40, 1, seed=seed + APART))
-    return ml.MRMAML(model, F.mse_loss, LR, information="activations", weight=weight)
+    return ml.MRMAML(model, F.mse_loss, LR, information="activations", weight=weight, **ONE)
 
 
 class Setting(NamedTuple):
@@ -142,8 +143,9 @@ SETTINGS = {
 
 
 def losses(J: ml.MetaLoss, tasks: Any, train: bool = False) -> list[float | None]:
-    """The query loss after each of `STEPS` inner steps."""
+    """The query loss after each of `STEPS` inner steps; many tasks at once."""
     torch.manual_seed(0)
+    J.batching = "vmap"
     count = N_TASKS if isinstance(tasks, ml.Family) else None
     found = ml.evaluate(J, tasks, n_tasks=count, steps=STEPS, seed=0, train=train)
     return [number(row["loss"]) for row in found.rows()]
