@@ -110,7 +110,7 @@ class Task(Container):
     """B tasks: the `support` set that the inner loop sees, the `query` set that judges it.
 
     Both are a `Split`, and every tensor has the task axis first; one task is a batch with B = 1.
-    `ids` (B,) say which tasks these are, for what keeps something for each of them.
+    `ids` (B,) say which tasks these are, for a pooling that keeps something for each task.
 
     Example: `Task(Split(x[:, :5], y[:, :5]), Split(x[:, 5:], y[:, 5:]))`, with `x, y =
     torch.rand(4, 15, 1), torch.rand(4, 15, 1)`.
