@@ -27,7 +27,7 @@ class Path:
     """The way of one task from θ to φ_K, and the means to measure it.
 
     `points`: φ₀ … φ_K, each a dictionary from parameter names to tensors. `theta`: θ, which is φ₀
-    but where a task starts elsewhere. `predict(phi, x)`: the model's output at φ. `loss(phi,
+    unless a task starts elsewhere. `predict(phi, x)`: the model's output at φ. `loss(phi,
     split)`: the task loss at φ, a scalar. `adapt(split)`: the points of another inner loop from θ,
     on other examples of the same task; `adapt(split, start, steps)` begins elsewhere or takes other
     steps. `probe`: inputs that are the same for all tasks of the batch, on which models of
@@ -85,8 +85,9 @@ class Term(Addend):
     `per_task(path, task)` sees one task (no task axis) and returns a scalar; the pooling of the
     meta-loss makes one number of those of all tasks. A term that compares tasks with each other
     says `across_tasks = True`: then `per_task` may return any tensor, such as an embedding, and
-    `pool(values)` makes the number of all of them, stacked along a first axis. One that holds a
-    part of itself constant says `holds_constant = True`: a rule that knows of values only refuses.
+    `pool(values)` makes the number of all of them, stacked along a first axis. A term that
+    holds a part of its value constant says `holds_constant = True`, so that a gradient rule which
+    knows of values only can refuse it.
 
     Example: `terms = ml.QueryLoss() + 0.1 * ml.GradientNorm()`.
     """
