@@ -57,6 +57,27 @@ def test_it_has_its_slopes_where_they_meet_and_on_both_sides():
     torch.testing.assert_close(phi(z * (1 - 1e-9)), phi(z * (1 + 1e-9)), rtol=1e-11, atol=0)
 
 
+@pytest.mark.parametrize(("ka", "ke"), [(0.05, 30.0), (1e-3, 500.0), (40.0, 0.02), (0.3, 0.301)])
+def test_single_precision_is_enough_whichever_of_the_two_is_slow(ka, ke):
+    "e^(ke t) alone would be beyond all numbers of 32 bits, and e^(−ke t) nothing."
+    body = body_of(ka, ke)
+    right = concentration(hours, FOUR, body)
+    book = 4 / 0.5 * ka / (ka - ke) * ((-ke * hours).exp() - (-ka * hours).exp())
+    torch.testing.assert_close(right, book, rtol=1e-10, atol=1e-13)
+    single = body.float().requires_grad_()
+    found = concentration(hours.float(), FOUR.float(), single)
+    torch.testing.assert_close(found.double(), right, rtol=2e-5, atol=1e-9)
+    slope, = torch.autograd.grad(found.sum(), single)
+    expected, = torch.autograd.grad(concentration(hours, FOUR, body.requires_grad_()).sum(), body)
+    torch.testing.assert_close(slope.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_second_derivatives_are_right_on_both_sides_of_the_limit_and_at_it():
+    for apart in (-1e-5, 0, 1e-5):
+        body = body_of(0.3 * (1 + apart), 0.3).requires_grad_()
+        assert torch.autograd.gradgradcheck(lambda body: concentration(hours, FOUR, body), body)
+
+
 def test_the_curve_solves_the_differential_equations():
     body, ka, ke = body_of(1.5, 0.1), 1.5, 0.1
     for hour in (0.3, 2.0, 9.0):

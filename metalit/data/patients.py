@@ -70,7 +70,8 @@ def concentration(hours: Tensor, dose: Tensor, body: Tensor) -> Tensor:
     """
     ka, clearance, volume = body.exp()[..., None, :].unbind(-1)
     ke = clearance / volume
-    return dose * ka / volume * hours * (-ke * hours).exp() * phi((ka - ke) * hours)
+    slow, fast = torch.where(ka < ke, ka, ke), torch.where(ka < ke, ke, ka)
+    return dose * ka / volume * hours * (-slow * hours).exp() * phi((fast - slow) * hours)
 
 # %% ../../nbs/6_yours/59c_patients.ipynb #59bc5407
 def check_shots(shots: int, hours: int) -> None:
