@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from .batching.refused import explained, noted
 from .models import Params
-from .tasks.task import Split, Tree, leaves, length, mapped
+from .tasks.task import Split, Tree, leaves, length, mapped, values_in
 
 # %% auto #0
 __all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'MOST', 'scalar', 'check_loss', 'check_judge',
-           'no_labels', 'out_of_range', 'in_shapes', 'takes_mask', 'over_real', 'check_target', 'measured', 'TaskLoss',
-           'loss_on', 'reduction_of']
+           'no_labels', 'out_of_range', 'in_shapes', 'takes_mask', 'over_real', 'check_target', 'measured',
+           'are_numbers', 'as_logits', 'TaskLoss', 'loss_on', 'reduction_of']
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00009
 def scalar(value: Any) -> Tensor:
@@ -168,6 +168,36 @@ def measured(loss: Loss, prediction: Any, y: Tree, mask: Tensor | None = None,
                          f"{tuple(prediction.shape)} against labels of shape {tuple(y.shape)} "
                          f"({str(error).splitlines()[0]}). {out_of_range(prediction)}") from error
     return scalar(value)
+
+# %% ../nbs/7_workshop/61a_losses.ipynb #61a00031
+def are_numbers(prediction: Tensor, truth: Split) -> bool:
+    "Whether y are as many numbers as the model says, (S, outputs, …), and no probabilities."
+    y, mask = truth.y, truth.mask
+    if not isinstance(y, Tensor) or y.shape != prediction.shape: return False
+    if not y.is_floating_point() or (values := values_in(y)) is None: return False
+    axes = values.ndim - y.ndim                              # those of `vmap`
+    of_each = values.movedim(1 + axes, -1)
+    can_be = (of_each >= 0).all(-1) & ((of_each.sum(-1) - 1).abs() < 0.01)
+    can_be = can_be.flatten(1 + axes).all(-1) if can_be.ndim > 1 + axes else can_be
+    if mask is not None: can_be = can_be | ~values_in(mask)
+    return not bool(can_be.all())
+
+
+def as_logits(prediction: Any, truth: Split, who: str, instead: str) -> Tensor:
+    """The model's output, if it can be logits (S, classes, …); `ValueError` if not.
+
+    `who` asks for logits; `instead` is the way out.
+    """
+    if not isinstance(prediction, Tensor) or prediction.ndim < 2 or prediction.shape[1] < 2:
+        shape = getattr(prediction, "shape", None)
+        found = type(prediction).__name__ if shape is None else tuple(shape)
+        raise ValueError(f"{who} looks at class probabilities, from logits of two classes or more, "
+                         f"(examples, classes); the output is {found}: {instead}")
+    if are_numbers(prediction, truth):
+        raise ValueError(f"{who} looks at class probabilities, from logits, and here y are numbers "
+                         f"of the output's shape {tuple(prediction.shape)} that are no "
+                         f"probabilities, so the outputs are no logits: {instead}")
+    return prediction
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00016
 class TaskLoss(nn.Module):

@@ -144,5 +144,47 @@ def test_what_cannot_be_compared(small_net, sines):
         J(sines)
 
 
+def twofold(sines, y=None):
+    "Tasks whose y are two numbers, or what a function makes of them."
+    def split(part):
+        both = torch.cat([part.y, 2 * part.y], -1)
+        return ml.Split(part.x, both if y is None else y(both))
+    return ml.Task(*map(split, sines))
+
+
+TERMS = {"kl": (lambda: ml.Bootstrap(1, "kl"), "'kl'.*{}.*take distance='predictions'"),
+         "entropy": (ml.EntropyReduction, "EntropyReduction.*{}.*take ml.Inequality")}
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+@pytest.mark.parametrize("term", TERMS)
+def test_numbers_are_no_logits(term, batching, sines):
+    make, words = TERMS[term]
+    net = ml.models.mlp(1, 4, 2, activation=torch.nn.Tanh, seed=2).double()
+    J = ml.MetaLoss(net, F.mse_loss, terms=make(), batching=batching)
+    said = words.format(r"\(3, 2\) that are no probabilities")
+    with pytest.raises(ValueError, match=said):
+        J(twofold(sines))
+    ones = [twofold(sines).select([0]), ml.Task(*(part.select((slice(None), slice(2)))
+                                                  for part in twofold(sines))).select([1])]
+    with pytest.raises(ValueError, match="no probabilities"): J(ml.tasks.padded(ones))
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+@pytest.mark.parametrize("term", TERMS)
+def test_probabilities_and_labels_beside_logits_are_welcome(term, batching, sines):
+    "Padded, too, and in a graph; where a program is traced there is nothing to look at."
+    net = ml.models.mlp(1, 4, 2, activation=torch.nn.Tanh, seed=2).double()
+    J = ml.MetaLoss(net, F.cross_entropy, terms=TERMS[term][0](), batching=batching)
+    for y in (lambda both: both.softmax(-1), lambda both: (both[..., 0] > 0).long()):
+        tasks = twofold(sines, y)
+        assert J(tasks).isfinite()
+        short = ml.Task(*(part.select((slice(None), slice(2))) for part in tasks))
+        assert J(ml.tasks.padded([tasks.select([0]), short.select([1])])).isfinite()
+    if batching == "vmap":
+        from torch.fx.experimental.proxy_tensor import make_fx
+        make_fx(J)(tasks)
+
+
 def test_its_line():
     assert repr(ml.Bootstrap(3, "kl")) == "Bootstrap(steps=3, distance='kl', on='support')"

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 # %% auto #0
-__all__ = ['Tree', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'transformed', 'check_task', 'check_split',
-           'filled']
+__all__ = ['Tree', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'traced', 'transformed', 'values_in', 'check_task',
+           'check_split', 'filled']
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #fecb6185
 Tree = Any  # a tensor, or a dictionary, list, tuple or `Container` of trees
@@ -144,17 +144,32 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return moved if tensor.is_floating_point() else moved.to(tensor.dtype)
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #02c0de01
-def transformed() -> bool:
-    """Whether values cannot be looked at here: a program is being traced, or transformed.
-
-    Traced: by `torch.compile`, `torch.export` or `make_fx`. Transformed: by `torch.func.vmap`,
-    `grad`, `jvp` and the like. PyTorch has no public word for most of it.
-    """
+def traced() -> bool:
+    "Whether a program is being traced here: by `torch.compile`, `torch.export` or `make_fx`."
     if torch.compiler.is_compiling(): return True
-    if torch._C._functorch.maybe_current_level() is not None: return True
     traces: Any = torch._C._TorchDispatchModeKey.PROXY
     return (torch._C._get_dispatch_mode(traces) is not None
             or torch._ops._get_dispatch_mode_pre_dispatch(traces) is not None)
+
+
+def transformed() -> bool:
+    """Whether values cannot be looked at here: a program is being traced, or transformed.
+
+    Transformed: by `torch.func.vmap`, `grad`, `jvp` and the like. PyTorch has no public word for
+    most of it.
+    """
+    return traced() or torch._C._functorch.maybe_current_level() is not None
+
+
+def values_in(tensor: Tensor) -> Tensor | None:
+    """What a tensor holds: for all tasks, with their axis first, where `vmap` is at work.
+
+    None while a program is traced, where there is nothing to look at.
+    """
+    if traced(): return None
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor): tensor = functorch.get_unwrapped(tensor)
+    return tensor
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #800ca9f1
 def check_task(task: Any) -> Task:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..inner.walk import ahead, whole
-from ..losses import in_shapes, over_real
+from ..losses import as_logits, in_shapes, over_real
 from ..models import Params
-from ..tasks.task import Task
+from ..tasks.task import Split, Task
 from .term import Path, Term
 
 # %% auto #0
@@ -82,7 +82,7 @@ class Bootstrap(Term):
         target, mu = self.target(path, task), DISTANCES[self.distance]
         if mu is None: return apart(path.final, target)
         x, mask = task.query.x, task.query.mask
-        ours = comparable(path.predict(path.final, x), self.distance)
+        ours = comparable(path.predict(path.final, x), self.distance, task.query)
         with torch.no_grad(): theirs = path.predict(target, x).detach()
         return mu(ours, theirs) if mask is None else over_real(mu, ours, theirs, mask, "mean")
 
@@ -91,13 +91,11 @@ class Bootstrap(Term):
         return f"steps={self.steps}, distance={self.distance!r}, on={self.examples!r}"
 
 # %% ../../nbs/3_choices/36b_bootstrap.ipynb #36b0000d
-def comparable(prediction: Any, distance: str) -> Tensor:
+def comparable(prediction: Any, distance: str, truth: Split) -> Tensor:
     "A prediction, if it can be compared as `Bootstrap` is told to; `ValueError` if not."
     if not isinstance(prediction, Tensor) or not prediction.is_floating_point():
         raise ValueError(f"the model's output is {in_shapes(prediction)}, and Bootstrap compares "
                          "one tensor of real numbers: take distance='parameters'")
-    if distance == "kl" and (prediction.ndim < 2 or prediction.shape[1] < 2):
-        raise ValueError(f"distance='kl' compares class probabilities, from logits of two classes "
-                         f"or more, (examples, classes); the output has shape "
-                         f"{tuple(prediction.shape)}: take distance='predictions'")
-    return prediction
+    if distance != "kl": return prediction
+    return as_logits(prediction, truth, "Bootstrap with distance='kl'",
+                     "take distance='predictions'")

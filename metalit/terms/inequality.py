@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from ..inner.walk import real
-from ..losses import over_real
+from ..losses import as_logits, over_real
 from ..pooling.tail import tilted
-from ..tasks.task import Task, transformed
+from ..tasks.task import Split, Task, transformed
 from .term import Path, Term
 
 # %% auto #0
@@ -137,22 +137,20 @@ class EntropyReduction(Term):
     The entropy variant of task-agnostic meta-learning (Jamal & Qi 2019), for models whose outputs
     are logits (S, classes, …). No label is used; add it to a query loss.
 
-    Raises `ValueError` for outputs that are no logits of two classes or more.
+    Raises `ValueError` for outputs that cannot be logits: of fewer than two classes, or where y
+    are numbers of the same shape and no probabilities.
 
     Example: `terms = ml.QueryLoss() + 0.1 * ml.EntropyReduction()`.
     """
     def per_task(self, path: Path, task: Task) -> Tensor:
         "H(φ_K) − H(φ₀) of one task, a scalar."
-        before, after = (self.entropy(path.predict(phi, task.query.x), task.query.mask)
+        before, after = (self.entropy(path.predict(phi, task.query.x), task.query)
                          for phi in (path.start, path.final))
         return after - before
 
-    def entropy(self, logits: Any, mask: Tensor | None) -> Tensor:
+    def entropy(self, output: Any, query: Split) -> Tensor:
         "The mean entropy of one task's predictions; padding does not count."
-        if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[1] < 2:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError("EntropyReduction looks at class probabilities, from logits of two "
-                             f"classes or more, (examples, classes); the output is {shape}: take "
-                             "ml.Inequality(), which looks at losses")
-        if mask is None: return mean_entropy(logits)
-        return over_real(mean_entropy, logits, logits, mask, "mean")
+        logits = as_logits(output, query, "EntropyReduction",
+                           "take ml.Inequality(), which looks at losses")
+        if query.mask is None: return mean_entropy(logits)
+        return over_real(mean_entropy, logits, logits, query.mask, "mean")
