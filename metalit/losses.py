@@ -179,7 +179,8 @@ def are_numbers(prediction: Tensor, truth: Split) -> bool:
     of_each = values.movedim(1 + axes, -1)
     can_be = (of_each >= 0).all(-1) & ((of_each.sum(-1) - 1).abs() < 0.01)
     can_be = can_be.flatten(1 + axes).all(-1) if can_be.ndim > 1 + axes else can_be
-    if mask is not None: can_be = can_be | ~values_in(mask)
+    real = None if mask is None else values_in(mask)
+    if real is not None: can_be = can_be | ~real
     return not bool(can_be.all())
 
 

@@ -328,8 +328,9 @@ def compiled(J: Choices, **options: Any) -> Callable[[Any], Tensor]:
         key = now(masked)
         if key not in graphs: graphs[key] = graph(masked)
         try: return graphs[key](task)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except (IndexError, RuntimeError) as error:
             with torch.no_grad(): J._value(task)             # it may be wrong without a compiler
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException): raise
             where = written_in(error, [*J.model.named_modules(), ("", J.loss)])
             why = str(error).splitlines()[0]
             raise RuntimeError(f"J cannot be one graph: {where}. Write that otherwise, or do not "

@@ -395,3 +395,17 @@ def test_a_parameter_that_is_not_used_has_no_gradient():
     assert torch.equal(torch.get_rng_state(), before)
     assert J.model.idle.grad is None
     assert all(p.grad is not None for p in J.model.net.parameters())
+
+
+def test_an_error_of_the_graph_is_said_as_without_it(monkeypatch):
+    "The graph knows of an index; without it, the error names the labels and the outputs."
+    J = ml.MAML(ml.models.mlp(1, 4, 2, seed=0), torch.nn.functional.cross_entropy)
+    family = ml.tasks.Sinusoids(shots=3)
+    task = ml.Task(*(ml.Split(part.x, (part.y[..., 0] > 0).long()) for part in family.batch(2)))
+
+    def graph(batch): raise RuntimeError("index out of bounds: 0 <= tmp6 < 3L")
+    monkeypatch.setattr("metalit.batching.compiled.one_graph", lambda *args, **options: graph)
+    J.compile()
+    with pytest.raises(RuntimeError, match="tmp6"): J(task)  # the tasks are not at fault
+    task.query.y[0, 0] = 7
+    with pytest.raises(ValueError, match="2 outputs, so labels are 0 … 1"): J(task)

@@ -179,6 +179,37 @@ def test_what_is_no_number_ends_the_run_before_it(quick, bad, error):
     assert found[0][1:] == found[1][1:] and found[0][2] == 5
 
 
+class Classes(ml.tasks.Sinusoids):
+    "Which side of 0 a wave is on; from step `first` on there is a class too many."
+    first = 5
+
+    def batch(self, batch_size, seed=0, step=0):
+        waves = super().batch(batch_size, seed, step)
+        task = ml.Task(*(ml.Split(part.x, (part.y[..., 0] > 0).long()) for part in waves))
+        if step >= self.first: task.query.y[0, 0] = 7
+        return task
+
+
+@pytest.mark.parametrize("first", [0, 1, 5, 19])
+def test_a_label_out_of_range_is_the_error_of_its_own_step(quick, monkeypatch, first):
+    "As step by step: the same words, and J, optimizer and scheduler as they are before that step."
+    monkeypatch.setattr(ml.MetaLoss, "compile", lambda self: None)
+    found = []
+    for compile in (False, True):
+        family = Classes(shots=3)
+        J = ml.MAML(ml.models.mlp(1, 5, 2, seed=0), F.cross_entropy).double()
+        optimizer = Adam(J.parameters(), lr=0.01)
+        schedule = CosineAnnealingLR(optimizer, T_max=20)
+        family.first = first
+        with pytest.raises(ValueError, match=r"2 outputs, so labels are 0 … 1") as raised:
+            train(J, family, steps=20, compile=compile, optimizer=optimizer,
+                  scheduler=lambda optimizer, schedule=schedule: schedule)
+        found.append((J, optimizer, str(raised.value), schedule.state_dict()))
+    assert apart(found[0][0], found[1][0]) < 1e-13
+    assert states_apart(found[0][1], found[1][1]) < 1e-13
+    assert found[0][2:] == found[1][2:] and found[0][3]["last_epoch"] == first
+
+
 class Growing(ml.tasks.Sinusoids):
     "Every third batch has more examples."
     def batch(self, batch_size, seed=0, step=0):
@@ -376,6 +407,36 @@ def test_what_the_compiler_cannot_do_is_done_step_by_step(quick, monkeypatch, tm
     assert lines == ["one step at a time, because no compiler here"]
     train(J, WAVES, steps=5, checkpoint=tmp_path, compile=True)
     assert apart(plain, J) == 0
+
+
+def written(folder):
+    return ml.load_checkpoint(folder / "checkpoint.pt", maml())["settings"]["compiled"]
+
+
+def test_a_run_says_how_it_is_computed_and_not_how_it_was_to_be(quick, monkeypatch, tmp_path):
+    "Where many steps are not compiled: each in a graph, and the run that goes on is the same one."
+    monkeypatch.setattr(ml.MetaLoss, "compile", lambda self: None)
+    possible = many_steps.ManySteps.__call__
+    def fails(self, *args): raise RuntimeError("no compiler here")
+    monkeypatch.setattr(many_steps.ManySteps, "__call__", fails)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for steps in (4, 9, 9):                              # the last has nothing left to do
+            train(J := maml(seed=steps), WAVES, steps=steps, compile=True, checkpoint=tmp_path)
+            assert written(tmp_path) is True
+    train(whole := maml(seed=4), WAVES, steps=9)
+    assert apart(whole, J) == 0
+    monkeypatch.setattr(many_steps.ManySteps, "__call__", possible)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")                       # nor has this
+        train(maml(), WAVES, steps=9, compile=True, checkpoint=tmp_path)
+    with pytest.warns(UserWarning, match="compiled was True, now many steps"):
+        train(maml(), WAVES, steps=12, compile=True, checkpoint=tmp_path)
+    assert written(tmp_path) == "many steps"
+    monkeypatch.setattr(many_steps.ManySteps, "__call__", fails)
+    with pytest.warns(UserWarning, match="compiled was many steps, now True"):
+        train(maml(), WAVES, steps=14, compile=True, checkpoint=tmp_path)
+    assert written(tmp_path) is True
 
 
 @pytest.mark.parametrize("lr", [0.01, 1e200])

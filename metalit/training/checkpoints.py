@@ -40,8 +40,8 @@ from metalit.training.identity import (
 __all__ = ['PART', 'SEAL', 'Row', 'FILES', 'NAMES', 'OLDER', 'SWEPT', 'DivergedError', 'CheckpointError', 'write_whole',
            'save_checkpoint', 'check_finite', 'sealed', 'frozen_in', 'saved_state', 'load_checkpoint', 'set_parameters',
            'read_checkpoint', 'check_whole', 'check_same_parameters', 'Progress', 'Folder', 'Checkpoints', 'take_over',
-           'without', 'check_same_settings', 'apart', 'listed', 'check_free', 'parameters_file', 'write_table', 'Lock',
-           'locked']
+           'without', 'allowed_changes', 'check_same_settings', 'apart', 'listed', 'check_free', 'parameters_file',
+           'write_table', 'Lock', 'locked']
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #47e2a1be
 class DivergedError(ArithmeticError):
@@ -212,6 +212,8 @@ def _kind_at(name: str, tensors: dict[str, Tensor]) -> tuple[Any, str]:
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #19afcdd3
 Row = dict[str, float]
+FILES = ("checkpoint.pt", "best.pt", "validation.csv", "log.csv")
+NAMES = (*FILES, "run.json", "result.json")  # what we write into a folder
 
 
 @dataclass
@@ -234,10 +236,6 @@ class Progress:
             self.window = []
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #3cf48497
-FILES = ("checkpoint.pt", "best.pt", "validation.csv", "log.csv")
-NAMES = (*FILES, "run.json", "result.json")  # what we write into a folder
-
-
 class Folder:
     "The folder of a run, and what the run is that may go on in it: see `Checkpoints`."
     run = ""
@@ -260,9 +258,13 @@ class Folder:
         if not {"settings", "optimizer", "random", "progress"} <= state.keys():
             raise CheckpointError(f"{self.path} holds parameters, but no run that could go on: "
                                   "load it with load_checkpoint, and train into another folder")
-        check_same_settings(state["settings"], self.settings, self.path, self.allow)
+        allowed_changes(state["settings"], self.settings, self.path, self.allow)
         check_same_parameters(state, self.J, self.path)
         return state
+
+    def tell(self, state: dict[str, Any]) -> None:
+        "Warn of what is another in this run than in the one that was read, and may be."
+        check_same_settings(state["settings"], self.settings, self.path, self.allow)
 
     def check_lock(self) -> None:
         "Raise `CheckpointError` where the folder is no longer this run's."
@@ -360,13 +362,14 @@ OLDER = ("load_checkpoint reads its parameters; allow={'identity'} goes on, if y
          "the same run")
 
 
-def check_same_settings(saved: dict[str, Any], here: dict[str, Any], where: str | Path,
-                   allow: Collection[str] = (), older: str = OLDER, over: bool = True) -> None:
-    """Raise `CheckpointError` naming the settings in which a run differs from the saved one.
+def allowed_changes(saved: dict[str, Any], here: dict[str, Any], where: str | Path,
+                    allow: Collection[str] = (), older: str = OLDER,
+                    over: bool = True) -> list[Mismatch]:
+    """Where a run differs from the saved one; `CheckpointError` where that may not be.
 
-    Those that may differ, or are allowed to, are warned of. `older` and `over` say how to go on.
+    `older` and `over` say how to go on.
     """
-    if "identity" in allow: return
+    if "identity" in allow: return []
     if "versions" not in saved:
         raise CheckpointError(f"{where} was written by an older metalit, which did not write down "
                               f"all that a run is made of: {older}")
@@ -377,6 +380,17 @@ def check_same_settings(saved: dict[str, Any], here: dict[str, Any], where: str 
     if wrong:
         raise CheckpointError(f"{where} is of another run:\n{listed(wrong)}\nUse the old values, "
                               f"{'' if over else 'or '}another folder{ways}")
+    return found
+
+# %% ../../nbs/7_workshop/67_checkpoints.ipynb #67a0000b
+def check_same_settings(saved: dict[str, Any], here: dict[str, Any], where: str | Path,
+                        allow: Collection[str] = (), older: str = OLDER, over: bool = True) -> None:
+    """Raise `CheckpointError` naming the settings in which a run differs from the saved one.
+
+    Those that may differ, or are allowed to, are warned of. `older` and `over`: see
+    `allowed_changes`.
+    """
+    found = allowed_changes(saved, here, where, allow, older, over)
     if found:
         warnings.warn(f"{where} goes on with other values, no longer bit for bit:\n"
                       f"{listed(found)}", stacklevel=2)

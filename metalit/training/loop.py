@@ -236,16 +236,21 @@ class Setup(Stepper):
 
     def kept_in(self, folder: str | Path, resume: bool, lock: Lock | None, **options: Any) -> None:
         "The folder that the run is written to, and may go on from."
-        plan, how = self.plan, "many steps" if self.whole else self.compiles or self.J.is_compiled
+        plan = self.plan
         if resume and isinstance(self.tasks, Batches): self.tasks.check_again()
         settings = settings_of(self.J, self.optimizer, self.schedule, plan.steps, seed=plan.seed,
                                batch_size=plan.batch_size, log_every=plan.log_every,
-                               tasks=self.tasks, validation=self.validation, compiled=how,
+                               tasks=self.tasks, validation=self.validation, compiled=self.how,
                                device=self.device.type, processes=self.team.size,
                                **vars(self.around))
         self.files = Checkpoints(folder, self.kept, self.optimizer, settings, self.schedule,
                                  lock=lock, descends=self.J if self.average else None, **options)
         self.resume = resume
+
+    @property
+    def how(self) -> str | bool:
+        "How steps are computed: many in one graph, each in a graph, or without one."
+        return "many steps" if self.whole else self.compiles or self.J.is_compiled
 
     def placed(self) -> None:
         "J and its tasks on the device; J compiled, where it is to be."
@@ -277,9 +282,18 @@ def in_one_graph(run: Setup, watched: bool, kept: bool, board: bool) -> WholeRun
 
 
 def only_if_ready(run: Setup, saved: dict[str, Any] | None) -> int:
-    "The step to begin with; without the graph of many steps where it cannot be compiled."
+    """The step to begin with; without the graph of many steps where it cannot be compiled.
+
+    The files learn how the run is computed, and how else it was before. Where no step is left, it
+    is as it was.
+    """
     start = saved["progress"]["step"] if saved else 0
-    if run.whole and start < run.plan.steps and not run.whole.ready(): run.whole = None
+    left = start < run.plan.steps
+    if run.whole and left and not run.whole.ready(): run.whole = None
+    if run.files is None: return start
+    was = saved["settings"].get("compiled", run.how) if saved else run.how
+    run.files.settings["compiled"] = run.how if left else was
+    if saved: run.files.tell(saved)
     return start
 
 

@@ -5,12 +5,12 @@
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00003
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -33,7 +33,7 @@ from .identity import digest, identity
 __all__ = ['Group', 'State', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAPHS', 'sgd', 'numbers_of_sgd',
            'kept_by_sgd', 'adam', 'numbers_of_adam', 'kept_by_adam', 'Kind', 'done', 'is_even', 'Descent', 'numbers_of',
            'clipped', 'step_of', 'why_not', 'form', 'length_for', 'graph_of', 'check_all_used', 'key_of', 'steps_of',
-           'WholeRun', 'gathered', 'until', 'draws_together', 'finite', 'first_line', 'put_down', 'take_up',
+           'WholeRun', 'gathered', 'until', 'reached', 'draws_together', 'finite', 'first_line', 'put_down', 'take_up',
            'whole_run']
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00006
@@ -255,7 +255,7 @@ def length_for(task: Task) -> int:
 def graph_of(descent: Descent, like: Task) -> tuple[Any, torch.dtype]:
     "The operations of a step, and the type of its value; `ValueError` where they are not enough."
     own = [numbers_of(descent, 1)[0], *tree_flatten(like)[0]]
-    with traceable(descent.J.model, nullcontext)():
+    with traceable(descent.J.model, contextlib.nullcontext)():
         first, again = (written_out(step_of(descent, like), descent.state(),
                                     list(descent.shared().values()), own) for _ in range(2))
     if draws_numbers(first): raise ValueError("J draws random numbers")
@@ -303,9 +303,8 @@ class WholeRun:
         self.run, self.like, self.periods = run, form(like), periods
         self.descent = Descent(run.J, run.optimizer, run.around.clip)
         self.steps, self.pace = steps_of(self.descent, like, **options), 0.0
-        length, rows = self.steps.length, numbers_of(self.descent, 1)
-        self.stacks = [leaf.new_zeros(length, *leaf.shape)
-                       for leaf in (rows[0], *tree_flatten(like)[0])]
+        self.stacks = [leaf.new_zeros(self.steps.length, *leaf.shape)
+                       for leaf in (numbers_of(self.descent, 1)[0], *tree_flatten(like)[0])]
 
     def ready(self) -> bool:
         "Compile, and take no step; False, with a line in the log, where that fails."
@@ -338,15 +337,16 @@ class WholeRun:
         before = put_down(self.run.optimizer, schedule)
         self.stacks[0][:count] = numbers_of(self.descent, count, schedule)
         fine = finite(self.stacks[1:], count)
-        values, state = self._took(fine)
+        values, state = reached(self._took, fine)
         good = int(values.isfinite().long().cumprod(0).sum())
         if good < count:
             take_up(self.run.optimizer, schedule, before)
             numbers_of(self.descent, good, schedule)
-            if good < fine: _, state = self._took(good)
+            if good < len(values): _, state = self._took(good)
         if good: self.descent.set(state, good)
         self.pace = (time.perf_counter() - begin) / count
-        return [*values.tolist(), math.nan][:min(good + 1, count)]
+        ends = [math.nan] * (len(values) == fine < count)    # an error is raised by its own step
+        return [*values.tolist(), *ends][:good + 1]
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00015
 def gathered(run: Any, step: int, until: int, like: Any, stacks: Sequence[Tensor]) -> int:
@@ -373,6 +373,18 @@ def until(whole: WholeRun, step: int) -> int:
     most = max(1, int(SECONDS / whole.pace)) if whole.pace else 1
     ends = [(step // every + 1) * every for every in whole.periods]
     return min(whole.run.plan.steps, step + min(most, whole.steps.length), *ends)
+
+
+def reached(took: Callable[[int], Any], most: int) -> tuple[Tensor, list[Tensor]]:
+    "So many steps, or as many as come before one that raises an error, as of a label."
+    with contextlib.suppress(Exception): return took(most)
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        try: took(middle)
+        except Exception: high = middle
+        else: low = middle
+    return took(low)
 
 
 def draws_together(family: Family) -> bool:
