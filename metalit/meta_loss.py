@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from .batching.chunks import recomputed, set_back, settings
 from .batching.plain import traceable
-from .batching.refused import check_twice
+from .batching.refused import SOUND, check_twice, looking_once
 from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
 from .inner.walk import InnerLoop, Walk
@@ -33,8 +34,9 @@ from .terms.term import Path, Sum, Term, as_sum
 
 # %% auto #0
 __all__ = ['Choices', 'MetaLoss', 'check_choice', 'shown_to_rule', 'check_theta', 'check_derivatives', 'check_nothing_held',
-           'Calls', 'function_of', 'check_plain', 'on', 'check_no_piece', 'probe_of', 'measured_on', 'per_group',
-           'check_no_probe', 'check_one_size', 'in_recomputed_chunks', 'as_now', 'compiled', 'written_in', 'report']
+           'walk_of', 'Calls', 'function_of', 'check_plain', 'on', 'check_no_piece', 'probe_of', 'measured_on',
+           'per_group', 'check_no_probe', 'check_one_size', 'in_recomputed_chunks', 'as_now', 'compiled', 'written_in',
+           'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -74,7 +76,7 @@ class Choices(Learner):
         return measured_on(self, task, probe_of(task.query), theta)
 
     def _all_tasks(self, task: Task, probe: Tree, theta: Params | None = None) -> list[Tensor]:
-        one = partial(self._one_task, self.walk(), probe)
+        one = partial(self._one_task, walk_of(self), probe)
         return self.each(one, self.theta() if theta is None else theta, task)
 
     def _one_task(self, walk: Callable[[Params], Walk], probe: Tree, theta: Params,
@@ -181,6 +183,22 @@ def check_nothing_held(J: Choices) -> None:
         raise ValueError(f"{held[0]} holds a part of its value constant, and gradient="
                          f"ml.{type(J.gradient).__name__}() knows of values only, so that it would "
                          "descend another thing: take gradient=ml.FirstOrder(), or another choice")
+
+# %% ../nbs/1_idea/13_meta_loss.ipynb #13c0de05
+def walk_of(J: Choices) -> Callable[[Params], Walk]:
+    """`J.walk()`; at first with a look at the inner loss, where inner gradients are differentiated.
+
+    See `metalit.batching.refused.check_twice_differentiable`.
+    """
+    walk, training = J.walk(), J.training
+    if torch.compiler.is_compiling() or training in SOUND.get(J, ()): return walk
+    if not getattr(J.gradient, "differentiates_twice", False): return walk
+    if not torch.is_grad_enabled(): return walk
+
+    def watched(theta: Params) -> Walk:
+        here = walk(theta)
+        return replace(here, descends=looking_once(J, training, here.descends or here.loss))
+    return watched
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #036d1b48
 class Calls(nn.Module):

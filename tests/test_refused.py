@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from referee import Mean, by_library, by_loop, drawn, off, series
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 import metalit as ml
@@ -182,3 +183,100 @@ def test_other_errors_are_left_alone():
     assert explained(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     with pytest.raises(RuntimeError, match=r"x of shape"):
         ml.MAML(nn.Linear(3, 1), F.mse_loss)(ml.tasks.Sinusoids().batch(2))
+
+
+class Cube(torch.autograd.Function):
+    "x³, whose backward is marked, or not: PyTorch could follow it."
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x): return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, weight): return 3 * ctx.saved_tensors[0] ** 2 * weight
+
+
+class OnceCube(Cube):
+    backward = staticmethod(once_differentiable(Cube.backward))
+
+
+class Cubes(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = nn.Linear(1, 1), function
+        with torch.no_grad():
+            self.layer.weight.fill_(0.3)
+            self.layer.bias.fill_(0.1)
+
+    def forward(self, x): return self.function.apply(self.layer(x / 5))
+
+
+def cubes(function, batching="vmap", **choices):
+    choices = {"inner": ml.SGD(0.1, 2)} | choices
+    return ml.MetaLoss(Cubes(function).double(), F.mse_loss, batching=batching, **choices)
+
+
+def slopes_of(J, task):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(J(task), list(J.parameters()))])
+
+
+TWICE = {"exact": lambda: {"gradient": ml.Exact()},
+         "truncated": lambda: {"gradient": ml.Truncated(1)},
+         "implicit": lambda: {"gradient": ml.Implicit(), "inner": ml.Proximal(0.01, 2, pull=50.0)}}
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+@pytest.mark.parametrize("rule", TWICE)
+def test_what_can_be_differentiated_once_is_refused_where_it_is_twice(batching, rule, sines):
+    J = cubes(OnceCube, batching, **TWICE[rule]())
+    for _ in range(2):                                       # a second call is no way around it
+        with pytest.raises(ValueError, match="function OnceCube is marked with once_differenti"):
+            J(sines)
+    assert slopes_of(cubes(Cube, batching, **TWICE[rule]()), sines).isfinite().all()
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+@pytest.mark.parametrize("rule", [ml.FirstOrder, lambda: ml.Truncated(0)])
+def test_what_can_be_differentiated_once_is_right_where_it_is_once(batching, rule, sines):
+    marked, plain = (slopes_of(cubes(function, batching, gradient=rule()), sines)
+                     for function in (OnceCube, Cube))
+    torch.testing.assert_close(marked, plain, rtol=1e-13, atol=0)
+    with torch.no_grad(): assert cubes(OnceCube, batching)(sines).isfinite()
+    J = cubes(OnceCube, batching, terms=ml.QueryLoss(), inner=ml.SGD(0.1, 0))
+    assert slopes_of(J, sines).isfinite().all()              # no inner gradient, none twice
+
+
+def test_a_plain_loop_drops_the_second_order_in_silence(sines):
+    "That is why: torch.autograd.grad does not meet the error that PyTorch puts there."
+    first, exact = (slopes_of(cubes(Cube, gradient=rule()), sines)
+                    for rule in (ml.FirstOrder, ml.Exact))
+    J, dropped = cubes(OnceCube), 0
+    names, theta = zip(*J.model.named_parameters(), strict=True)
+    for x, y, x_query, y_query in zip(*sines.support, *sines.query, strict=True):
+        phi = list(theta)
+        def loss(phi, x, y):
+            named = dict(zip(names, phi, strict=True))
+            return F.mse_loss(torch.func.functional_call(J.model, named, (x,)), y)
+        for _ in range(2):
+            slope = torch.autograd.grad(loss(phi, x, y), phi, create_graph=True)
+            phi = [p - 0.1 * g for p, g in zip(phi, slope, strict=True)]
+        dropped = dropped + loss(phi, x_query, y_query) / sines.batch_size
+    found = torch.cat([g.flatten() for g in torch.autograd.grad(dropped, theta)])
+    torch.testing.assert_close(found, first, rtol=1e-12, atol=0)
+    assert (found - exact).norm() > 1e-3 * exact.norm()
+
+
+def test_the_graph_is_looked_at_once(sines, monkeypatch):
+    from metalit.batching import refused
+    calls, real = [], refused.check_twice_differentiable
+    monkeypatch.setattr(refused, "check_twice_differentiable",
+                        lambda value: (calls.append(1), real(value)))
+    J = cubes(Cube, "loop")
+    for _ in range(3): J(sines)
+    assert len(calls) == 1
+    J.eval()
+    J(sines)
+    assert len(calls) == 2

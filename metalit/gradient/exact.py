@@ -32,6 +32,8 @@ class Exact(nn.Module):
 
     Example: `ml.MetaLoss(model, loss, gradient=ml.Exact())`, the default.
     """
+    differentiates_twice = True                              # inner gradients, on the way back
+
     def forward(self, walk: Walk, value: Value, theta: Params) -> list[Tensor]:
         "What is measured, as it is."
         return value(walk)

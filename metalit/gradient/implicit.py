@@ -197,9 +197,9 @@ class Implicit(nn.Module):
     where the end is no minimum, or a term asks for a point before it; `RuntimeError` where J is
     differentiated twice. It does not compile.
 
-    Example: `ml.MetaLoss(model, loss, inner=ml.Proximal(0.1, 16, pull=2.0),
-    gradient=ml.Implicit())`.
+    Example: `ml.MetaLoss(model, loss, inner=ml.Proximal(0.1, 16, pull=2), gradient=Implicit())`.
     """
+    differentiates_twice = True                              # inner gradients, on the way back
     no_graph = ("gradient=ml.Implicit() solves an equation on the way back, which is no part of a "
                 "compiled graph: do not compile J, or take gradient=ml.Truncated(steps=4)")
 

@@ -59,6 +59,11 @@ class Truncated(nn.Module):
         super().__init__()
         self.steps = check_steps(steps)
 
+    @property
+    def differentiates_twice(self) -> bool:
+        "Whether inner gradients are differentiated on the way back."
+        return self.steps > 0
+
     def forward(self, walk: Walk, value: Value, theta: Params) -> list[Tensor]:
         "What is measured along a walk whose last steps alone have their derivative."
         def points(split: Split, start: Params | None = None,
