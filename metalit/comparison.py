@@ -15,7 +15,7 @@ __all__ = []
 # %% ../nbs/9_rooms/97b_old_comparison.ipynb #c5f898fe
 def __getattr__(name: str) -> Any:
     "The name from where it stands now, with a warning."
-    if name.startswith("__"): raise AttributeError(name)
+    if name.startswith("__"): raise AttributeError(f"metalit.comparison has no {name!r}")
     found = getattr(importlib.import_module("metalit.judging.comparison"), name)
     warnings.warn(f"metalit.comparison.{name} is now metalit.judging.comparison.{name}",
                   DeprecationWarning, stacklevel=2)

@@ -21,7 +21,7 @@ __all__ = ['one_graph']
 # %% ../nbs/9_rooms/97c_old_compiled.ipynb #12c8165a
 def __getattr__(name: str) -> Any:
     "The name from where it stands now, with a warning."
-    if name.startswith("__"): raise AttributeError(name)
+    if name.startswith("__"): raise AttributeError(f"metalit.compiled has no {name!r}")
     found = getattr(importlib.import_module("metalit.batching.compiled"), name)
     warnings.warn(f"metalit.compiled.{name} is now metalit.batching.compiled.{name}",
                   DeprecationWarning, stacklevel=2)

@@ -18,7 +18,7 @@ ELSEWHERE = {"Flops": "metalit.training.memory", "flops": "metalit.training.memo
 
 def __getattr__(name: str) -> Any:
     "The name from where it stands now, with a warning."
-    if name.startswith("__"): raise AttributeError(name)
+    if name.startswith("__"): raise AttributeError(f"metalit.judge has no {name!r}")
     place = ELSEWHERE.get(name, "metalit.judging.judge")
     found = getattr(importlib.import_module(place), name)
     warnings.warn(f"metalit.judge.{name} is now {place}.{name}", DeprecationWarning, stacklevel=2)

@@ -31,7 +31,7 @@ from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
 from .losses import (Loss, TaskLoss, check_judge, loss_on, measured, reduction_of,
                             takes_mask)
 from .models import Params, called, check_shapes_known, given, places
-from .tasks.task import Split, Task, Tree, check_split, leaves, mapped
+from .tasks.task import Split, Task, Tree, brief, check_split, leaves, mapped
 from .tasks.task import transformed
 from .tasks.unequal import Unequal, batches_in, check_tasks, in_groups, one_by_one
 from .tasks.unequal import stacked, unpadded
@@ -195,7 +195,7 @@ def check_inner(inner: Any) -> InnerLoop:
         raise TypeError(f"inner is torch.optim's {kind.__name__}, which writes numbers into the "
                         f"model; an inner loop gives new tensors, through which gradients flow: "
                         f"{write}")
-    raise TypeError(f"inner is {inner!r}, which is no inner loop: {write}")
+    raise TypeError(f"inner is {brief(inner)}, which is no inner loop: {write}")
 
 
 def line_for(kind: type[InnerLoop], **said: Any) -> str:
@@ -546,8 +546,8 @@ def learned(learner: Learner, support: Split, steps: int | None) -> Params:
 def check_counts(steps: Any) -> list[int]:
     "Numbers of inner steps, if they are such; `ValueError` for one number, none, or a negative."
     if isinstance(steps, Integral) or not list(steps):
-        raise ValueError(f"steps={steps!r}: after how many inner steps to look is said by numbers "
-                         "such as (0, 1, 5)")
+        raise ValueError(f"steps={brief(steps)}: after how many inner steps to look is said by "
+                         "numbers such as (0, 1, 5)")
     return [check_steps(count) for count in steps]
 
 # %% ../nbs/7_workshop/62_learner.ipynb #2c27b7b3

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .batching.refused import explained, noted
 from .models import Params
-from .tasks.task import Split, Tree, leaves, length, mapped, values_in
+from .tasks.task import Split, Tree, brief, leaves, length, mapped, values_in
 
 # %% auto #0
 __all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'MOST', 'scalar', 'check_loss', 'check_judge',
@@ -40,7 +40,7 @@ def check_loss(loss: Any) -> Loss:
         raise TypeError(f"loss is the class {loss.__name__} itself; one of its kind is needed: "
                         f"{loss.__name__}()")
     if not callable(loss):
-        raise TypeError(f"loss is {loss!r}; a function of (prediction, y) is needed, such as "
+        raise TypeError(f"loss is {brief(loss)}; a function of (prediction, y) is needed, such as "
                         "torch.nn.functional.mse_loss")
     return loss
 

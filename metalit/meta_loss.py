@@ -26,7 +26,7 @@ from .losses import Loss, check_judge
 from .models import Params, called, check_shapes_known, places
 from .pooling.mean import Mean, pooled
 from .schedule import lifted, scheduled
-from .tasks.task import Split, Task, Tree, mapped, transformed
+from .tasks.task import Split, Task, Tree, brief, mapped, transformed
 from .tasks.unequal import Unequal, check_tasks, in_groups
 from .terms.distance import ParameterDistance
 from .terms.query import QueryLoss
@@ -143,7 +143,7 @@ class MetaLoss(Choices):
 def check_choice(name: str, choice: Any) -> Any:
     "What was chosen, if it can be called; `TypeError` for a class or a name."
     if isinstance(choice, type) or not callable(choice):
-        found = f"the class {choice.__name__}" if isinstance(choice, type) else repr(choice)
+        found = f"the class {choice.__name__}" if isinstance(choice, type) else brief(choice)
         example = {"pooling": "ml.Mean()", "gradient": "ml.FirstOrder()"}[name]
         raise TypeError(f"{name} is {found}; one of its kind is needed, such as {example}")
     return choice

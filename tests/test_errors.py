@@ -1,4 +1,5 @@
 """What a user can get wrong in a meta-loss or a task: the message names the thing and the mend."""
+import importlib
 import math
 
 import numpy as np
@@ -279,3 +280,49 @@ def test_no_false_alarm(name):
     x = torch.ones(x, dtype=torch.int64) if name == "words" else torch.ones(x)
     y = torch.ones(y)
     assert ml.MAML(make(), F.mse_loss)(((x, y), (x, y))).isfinite()
+
+
+MANY = nn.Sequential(*(nn.Linear(1, 1) for _ in range(200)))
+TABLE = torch.zeros(300, 20)
+LONG = {
+    "a loss": lambda: ml.MAML(net(), TABLE),
+    "an inner loop that is a model": lambda: ml.MetaLoss(net(), F.mse_loss, inner=MANY),
+    "a pooling": lambda: ml.MetaLoss(net(), F.mse_loss, pooling=list(range(1000))),
+    "a weight": lambda: ml.QueryLoss() * TABLE,
+    "a part of a sum": lambda: ml.terms.Sum([TABLE, MANY]),
+    "weights of steps": lambda: ml.EveryStep([*[0.1] * 500, math.nan]),
+    "steps": lambda: ml.SGD(0.1, TABLE),
+    "steps to look at": lambda: ml.MAML(net(), F.mse_loss).curve(task(), [*[0] * 500, -1]),
+    "a rate": lambda: ml.SGD(lr=list(range(1000))),
+    "no rates": lambda: ml.SGD(lr=dict.fromkeys(range(500), 0.1)),
+    "patterns": lambda: ml.ANIL(MANY, F.mse_loss, inner=ml.Masked(MANY, only="no such")),
+    "names of tensors": lambda: ml.MAML(MANY, F.mse_loss, lr={"no such": 0.1, "*": 0.2}),
+    "momentum": lambda: ml.SGD(0.1, momentum=list(range(1000))),
+    "an optimizer": lambda: ml.meta_train(
+        ml.MAML(net(), F.mse_loss), ml.tasks.Sinusoids(), steps=1, optimizer=list(range(1000))),
+    "who looks on": lambda: ml.meta_train(
+        ml.MAML(net(), F.mse_loss), ml.tasks.Sinusoids(), steps=1, watch=list(range(1000))),
+    "a number of steps of a run": lambda: ml.meta_train(
+        ml.MAML(net(), F.mse_loss), ml.tasks.Sinusoids(), steps=list(range(1000))),
+    "no tensor": lambda: ml.MAML(net(), F.mse_loss)(
+        ml.Task(ml.Split(torch.ones(2, 3, 1), {}), task().query)),
+    "a cell": lambda: ml.tasks.Table(
+        {"who": ["a"] * 3, "x": ["word " * 100] * 3, "y": [1, 2, 3]}, task="who", x="x", y="y"),
+    "columns": lambda: ml.tasks.Table({f"column {i}": [1] for i in range(300)},
+                                      task="who", x="x", y="y")}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_message_stays_a_sentence_whatever_was_given(name):
+    "No pasted tensor, no dictionary of many lines, no two hundred names."
+    with pytest.raises((TypeError, ValueError)) as raised: LONG[name]()
+    message = str(raised.value)
+    assert "\n" not in message and len(message) < 450, message
+    assert "  " not in message and "0., 0., 0." not in message
+
+
+@pytest.mark.parametrize("old", ["comparison", "compiled", "judge"])
+def test_what_an_old_module_has_not_is_said_with_its_name(old):
+    module = importlib.import_module(f"metalit.{old}")
+    with pytest.raises(AttributeError, match=rf"metalit.{old} has no '__nothing__'"):
+        _ = module.__nothing__

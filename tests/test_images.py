@@ -217,7 +217,8 @@ def test_images_of_more_than_8_bits_keep_their_levels_and_the_range_is_said(
     kept(tmp_path, "a", values, dtype, ending)
     if white is None: images = from_folder(tmp_path)
     else:
-        with pytest.warns(UserWarning, match=f" {white} was taken for white.*white={white}$"):
+        said = f" {white} was taken for white.*white={white} or --white {white}$"
+        with pytest.warns(UserWarning, match=said):
             images = from_folder(tmp_path)
     np.testing.assert_array_equal(images.images[0, 0].numpy(), LEVELS)
     if white is None: return

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..inner.walk import whole
+from ..tasks.task import brief
 from ..training.checkpoints import write_whole
 from ..tasks.episodes import Episodes
 
@@ -55,7 +56,8 @@ def check_belonging(images: Any, labels: Any, names: Sequence[str]) -> None:
 def check_classes(classes: Sequence[int], total: int) -> None:
     "Raise `ValueError` where these are no different numbers of classes, 0 … total − 1."
     if len(set(classes)) < len(classes) or not set(classes) <= set(range(total)):
-        raise ValueError(f"classes={classes}: different numbers from 0 to {total - 1} are needed")
+        raise ValueError(f"classes={brief(list(classes))}: different numbers from 0 to "
+                         f"{total - 1} are needed")
 
 
 def part_sizes(sizes: Sequence[float], total: int) -> list[int]:
@@ -65,9 +67,9 @@ def part_sizes(sizes: Sequence[float], total: int) -> list[int]:
         counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     else: counts = [int(size) if size == int(size) else -1 for size in sizes]
     if min(counts, default=0) < 1 or sum(counts) > total:
-        raise ValueError(f"sizes={tuple(sizes)} of {total} classes: whole numbers of classes "
-                         "are needed, or shares below 1; each part must get at least 1 class, "
-                         f"and all parts together at most {total}")
+        raise ValueError(f"sizes={brief(tuple(sizes))} of {total} classes: whole numbers of "
+                         "classes are needed, or shares below 1; each part must get at least 1 "
+                         f"class, and all parts together at most {total}")
     return counts
 
 # %% ../../nbs/5_images/56_images.ipynb #2e5f9f4f
@@ -192,8 +194,8 @@ def check_said(folder: Path, white: dict[str, float]) -> None:
     for kind, full in white.items():
         if kind == "I" and full == 2**16 - 1: continue
         warnings.warn(f"{folder} holds images of more than 8 bits, and {full:.10g} was taken for "
-                      f"white, by their largest values: say what it is, as in white={full:.10g}",
-                      stacklevel=3)
+                      f"white, by their largest values: say what it is, as in white={full:.10g} "
+                      f"or --white {full:.10g}", stacklevel=3)
 
 # %% ../../nbs/5_images/56_images.ipynb #56b00003
 def read_image(path: Path, size: int | None, channels: int,
@@ -281,13 +283,14 @@ def stacked(paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> Tensor
     try: images = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
     except RuntimeError as error:
         raise ValueError(f"{len(paths)} images of {first.shape[0]} × {first.shape[1]} pixels are "
-                         "more than memory holds: give a smaller size, such as size=84") from error
+                         "more than memory holds: give a smaller size, such as size=84 or "
+                         "--size 84") from error
     for i, path in enumerate(paths):
         image = read(path)
         if image.shape != first.shape:
             found, expected = ("×".join(map(str, one.shape[:2])) for one in (image, first))
             raise ValueError(f"{path} has {found} pixels and {paths[0]} {expected}: give a size, "
-                             "such as size=28, to scale all of them")
+                             "such as size=28 or --size 28, to scale all of them")
         images[i] = torch.from_numpy(image)
     return images
 

@@ -17,7 +17,7 @@ from .rates import Rate, matches
 from .sgd import SGD
 from .walk import InnerLoss, Predict, check_made_for
 from ..models import Params, given, places
-from ..tasks.task import Split, Tree, mapped
+from ..tasks.task import Split, Tree, a_few, mapped
 
 # %% auto #0
 __all__ = ['HEAD', 'matching', 'owning', 'used', 'once', 'head_of', 'chosen', 'Masked', 'Context', 'check_noiseless', 'take_sigmas', 'Noisy']
@@ -37,7 +37,7 @@ def matching(model: nn.Module, pattern: str | None) -> set[str]:
         of_part = {name for name in names if matches(name, part)}
         if not of_part:
             raise ValueError(f"pattern {part!r} matches no parameter of {type(model).__name__}; "
-                             f"its parameters are {', '.join(names)}")
+                             f"its parameters are {a_few(names)}")
         found |= of_part
     return found
 
@@ -142,7 +142,7 @@ class Masked(SGD):
         "The gradient of the adapted parameters."
         part = {name: phi[name] for name in self.names if name in phi}
         if not part:
-            raise ValueError(f"{type(self).__name__} adapts {', '.join(self.names)} and no other "
+            raise ValueError(f"{type(self).__name__} adapts {a_few(self.names)} and no other "
                              "parameter, and none of these is in θ: unfreeze one")
         return grad(lambda part: loss(phi | part))(part)
 

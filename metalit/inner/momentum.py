@@ -16,6 +16,7 @@ from torch import Tensor
 from .walk import real
 from ..models import Params
 from ..schedule import Number, Scheduled
+from ..tasks.task import brief
 
 # %% auto #0
 __all__ = ['clipped', 'check_number', 'asked', 'Push', 'has_momentum', 'at_rest', 'understands_less', 'check_understood']
@@ -47,7 +48,7 @@ def check_number(name: str, value: Any, *, above: bool = False) -> Number:
     number = real(value)
     if not (math.isfinite(number) and (number > 0 if above else number >= 0)):
         wanted = "above 0" if above else "0 or more"
-        raise ValueError(f"{name}={value!r}: a finite number, {wanted}, is needed")
+        raise ValueError(f"{name}={brief(value)}: a finite number, {wanted}, is needed")
     return number
 
 

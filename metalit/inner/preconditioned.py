@@ -16,7 +16,7 @@ from .rates import Rate
 from .sgd import SGD
 from .walk import check_made_for
 from ..models import Params, check_shapes_known
-from ..tasks.task import Tree
+from ..tasks.task import Tree, a_few
 
 # %% auto #0
 __all__ = ['check_shapes', 'Preconditioned', 'take_factors', 'Diagonal', 'Kronecker']
@@ -93,8 +93,8 @@ def take_factors(to: Preconditioned, old: Preconditioned) -> None:
             for mine, learned in zip(factors, there[name], strict=True): mine.copy_(learned)
         elif _has_learned(old): lost.append(name)
     if lost:
-        warnings.warn(f"{type(to).__name__} starts anew at {', '.join(map(repr, lost))}: what it "
-                      "has learned was for parameters of other names or shapes", stacklevel=5)
+        warnings.warn(f"{type(to).__name__} starts anew at {a_few(map(repr, lost))}: what it has "
+                      "learned was for parameters of other names or shapes", stacklevel=5)
 
 
 def _has_learned(inner: Preconditioned) -> bool:

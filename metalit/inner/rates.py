@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .momentum import Push, asked, check_understood, understands_less
 from .walk import InnerLoop, real
 from ..schedule import Number, Scheduled
+from ..tasks.task import a_few, brief
 
 Rate = Number | Tensor | Mapping[str, Any]  # a step size, as an inner loop is given it
 
@@ -32,7 +33,7 @@ def check_lr(lr: Any, name: str = "lr") -> Number | Tensor:
     if isinstance(lr, Tensor): return _of_tensor(lr, name)
     if callable(lr) and not isinstance(lr, type): return lr
     if not (math.isfinite(real(lr)) and real(lr) > 0):
-        raise ValueError(f"{name}={lr!r}: the inner step size must be a finite number above 0")
+        raise ValueError(f"{name}={brief(lr)}: the inner step size must be a finite number above 0")
     return real(lr)
 
 
@@ -70,8 +71,8 @@ class Rates(Scheduled):
         super().__init__()
         self.patterns, self.table = tuple(rates), dict[str, int]()
         if not rates or not all(isinstance(pattern, str) for pattern in rates):
-            raise ValueError(f"lr={dict(rates)!r}: from names or patterns of tensors to rates, "
-                             "such as {'head': 0.1, '*': 0.01}")
+            raise ValueError(f"lr={brief(dict(rates))}: from names or patterns of tensors to "
+                             "rates, such as {'head': 0.1, '*': 0.01}")
         for place, (pattern, rate) in enumerate(rates.items()):
             # Patterns may have dots, which the name of a parameter may not.
             self.numbers(**{f"rate{place}": check_lr(rate, f"lr[{pattern!r}]")})
@@ -80,7 +81,7 @@ class Rates(Scheduled):
         "The rate of the tensor of this name."
         place = self.table[name] if name in self.table else self._place(name)
         if place is None:
-            raise ValueError(f"lr has no rate for {name!r}, only for {', '.join(self.patterns)}; "
+            raise ValueError(f"lr has no rate for {name!r}, only for {a_few(self.patterns)}; "
                              "one for all others is the last: '*': 0.01")
         return getattr(self, f"rate{place}")
 
@@ -108,7 +109,7 @@ def no_use(pattern: str, names: list[str]) -> str:
     if any(matches(name, pattern) for name in names):
         return (f"lr: all that {pattern!r} matches has its rate by a pattern before it, for the "
                 "first match counts: put the wider one last")
-    return f"lr: {pattern!r} matches no tensor; there are {', '.join(names)}"
+    return f"lr: {pattern!r} matches no tensor; there are {a_few(names)}"
 
 # %% ../../nbs/3_choices/31b_rates.ipynb #31b0000f
 def rates(lr: Any, learn: bool = False) -> Number | Tensor | Rates:

@@ -21,7 +21,7 @@ from ..batching.slope import hvp
 from ..losses import Loss, check_loss
 from ..models import Params
 from ..schedule import Scheduled
-from ..tasks.task import Split, Task, Tree, leaves, length
+from ..tasks.task import Split, Task, Tree, brief, leaves, length
 
 State = Any  # a tree of tensors: what an inner loop remembers from step to step
 InnerLoss = Callable[[Params], Tensor]  # what a step descends: the task loss of its examples
@@ -36,8 +36,9 @@ __all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'whole', 'real',
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def whole(value: Any) -> int:
     "A whole number as Python's own, numpy's among them; −1 for what is none."
-    counts = hasattr(value, "__index__") and not isinstance(value, bool)
-    return operator.index(value) if counts else -1
+    if not hasattr(value, "__index__") or isinstance(value, bool): return -1
+    try: return operator.index(value)
+    except TypeError: return -1                              # a tensor of several numbers
 
 
 def real(value: Any) -> float:
@@ -48,7 +49,8 @@ def real(value: Any) -> float:
 def check_steps(steps: int) -> int:
     "The number of inner steps, if it is one; `ValueError` if not."
     if whole(steps) < 0:
-        raise ValueError(f"steps={steps!r}: the number of inner steps is a whole number, 0 or more")
+        raise ValueError(f"steps={brief(steps)}: the number of inner steps is a whole number, 0 or "
+                         "more")
     return whole(steps)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .given import Given, held_out_names
+from .task import a_few, brief
 
 # %% auto #0
 __all__ = ['BLANK', 'LARGEST', 'columns_of', 'names_of', 'is_text', 'loaded', 'parquet', 'lines_of', 'from_file', 'check_names',
@@ -109,7 +110,7 @@ def check_names(names: Iterable[str], there: Sequence[str]) -> None:
         if there.count(name) > 1: raise ValueError(f"column {name!r} stands twice in the table")
         if name in there: continue
         near = difflib.get_close_matches(str(name), there, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, there))}"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {a_few(map(repr, there))}"
         raise ValueError(f"there is no column {name!r}: {hint}")
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a7fe4fc
@@ -131,11 +132,11 @@ def as_number(cell: Any, column: str, row: int) -> float:
     if is_missing(cell): return float("nan")
     try: number = float(cell)
     except (TypeError, ValueError):
-        raise ValueError(f"column {column!r} holds {cell!r} in row {row + 1}, which is no number; "
-                         "for a y of classes use classes=True") from None
+        raise ValueError(f"column {column!r} holds {brief(cell)} in row {row + 1}, which is no "
+                         "number; for a y of classes use classes=True") from None
     if abs(number) < LARGEST: return number
-    raise ValueError(f"column {column!r} holds {cell!r} in row {row + 1}, and a finite number is "
-                     "needed: leave the row out")
+    raise ValueError(f"column {column!r} holds {brief(cell)} in row {row + 1}, and a finite number "
+                     "is needed: leave the row out")
 
 
 def as_numbers(columns: dict[str, list[Any]], names: Sequence[str]) -> Tensor:
@@ -273,8 +274,8 @@ def numbers_of(cells: Sequence[Any], name: str, classes: Sequence[str]) -> Tenso
     "The numbers of classes that are named, (n,); `ValueError` for one that is not known."
     for row, cell in enumerate(cells):
         if str(cell) not in classes:
-            raise ValueError(f"column {name!r} holds {cell!r} in row {row + 1}, and the classes "
-                             f"are {', '.join(classes)}")
+            raise ValueError(f"column {name!r} holds {brief(cell)} in row {row + 1}, and the "
+                             f"classes are {a_few(classes)}")
     return torch.tensor([classes.index(str(cell)) for cell in cells])
 
 

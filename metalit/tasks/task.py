@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 # %% auto #0
 __all__ = ['Tree', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'traced', 'transformed', 'values_in', 'check_task',
-           'check_split', 'filled']
+           'brief', 'a_few', 'check_split', 'filled']
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #fecb6185
 Tree = Any  # a tensor, or a dictionary, list, tuple or `Container` of trees
@@ -205,6 +206,37 @@ def _as_task(task: Any) -> Task:
                          f"each with inputs and targets; found {type(task).__name__}") from None
     return Task(support, query, task.ids if isinstance(task, Task) else None)
 
+# %% ../../nbs/1_idea/02_tasks.ipynb #02c0de12
+class _Brief(reprlib.Repr):
+    "Long lists are cut; tensors are told by their shape, what has many lines by its kind."
+    def repr_instance(self, thing: Any, level: int) -> str:
+        shape, kind = getattr(thing, "shape", None), type(thing).__name__
+        if shape and not isinstance(thing, type): return f"a {kind} of shape {tuple(shape)}"
+        words = super().repr_instance(thing, level)
+        return f"a {kind}" if "\n" in words else words
+
+
+def brief(thing: Any, most: int = 100) -> str:
+    """A thing in one line of at most so many characters; of a tensor or an array its shape.
+
+    Example: `brief(torch.zeros(3, 2))`, which is `"a Tensor of shape (3, 2)"`.
+    """
+    short = _Brief()
+    short.maxlist = short.maxtuple = 12
+    short.maxstring = short.maxother = most
+    words = " ".join(short.repr(thing).split())
+    return words if len(words) <= most else f"{words[:most - 2]} …"
+
+
+def a_few(names: Iterable[Any], most: int = 8) -> str:
+    """The first of some names, in a row, and how many more there are.
+
+    Example: `a_few("abcd", most=2)`, which is `"a, b and 2 more"`.
+    """
+    words = list(map(str, names))
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
 # %% ../../nbs/1_idea/02_tasks.ipynb #c086f163
 def check_split(split: Split, name: str = "support") -> None:
     """Raise `ValueError`, naming the tensor, where a set of examples cannot be what its shape says.
@@ -214,7 +246,7 @@ def check_split(split: Split, name: str = "support") -> None:
     tensors: list[Tensor] = []
     for part, tree in (("x", split.x), ("y", split.y)):
         found = [] if tree is None else leaves(tree)
-        if not found: raise ValueError(f"{name}.{part} is {tree!r}: there is no tensor in it")
+        if not found: raise ValueError(f"{name}.{part} is {brief(tree)}: there is no tensor in it")
         tensors += found
     for number, tensor in enumerate(tensors):
         wrong = _wrong(tensor, tensors[0], split.mask)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .task import Split, Task, Tree, check_task, filled, leaves, mapped
+from .task import Split, Task, Tree, a_few, check_task, filled, leaves, mapped
 
 # %% auto #0
 __all__ = ['one', 'Unequal', 'stacked', 'batches_in', 'in_groups', 'check_tasks', 'padded', 'unpadded', 'one_by_one']
@@ -103,7 +103,7 @@ def _in_order(parts: Sequence[Tensor], order: Tensor) -> Tensor:
     shapes = sorted({tuple(part.shape[1:]) for part in parts})
     if len(shapes) == 1: return torch.cat(list(parts))[order.to(parts[0].device)]
     raise ValueError("on tasks of other sizes something of another shape was measured, "
-                     f"{', '.join(map(str, shapes))}, and they are to stand side by side: measure "
+                     f"{a_few(map(str, shapes))}, and they are to stand side by side: measure "
                      "what has one shape for all tasks")
 
 # %% ../../nbs/6_yours/58_unequal.ipynb #58a0000e

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..inner.walk import real
 from ..schedule import Linear, Number
-from ..tasks.task import Task
+from ..tasks.task import Task, brief
 from .query import QueryLoss
 from .term import Path
 
@@ -100,8 +100,8 @@ def check_step_weight(weights: Any, weight: Any) -> Number:
     "A weight, if it is a finite number or a schedule of one; `ValueError` if not."
     if callable(weight) and not isinstance(weight, type): return weight
     if math.isfinite(real(weight)): return real(weight)
-    raise ValueError(f"weights={weights!r}: a number from 0 to 1, a schedule of one, or a list of "
-                     "finite numbers is needed, such as ml.EveryStep([0.2, 0.3, 0.5])")
+    raise ValueError(f"weights={brief(weights)}: a number from 0 to 1, a schedule of one, or a "
+                     "list of finite numbers is needed, such as ml.EveryStep([0.2, 0.3, 0.5])")
 
 
 def check_shares(term: EveryStep) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..inner.walk import LossOn, Predict, Walk
 from ..models import Params
 from ..schedule import Number, Scheduled, times
-from ..tasks.task import Task, Tree
+from ..tasks.task import Task, Tree, brief
 
 # %% auto #0
 __all__ = ['WRITE', 'Path', 'Addend', 'Term', 'Weighted', 'Sum', 'as_sum']
@@ -223,13 +223,13 @@ def _check_addend(term: Any) -> None:
 def _check_weight(weight: Any, term: Addend) -> None:
     number = isinstance(weight, int | float) and math.isfinite(weight)
     if number or (callable(weight) and not isinstance(weight, nn.Module)): return
-    raise ValueError(f"the weight of {type(term).__name__} is {weight!r}; a finite number is "
-                     "needed")
+    raise ValueError(f"the weight of {type(term).__name__} is {brief(weight)}; a finite "
+                     "number is needed")
 
 
 def _check_part(part: Any) -> None:
     if not isinstance(part, tuple) or len(part) != 2:
-        raise TypeError(f"a part of a sum is a pair (weight, term); found {part!r}: {WRITE}")
+        raise TypeError(f"a part of a sum is a pair (weight, term); found {brief(part)}: {WRITE}")
     if not isinstance(part[1], Term):
         found = type(part[1]).__name__
         raise TypeError(f"a meta-loss is a sum of terms; found {found}: {WRITE}")

@@ -20,7 +20,7 @@ from ..adapted import evaluation_mode
 from ..learner import Learner, alone_with, curve
 from ..losses import Loss, TaskLoss, measured, takes_mask
 from ..tasks.family import Family, check_count
-from ..tasks.task import Split, Task, Tree, check_task, leaves, mapped
+from ..tasks.task import Split, Task, Tree, brief, check_task, leaves, mapped
 from ..tasks.unequal import Unequal, check_tasks, in_groups
 from .checkpoints import Progress, Row
 from .identity import digest, label, tensor_words
@@ -68,7 +68,8 @@ class Evaluation:
             mine, others = getattr(self, name), getattr(other, name)
             if mine != others:
                 raise ValueError(f"the difference of two evaluations is taken task by task: their "
-                                 f"{name} are {mine!r} and {others!r}, and have to be the same")
+                                 f"{name} are {brief(mine)} and {brief(others)}, and have to be "
+                                 "the same")
         return replace(self, per_task=self.per_task - other.per_task,
                        metric=f"{self.metric}, difference")
 

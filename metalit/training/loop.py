@@ -21,7 +21,7 @@ import torch
 from ..inner.walk import whole
 from ..meta_loss import MetaLoss
 from ..tasks.family import Family
-from ..tasks.task import Task
+from ..tasks.task import Task, brief
 from ..tasks.unequal import Unequal, check_tasks
 from metalit.training.checkpoints import (
     CheckpointError,
@@ -112,7 +112,7 @@ def make_optimizer(optimizer: torch.optim.Optimizer | Maker | None,
     "The optimizer itself, what a function makes of J's parameters, or Adam with lr=1e-3."
     if optimizer is None: return torch.optim.Adam(J.parameters(), lr=1e-3)
     if not callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer={optimizer!r}: give a torch optimizer, or a function from "
+        raise TypeError(f"optimizer={brief(optimizer)}: give a torch optimizer, or a function from "
                         "parameters to one, such as partial(torch.optim.SGD, lr=0.1)")
     made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer(J.parameters())
     if isinstance(made, torch.optim.LBFGS):
@@ -214,7 +214,8 @@ class Plan:
         for name, least in {"steps": 0, "batch_size": 1, "save_every": 1, "log_every": 1}.items():
             if (value := getattr(self, name)) is None and name == "batch_size": continue
             if whole(value) < least:
-                raise ValueError(f"{name}={value!r}: a whole number, {least} or more, is needed")
+                raise ValueError(f"{name}={brief(value)}: a whole number, {least} or more, is "
+                                 "needed")
         if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
             raise ValueError(f"max_minutes={self.max_minutes}: a finite number above 0 is needed; "
                              "leave it out for no limit")

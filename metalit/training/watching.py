@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..meta_loss import MetaLoss
+from ..tasks.task import brief
 from .checkpoints import Checkpoints, Progress, Row
 from .evaluation import Validation
 
@@ -62,8 +63,8 @@ def as_watcher(watch: Any) -> Watcher:
     if not isinstance(watch, type):
         if all(hasattr(watch, name) for name in ("begin", "step", "end")): return watch
         if callable(watch): return Teller(watch)
-    raise TypeError(f"watch={watch!r}: give a Watcher, or a function that is told the meta-loss of "
-                    "each step")
+    raise TypeError(f"watch={brief(watch)}: give a Watcher, or a function that is told the "
+                    "meta-loss of each step")
 
 # %% ../../nbs/7_workshop/66_watching.ipynb #fa23159b
 def looks_on(watcher: Watcher) -> bool:
