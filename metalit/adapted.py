@@ -116,7 +116,7 @@ def delta(adapted: nn.Module, model: nn.Module) -> Params:
 
     Example: `delta(J.adapted(x, y), J.model)`, with `x, y = torch.ones(5, 1), torch.ones(5, 1)`.
     """
-    before, after = _tensors(model), _tensors(adapted)
+    before, after = _all_tensors(model), _all_tensors(adapted)
     if before.keys() != after.keys():
         raise ValueError(f"{type(adapted).__name__} was not adapted from this "
                          f"{type(model).__name__}: their tensors have other names")
@@ -124,6 +124,6 @@ def delta(adapted: nn.Module, model: nn.Module) -> Params:
             if not torch.equal(before[name], tensor)}
 
 
-def _tensors(model: nn.Module) -> Params:
+def _all_tensors(model: nn.Module) -> Params:
     return dict([*model.named_parameters(remove_duplicate=False),
                  *model.named_buffers(remove_duplicate=False)])

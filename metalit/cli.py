@@ -26,10 +26,10 @@ from . import plots, training
 from .judging import baselines, comparison
 from .training.checkpoints import DivergedError, Progress, write_table, write_whole
 from .judging.recipes import (
-    MOST, RECIPES, WHICH, WORDS, Experiment, build, complete, meant, options_of, sine_network)
+    MOST_OF, RECIPES, WHICH, WORDS, Experiment, build, complete, meant, options_of, sine_network)
 from metalit.judging.runs import (
     SETTINGS,
-    chosen,
+    best_or_last,
     loaded,
     program,
     read_columns,
@@ -50,13 +50,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['MEANING', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table',
+__all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table',
            'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above',
            'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main',
-           'check_same_run', 'option_of', 'difference', 'Settings', 'others', 'show', 'units_of', 'draw',
+           'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'units_of', 'draw',
            'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of',
            'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught',
-           'rows_taught', 'csv_line', 'compare', 'report']
+           'rows_taught', 'csv_line', 'compare', 'report_comparison']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
 class Names(click.ParamType):
@@ -141,7 +141,7 @@ class Place(click.ParamType):
 
 # %% ../nbs/7_workshop/74_command.ipynb #ac3a89fb
 # What PyTorch's own errors hold, and what that means for who typed a command
-MEANING = {
+OTHER_WORDS = {
     **dict.fromkeys(("allocate memory", "out of memory", "not enough memory", "overflow"),
                     "that is more than the memory of this machine holds: fewer tasks, examples, "
                     "filters or pixels are needed"),
@@ -161,7 +161,7 @@ def plain_errors() -> Iterator[None]:
             raise click.ClickException(sentence_of(error)) from error
         except (RuntimeError, MemoryError) as error:
             text = "out of memory" if isinstance(error, MemoryError) else str(error)
-            meant_by = [sentence for words, sentence in MEANING.items() if words in text]
+            meant_by = [sentence for words, sentence in OTHER_WORDS.items() if words in text]
             if not meant_by: raise
             raise click.ClickException(meant_by[0]) from error
 
@@ -261,7 +261,7 @@ def difference(name: str, old: Any, new: Any, held: dict[str, Any]) -> str:
     return f"with {option_of(name)} {old}, not {new}{why}"
 
 
-class Settings(training.Watcher):
+class RunFile(training.Watcher):
     "Writes run.json when the run begins."
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder, self.settings = folder, settings
@@ -271,8 +271,8 @@ class Settings(training.Watcher):
         write_settings(self.folder, self.settings)
 
 # %% ../nbs/7_workshop/74_command.ipynb #74b00020
-def others(names: Sequence[str], fresh: Experiment, steps: int,
-           settings: dict[str, Any]) -> dict[str, baselines.Baseline]:
+def baselines_beside(names: Sequence[str], fresh: Experiment, steps: int,
+                     settings: dict[str, Any]) -> dict[str, baselines.Baseline]:
     "Baselines by name, with the network, the tasks and the budget of a run."
     def made(name: str) -> baselines.Baseline:
         return baselines.baseline(
@@ -431,7 +431,7 @@ network_and_data = options(
                  help="How the network halves images."),
     click.option("--protocol", type=OneOf(WORDS["protocol"]), default=None, show_default="finn",
                  help="How Omniglot is split and turned."),
-    click.option("--size", type=Count(1, MOST["size"]), default=None, show_default="as they are",
+    click.option("--size", type=Count(1, MOST_OF["size"]), default=None, show_default="as they are",
                  help="For a folder of images: scale them to so many pixels."),
     click.option("--channels", type=OneOf(WORDS["channels"]), default=None, show_default="1",
                  help="For a folder of images: 1 makes them grey, 3 keeps their colours."),
@@ -439,7 +439,7 @@ network_and_data = options(
                  help="For a folder of images of more than 8 bits: the value that is white."))
 
 chance_and_machine = options(
-    click.option("--seed", type=Count(0, MOST["seed"]), default=0,
+    click.option("--seed", type=Count(0, MOST_OF["seed"]), default=0,
                  help="Fixes first weights and tasks."),
     click.option("--device", default="auto",
                  help="cpu, cuda, …; auto takes a GPU where there is one."),
@@ -511,13 +511,13 @@ def train(file: Path | None, out: Path | None, root: Path | None, restart: bool,
                 seed=settings["seed"], device=here, checkpoint=folder, resume=not restart,
                 compile=compile, validation=validation,
                 max_minutes=max_minutes, tensorboard=tensorboard, save_every=save_every,
-                progress=not quiet, watch=Settings(folder, settings))
+                progress=not quiet, watch=RunFile(folder, settings))
         if first:
-            which = "last" if validate_every is None else chosen(folder)
+            which = "last" if validate_every is None else best_or_last(folder)
             step = loaded(folder, experiment.J, which)["progress"]["step"]
             say(judged(folder, step, which))
             show(folder, experiment, n_tasks=test_tasks, steps=experiment.steps, seed=0,
-                 beside=others(["blind"], experiment, step, settings))
+                 beside=baselines_beside(["blind"], experiment, step, settings))
 
 # %% ../nbs/7_workshop/74_command.ipynb #aeefd8f1
 def settled(settings: dict[str, Any], steps: int | None) -> tuple[dict[str, Any], int]:
@@ -576,7 +576,7 @@ def check_root(root: Path | None, family: str, *also: str) -> None:
 @click.option("--tasks", "n_tasks", type=Count(2), default=600, help="How many unseen tasks.")
 @click.option("--steps", type=Steps(), default=None, show_default="0,1,2,5,10; images: 0,1,3,5,10",
               help="Numbers of inner steps to look at.")
-@click.option("--seed", type=Count(0, MOST["seed"]), default=0, help="Which unseen tasks.")
+@click.option("--seed", type=Count(0, MOST_OF["seed"]), default=0, help="Which unseen tasks.")
 @click.option("--one-by-one", is_flag=True,
               help="Show the network each query by itself, with the support examples.")
 @click.option("--beside", type=Names(), default="blind",
@@ -589,10 +589,10 @@ def evaluate(run: Path, root: Path | None, n_tasks: int, steps: list[int] | None
     "Read the folder RUN back and measure it on tasks it never saw."
     with plain_errors():
         check_root(root, read_settings(run)["family"], "table")
-        on, which = training.pick_device(device), chosen(run)
+        on, which = training.pick_device(device), best_or_last(run)
         experiment, settings, step = rebuilt(run, which, root)
         settings = complete(settings)
-        rivals = others(beside, build(settings, root), step, settings)
+        rivals = baselines_beside(beside, build(settings, root), step, settings)
         say(judged(run, step, which))
         experiment.J.to(on)
         show(run, experiment, n_tasks=n_tasks, steps=steps or experiment.steps, seed=seed,
@@ -655,7 +655,7 @@ def teachable(run: Path, root: Path | None = None) -> tuple[Experiment, int]:
         raise ValueError(f"{run} is a run on {family}, and points are for sinusoids and tables: in "
                          f"a program, ml.load({str(run)!r}).J.adapted(x, y) takes images")
     check_root(root, family, "table")
-    experiment, _, step = rebuilt(run, chosen(run), root)
+    experiment, _, step = rebuilt(run, best_or_last(run), root)
     experiment.J.to("cpu")
     return experiment, step
 
@@ -755,17 +755,17 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
                 Sinusoids(shots), sine_network, F.mse_loss, methods=names, steps=steps,
                 seeds=seeds, lr=inner_lr, batch_size=batch_size, folder=out, compile=compile,
                 progress=not quiet)
-        report(runs, out, results, budget, command)
+        report_comparison(runs, out, results, budget, command)
 
 # %% ../nbs/7_workshop/74_command.ipynb #5d0dfe14
-def report(runs: list[comparison.Result], folder: Path, results: Path | None,
-           budget: dict[str, Any], command: str) -> None:
+def report_comparison(runs: list[comparison.Result], folder: Path, results: Path | None,
+                      budget: dict[str, Any], command: str) -> None:
     "Print the table of a comparison; write it as CSV, JSON and a picture."
     lines, record = comparison.summarise(runs), comparison.record(runs, budget, command)
     comparison.save_csv(lines, folder / "comparison.csv")
     for file in (folder / "comparison.json", results):
         if file: comparison.save(record, file)
-    say(f"\n{comparison.table(lines)}\n\nQuery loss on 600 unseen tasks after so many inner "
+    say(f"\n{comparison.as_table(lines)}\n\nQuery loss on 600 unseen tasks after so many inner "
                "steps: mean over seeds ± 95 % over tasks; seconds of training.")
     for sentence in record["diverged"]: say(sentence)
     say(f"\nTable: {folder / 'comparison.csv'}, {folder / 'comparison.json'}")

@@ -37,11 +37,12 @@ from .tasks.unequal import Unequal, batches_in, check_tasks, in_groups, one_by_o
 from .tasks.unequal import stacked, unpadded
 
 # %% auto #0
-__all__ = ['NORMS', 'READS', 'LOOKED', 'LIST', 'TOLD', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns', 'check_model',
-           'is_sharded', 'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for', 'line_like',
-           'choice_words', 'counted', 'check_same', 'Shown', 'in_mode', 'check_apart', 'check_minds', 'check_norms',
-           'meet', 'reductions_in', 'looked_at', 'answers', 'draws', 'with_model', 'check_not_exported', 'check_parts',
-           'Parts', 'alone_with', 'in_turn', 'Learner', 'learned', 'check_counts', 'curve']
+__all__ = ['BATCH_NORMS', 'READS', 'LOOKED', 'LIST', 'TOLD', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns',
+           'check_model', 'is_sharded', 'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for',
+           'line_like', 'choice_words', 'counted', 'check_same', 'Shown', 'in_mode', 'check_apart', 'check_minds',
+           'check_norms', 'meet', 'reductions_in', 'looked_at', 'real_answers', 'draws', 'with_model',
+           'check_not_exported', 'check_parts', 'Parts', 'alone_with', 'in_turn', 'Learner', 'learned', 'check_counts',
+           'curve']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -79,7 +80,7 @@ def check_model(model: nn.Module) -> None:
     """
     check_learns(model)
     for layer in model.modules():
-        if layer.training and isinstance(layer, NORMS) and layer.running_mean is not None:
+        if layer.training and isinstance(layer, BATCH_NORMS) and layer.running_mean is not None:
             name = next(name for name, part in model.named_modules() if part is layer)
             raise ValueError(f"layer {name!r} ({type(layer).__name__}) keeps running statistics, "
                              "which in training mode carry information from one task to another: "
@@ -97,7 +98,7 @@ def is_sharded(layer: nn.Module) -> bool:
     return type(layer).__mro__[1].__name__ == "FSDPModule"
 
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62c0de21
 READS: dict[type, int] = {nn.Linear: 1, nn.Conv1d: 2, nn.Conv2d: 3, nn.Conv3d: 4}  # axes of *one*
@@ -362,7 +363,7 @@ def looked_at(learner: Any, task: Task, parts: list[Any]) -> list[tuple[Any, str
                          "call J on padded tasks once before, as it is")
     before, found = random_state(), dict[int, tuple[Any, str]]()
     with torch.no_grad():
-        for answer, y in answers(learner, task):
+        for answer, y in real_answers(learner, task):
             for part in parts:
                 word = "apart" if part is learner.model else reduction_of(part, answer, y)
                 if word is not None: found.setdefault(id(part), (part, word))
@@ -370,7 +371,7 @@ def looked_at(learner: Any, task: Task, parts: list[Any]) -> list[tuple[Any, str
     return list(found.values())
 
 
-def answers(learner: Any, task: Task) -> Iterator[tuple[Any, Tree]]:
+def real_answers(learner: Any, task: Task) -> Iterator[tuple[Any, Tree]]:
     "Where the first tasks of a batch begin, the answers for their real examples, and the truth."
     predict, name = ModelCall(learner.model), type(learner.model).__name__
     for i in range(min(task.batch_size, TOLD)):

@@ -17,9 +17,9 @@ from .models import Params
 from .tasks.task import Split, Tree, brief, leaves, length, mapped, values_in
 
 # %% auto #0
-__all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'MOST', 'scalar', 'check_loss', 'check_judge',
-           'no_labels', 'out_of_range', 'in_shapes', 'takes_mask', 'over_real', 'check_target', 'measured',
-           'are_numbers', 'as_logits', 'TaskLoss', 'loss_on', 'reduction_of']
+__all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'ENOUGH', 'scalar', 'check_loss',
+           'check_judge', 'no_labels', 'out_of_range', 'in_shapes', 'takes_mask', 'over_real', 'check_target',
+           'measured', 'are_numbers', 'as_logits', 'TaskLoss', 'loss_on', 'reduction_of']
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00009
 def scalar(value: Any) -> Tensor:
@@ -226,7 +226,7 @@ def loss_on(loss: Loss, predict: Callable[[Params, Tree], Any], phi: Params,
     return measured(loss, predict(phi, split.x), split.y, split.mask, reduction)
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00023
-MOST = 64  # so many examples of a task are enough to tell
+ENOUGH = 64  # so many examples of a task are enough to tell
 
 
 def reduction_of(loss: Loss, prediction: Any, y: Tree) -> str | None:
@@ -238,7 +238,7 @@ def reduction_of(loss: Loss, prediction: Any, y: Tree) -> str | None:
     Example: `reduction_of(F.mse_loss, torch.rand(3, 1), torch.rand(3, 1))`.
     """
     count = length(y)
-    rows = torch.linspace(0, count - 1, min(count, MOST)).long().to(leaves(y)[0].device)
+    rows = torch.linspace(0, count - 1, min(count, ENOUGH)).long().to(leaves(y)[0].device)
     prediction, y = mapped(lambda tensor: tensor[rows], (prediction, y))
     whole = measured(loss, prediction, y)
     each = torch.stack([measured(loss, *mapped(lambda tensor, i=i: tensor[i:i + 1],

@@ -182,8 +182,8 @@ class Bottleneck(nn.Module):
 from functools import partial
 
 
-def _drawn(layer: type[nn.Module], generator: torch.Generator, *sizes: int,
-           **options: Any) -> nn.Module:
+def _drawn_as(layer: type[nn.Module], generator: torch.Generator, *sizes: int,
+              **options: Any) -> nn.Module:
     "A layer with parameters uniform within ±1/√fan_in, as PyTorch's, from a generator."
     made = nn.utils.skip_init(layer, *sizes, **options)
     weight = next(made.parameters())
@@ -219,14 +219,14 @@ class Conv4(nn.Module):
         _check_conv4(pool, context, ways=ways, channels=channels, size=size, filters=filters)
         generator = torch.Generator().manual_seed(seed)
         self.pool, stride = pool, 2 if pool == "stride" else 1
-        convolution = partial(_drawn, nn.Conv2d, generator, stride=stride, padding=1, bias=False)
+        convolution = partial(_drawn_as, nn.Conv2d, generator, stride=stride, padding=1, bias=False)
         self.convolutions = nn.ModuleList(convolution(fan_in, filters, 3)
                                           for fan_in in (channels, *[filters] * 3))
         self.norms = nn.ModuleList(nn.BatchNorm2d(filters, track_running_stats=False)
                                    for _ in range(4))
         seen = 1 if pool == "stride" else (size // 16) ** 2
-        head = _drawn(nn.Linear, generator, filters * seen, ways)
-        self.film = _drawn(nn.Linear, generator, context, 2 * filters) if context else None
+        head = _drawn_as(nn.Linear, generator, filters * seen, ways)
+        self.film = _drawn_as(nn.Linear, generator, context, 2 * filters) if context else None
         self.head = head  # the last layer, as `ANIL` and `BOIL` look for it
         if context: self.register_buffer("context", torch.zeros(context), persistent=False)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Schedule', 'Number', 'Linear', 'Cosine', 'Times', 'times', 'Scheduled', 'scheduled', 'lifted', 'numbers_of',
+__all__ = ['Schedule', 'Number', 'Linear', 'Cosine', 'Times', 'number_times', 'Scheduled', 'scheduled', 'lifted', 'numbers_of',
            'set_numbers']
 
 # %% ../nbs/7_workshop/60_schedule.ipynb #7b1eeaa6
@@ -66,7 +66,7 @@ class Times:
         return f"{self.factor} * {self.schedule!r}"
 
 
-def times(one: Number, other: Number) -> Number:
+def number_times(one: Number, other: Number) -> Number:
     "The product of two numbers, of which one may have a schedule."
     if not callable(one): return Times(other, one) if callable(other) else one * other
     if not callable(other): return Times(one, other)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import metalit as ml
 from benchmarks.measure import machine, versions, write_json
 from metalit.judging.recipes import Experiment
-from metalit.judging.runs import chosen, rebuilt
+from metalit.judging.runs import best_or_last, rebuilt
 from metalit.tasks import Episodes
 from metalit.training.checkpoints import read_checkpoint
 
@@ -121,7 +121,7 @@ def train(job: Job) -> None:
 
 def read(job: Job) -> tuple[Experiment, dict[str, Any]]:
     """The trained experiment, and what there is to say about its training."""
-    experiment, _, step = rebuilt(job.folder, chosen(job.folder))
+    experiment, _, step = rebuilt(job.folder, best_or_last(job.folder))
     progress = read_checkpoint(job.folder / "checkpoint.pt")["progress"]
     return experiment, {"command": " ".join(job.command()), "meta_steps": progress["step"],
                         "chosen_step": step, "metalit": ml.__version__,

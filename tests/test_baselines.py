@@ -26,8 +26,8 @@ from metalit.judging.baselines import (
     Scratch,
     all_examples,
     baseline,
+    cholesky,
     kernel,
-    root,
     surprise,
 )
 from metalit.judging.comparison import against, compare
@@ -163,7 +163,7 @@ def test_a_gaussian_process_finds_the_numbers_that_made_the_tasks():
         def sample(self, batch_size, generator):
             x = torch.rand(batch_size, 12, 1, generator=generator, dtype=torch.float64) * 8
             white = torch.randn(batch_size, 12, 1, generator=generator, dtype=torch.float64)
-            y = 0.3 + root(ml.Split(x, x), gaussian().numbers) @ white
+            y = 0.3 + cholesky(ml.Split(x, x), gaussian().numbers) @ white
             return ml.Task(ml.Split(x[:, :6], y[:, :6]), ml.Split(x[:, 6:], y[:, 6:]))
     found = GaussianProcess(F.mse_loss, steps=150, batch_size=30).fit(Drawn())
     torch.testing.assert_close(found.numbers, gaussian().numbers, rtol=0, atol=0.25)

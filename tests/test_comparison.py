@@ -16,14 +16,14 @@ from metalit.judging.comparison import (
     Line,
     Result,
     against,
+    as_table,
     compare,
     diverged,
     interval,
     student,
     summarise,
-    table,
 )
-from metalit.judging.recipes import RECIPES, Recipe, build, complete, named, sine_network
+from metalit.judging.recipes import RECIPES, Recipe, build, built_as, complete, sine_network
 
 
 def made_up(method: str, seed: int, losses: dict, seconds: float = 2.0,
@@ -56,11 +56,11 @@ def test_one_seed_has_no_spread_and_without_maml_there_is_no_relative_time():
 
 
 def test_the_table_shows_every_method_and_what_blows_up():
-    rows = table(summarise(RUNS)).splitlines()
+    rows = as_table(summarise(RUNS)).splitlines()
     assert rows[0].split() == ["method", "0", "steps", "1", "step", "seconds", "×", "MAML"]
     assert rows[2].split() == ["maml", "5.000", "±", "0.100", "3.000", "±", "0.100", "2.0", "1.00"]
     assert rows[3].split() == ["reptile", "3.000", "±", "0.100", "blows", "up", "1.0", "0.50"]
-    huge = table(summarise([made_up("maml", 0, {1: 1e7})]))
+    huge = as_table(summarise([made_up("maml", 0, {1: 1e7})]))
     assert "blows up" in huge
 
 
@@ -129,7 +129,7 @@ def test_every_other_method_can_be_asked_for(tmp_path):
                          [("maml", 0.03, 1, False), ("anil", 0.03, 1, False),
                           ("reptile", 0.005, 10, False), ("cavia", 1.0, 1, True)])
 def test_a_comparison_has_one_step_size_but_for_methods_with_their_own(method, lr, steps, context):
-    J = comparison.made(method, sine_network, 1, F.mse_loss, 0.03, classes=False)
+    J = comparison.made_method(method, sine_network, 1, F.mse_loss, 0.03, classes=False)
     assert (J.inner.lr, J.inner.steps) == (lr, steps)
     assert [name for name, _ in J.model.named_buffers()] == ["context"] * context
 
@@ -137,7 +137,7 @@ def test_a_comparison_has_one_step_size_but_for_methods_with_their_own(method, l
 def test_one_table_serves_training_and_comparison(tmp_path, monkeypatch):
     "MAML as `metalit train` builds it is MAML as compared, to the last bit; so is a new recipe."
     monkeypatch.setitem(RECIPES, "mine",
-                        Recipe(named(ml.MAML, terms=ml.QueryLoss() + 0.1 * ml.GradientNorm())))
+                        Recipe(built_as(ml.MAML, terms=ml.QueryLoss() + 0.1 * ml.GradientNorm())))
     for method in ("maml", "conml", "mine"):
         J, tasks, *_, optimizer, scheduler, _, _ = build(
             complete({"family": "sinusoids", "method": method, "seed": 3})
@@ -157,7 +157,7 @@ def test_images_take_what_recipes_say_for_images(tmp_path):
                               queries=2)
     def conv(seed, context=0):
         return ml.models.Conv4(3, size=8, filters=4, context=context, seed=seed)
-    assert comparison.made("cavia", conv, 0, F.cross_entropy, 0.4,
+    assert comparison.made_method("cavia", conv, 0, F.cross_entropy, 0.4,
                            classes=True).model.context.shape == (100,)
     runs = compare(tasks, conv, F.cross_entropy, methods=["protonet", "cavia"], steps=1, seeds=[0],
                    batch_size=2, inner_steps=(1,), folder=tmp_path, progress=False)
@@ -290,7 +290,7 @@ def test_the_command_writes_table_record_and_picture(run):
             == (folder / "comparison.json").read_text())
     runs, _ = comparison.read_record(folder / "comparison.json")
     assert [line._asdict() for line in summarise(runs)] == record["summary"]
-    assert table(summarise(runs)) in output
+    assert as_table(summarise(runs)) in output
     rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == ["maml"] * 5 + ["reptile"] * 5
     assert [float(row["loss"]) for row in rows] == [line["loss"] for line in record["summary"]]

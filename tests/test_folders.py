@@ -118,7 +118,7 @@ def test_an_optimizer_that_a_scheduler_has_changed_is_given_back(tmp_path):
     assert groups == optimizer.param_groups
 
 
-@pytest.mark.parametrize("name", checkpoints.NAMES[1:])
+@pytest.mark.parametrize("name", checkpoints.RUN_FILES[1:])
 def test_files_of_our_names_without_a_checkpoint_are_somebody_elses(tmp_path, name):
     (tmp_path / name).write_bytes(b"mine")
     before = snapshot(tmp_path)

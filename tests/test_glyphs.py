@@ -5,7 +5,7 @@ import torch
 
 from metalit.data import glyphs as module
 from metalit.data import images
-from metalit.data.glyphs import alike, distinct, drawn, fonts, glyphs, hand, letters
+from metalit.data.glyphs import alike, distinct_letters, drawn, fonts, glyphs, hand, letters
 from metalit.data.images import check_disjoint
 
 
@@ -35,14 +35,14 @@ def test_letters_of_several_scripts(few):
 
 def test_letters_that_look_alike_are_one_class(upright):
     found = letters()
-    kept = distinct({letter: found[letter] for letter in "AΑАoOBш"})
+    kept = distinct_letters({letter: found[letter] for letter in "AΑАoOBш"})
     assert list(kept) == ["A", "o", "B", "ш"] or list(kept) == ["A", "O", "B", "ш"]
     np.testing.assert_allclose(alike("A", upright) @ alike("Α", upright), 1)
     np.testing.assert_allclose(np.linalg.norm(alike("B", upright)), 1)
 
 
 def test_a_letter_without_ink_is_no_class(upright):
-    assert not distinct({" ": [upright]})
+    assert not distinct_letters({" ": [upright]})
 
 
 def test_the_same_seed_gives_the_same_images_and_another_does_not(monkeypatch, tmp_path):

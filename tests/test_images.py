@@ -16,7 +16,7 @@ from metalit.data.images import (
     load_images,
     same_picture,
     save_images,
-    stacked,
+    stacked_files,
 )
 from metalit.tasks import Episodes
 
@@ -289,7 +289,7 @@ def test_more_images_than_memory_holds_are_refused_before_they_are_read(folder):
         seen.append(path)
         return np.broadcast_to(np.uint8(0), (4096, 4096, 3))
     with pytest.raises(ValueError, match="1000000 images of 4096 × 4096 pixels are more"):
-        stacked([folder / "a" / "0.png"] * 10**6, read)
+        stacked_files([folder / "a" / "0.png"] * 10**6, read)
     assert len(seen) == 1
 
 

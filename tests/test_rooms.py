@@ -42,6 +42,15 @@ ROWS = (
 )
 ORDER = " ".join(ROWS).split()
 
+FIGURE = "each live figure has its own, and only its own file uses it"
+COMMAND = "the command is called as the function that it runs"
+TWICE = {"_all_": "what a room shows", "__getattr__": "the old names of a module that has moved",
+         "one_graph": "of version 0.1.0, which took J, beside the function that took its place",
+         "compare": COMMAND, "evaluate": COMMAND,
+         **dict.fromkeys(("CAPTION", "DEFAULT", "GRID", "LABELS", "LIMIT", "LRS", "MOST_STEPS",
+                          "Start", "_draw", "_show", "described", "readable", "specification",
+                          "start", "still", "trained"), FIGURE)}
+
 
 def name_of(path: Path, library: Path) -> str:
     "`inner.sgd` for inner/sgd.py, `inner` for inner/__init__.py."
@@ -110,3 +119,42 @@ def test_a_file_imports_only_from_files_above_it():
 def test_imports_are_seen_wherever_they_stand(source, package, expected):
     known = {"models", "inner", "inner.sgd"}
     assert imported(source, package, known) == expected
+
+
+def defined(body: list[ast.stmt]) -> set[str]:
+    "The names that a file makes: functions, classes and what is assigned; not what it imports."
+    names = set()
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): names.add(node.name)
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        names |= {part.id for target in targets if target for part in ast.walk(target)
+                  if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+        if isinstance(node, (ast.If, ast.Try, ast.ExceptHandler, ast.With, ast.For)):
+            for part in ("body", "handlers", "orelse", "finalbody"):
+                names |= defined(getattr(node, part, []))
+    return names
+
+
+def test_a_name_means_one_thing():
+    "One that stands in two files has a reason, and a reason is one for a name that does."
+    places: dict[str, list[str]] = {}
+    for file, path in files(LIBRARY).items():
+        names = defined(ast.parse(path.read_text(encoding="utf-8")).body) - {"__all__"}
+        for name in names: places.setdefault(name, []).append(file)
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert {name: found for name, found in twice.items() if name not in TWICE} == {}
+    assert TWICE.keys() <= twice.keys()
+    of_figures = [name for name, why in TWICE.items() if why == FIGURE]
+    assert all(file.startswith("widgets.") for name in of_figures for file in twice[name])
+
+
+@pytest.mark.parametrize(("source", "expected"), [
+    ("def f():\n    inside = 1", {"f"}), ("class A:\n    part = 1", {"A"}),
+    ("a = b = 1", {"a", "b"}), ("a, (b, *c) = 1, (2, 3)", {"a", "b", "c"}),
+    ("a: int = 1\nb: int", {"a", "b"}), ("a += 1", {"a"}), ("a.part = a[0] = 1", set()),
+    ("import a\nfrom b import c", set()), ("f(x)", set()),
+    ("try:\n    import a\nexcept ImportError:\n    a = None", {"a"}),
+    ("if x: a = 1\nelse: b = [y for y in x]", {"a", "b"}),
+])
+def test_names_that_a_file_makes(source, expected):
+    assert defined(ast.parse(source).body) == expected

@@ -14,9 +14,9 @@ from metalit.schedule import (
     Scheduled,
     Times,
     lifted,
+    number_times,
     numbers_of,
     scheduled,
-    times,
 )
 
 
@@ -66,13 +66,14 @@ def test_until(shape):
 
 
 def test_times_and_repr():
-    assert isinstance(times(2.0, Linear(1.0, 0.5)), Times)
-    assert times(2.0, Linear(1.0, 0.5))(0, 5) == times(Linear(1.0, 0.5), 2.0)(0, 5) == 2.0
-    assert times(2.0, 3.0) == 6.0
-    assert repr(times(2.0, Linear(1.0, 0.5))) == "2.0 * Linear(1.0, 0.5, until=1.0)"
+    assert isinstance(number_times(2.0, Linear(1.0, 0.5)), Times)
+    for one in (number_times(2.0, Linear(1.0, 0.5)), number_times(Linear(1.0, 0.5), 2.0)):
+        assert one(0, 5) == 2.0
+    assert number_times(2.0, 3.0) == 6.0
+    assert repr(number_times(2.0, Linear(1.0, 0.5))) == "2.0 * Linear(1.0, 0.5, until=1.0)"
     assert repr(Cosine(1.0, 0.0, until=0.3)) == "Cosine(1.0, 0.0, until=0.3)"
     with pytest.raises(TypeError, match="the product of two schedules"):
-        times(Linear(1.0, 0.5), Cosine(1.0, 0.0))
+        number_times(Linear(1.0, 0.5), Cosine(1.0, 0.0))
 
 
 def test_a_sum_times_a_number_follows_its_schedule():

@@ -25,7 +25,7 @@ train = partial(ml.meta_train, batch_size=3, device="cpu", progress=False, log_e
 class Plain(many_steps.ManySteps):
     "The steps of the graph in a plain loop, so that nothing has to be compiled."
     def __init__(self, graph, length, dtype):
-        self.length, self.run = length, many_steps.looped(graph, length, dtype)
+        self.length, self.run = length, many_steps.loop_of(graph, length, dtype)
 
 
 def plain_loop(more, once, state):

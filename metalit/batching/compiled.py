@@ -25,8 +25,8 @@ except ImportError:
     GraphPass = object
 
 # %% auto #0
-__all__ = ['GraphPass', 'Value', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'can_change', 'used', 'one_graph', 'WideProducts',
-           'cpu_options']
+__all__ = ['GraphPass', 'ScalarFunction', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'can_change', 'used', 'one_graph',
+           'WideProducts', 'cpu_options']
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #77c978f3
 class _OneGraph(torch.autograd.Function):
@@ -47,7 +47,7 @@ class _OneGraph(torch.autograd.Function):
         return None, None, None, *(weight * gradient for gradient in ctx.saved_tensors)
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #3ee6b3f4
-Value = Callable[[Params, Tree], Tensor]
+ScalarFunction = Callable[[Params, Tree], Tensor]
 COUNT = itertools.count()
 
 
@@ -78,7 +78,7 @@ def can_change(guards: Iterable[Any]) -> list[bool]:
     return [not UNCHANGING.search(guard.name) for guard in guards]
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #70c0ffe3
-def used(value: Value, parameters: Params, batch: Tree) -> list[str]:
+def used(value: ScalarFunction, parameters: Params, batch: Tree) -> list[str]:
     """On which parameters a value depends: the others have no gradient, not one of 0.
 
     Example: `used(lambda p, x: p["a"] * x, dict(a=w[0], b=w[1]), torch.ones(()))`, with
@@ -91,7 +91,7 @@ def used(value: Value, parameters: Params, batch: Tree) -> list[str]:
     return [name for name, g in zip(parameters, found, strict=True) if g is not None]
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #6dfaab6f
-def one_graph(value: Value, parameters: Callable[[], Any],
+def one_graph(value: ScalarFunction, parameters: Callable[[], Any],
               around: Callable[[], AbstractContextManager] = nullcontext,
               **options: Any) -> Callable[[Tree], Tensor]:
     """A scalar function of parameters and a batch; value and gradient are one compiled graph.

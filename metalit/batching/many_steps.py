@@ -22,13 +22,13 @@ except ImportError:
 HAS_LOOPS = _while is not None
 
 # %% auto #0
-__all__ = ['HAS_LOOPS', 'Step', 'written_out', 'draws_numbers', 'looped', 'ManySteps']
+__all__ = ['HAS_LOOPS', 'StepFunction', 'written_out', 'draws_numbers', 'loop_of', 'ManySteps']
 
 # %% ../../nbs/7_workshop/70a_many_steps.ipynb #70a00006
-Step = Callable[..., tuple[Tensor, ...]]
+StepFunction = Callable[..., tuple[Tensor, ...]]
 
 
-def written_out(step: Step, *examples: Sequence[Tensor]) -> fx.GraphModule:
+def written_out(step: StepFunction, *examples: Sequence[Tensor]) -> fx.GraphModule:
     """The operations of a function of lists of tensors, as they are for tensors like these.
 
     Example: `written_out(lambda x: (x[0] + 1,), [torch.zeros(3)])`.
@@ -45,7 +45,7 @@ def draws_numbers(graph: fx.GraphModule) -> bool:
     return any(seeded in getattr(node.target, "tags", ()) for node in graph.graph.nodes)
 
 # %% ../../nbs/7_workshop/70a_many_steps.ipynb #70a0000a
-def looped(graph: fx.GraphModule, length: int, dtype: torch.dtype) -> Callable[..., Any]:
+def loop_of(graph: fx.GraphModule, length: int, dtype: torch.dtype) -> Callable[..., Any]:
     """`count` steps of a graph as one function; at most `length`, as long as the stacks are.
 
     The graph takes state, shared and own, and returns a value and the state after it. The function
@@ -67,7 +67,7 @@ def looped(graph: fx.GraphModule, length: int, dtype: torch.dtype) -> Callable[.
 
 # %% ../../nbs/7_workshop/70a_many_steps.ipynb #70a0000b
 class ManySteps:
-    """Many steps of a graph in one call of a compiled program: see `looped`.
+    """Many steps of a graph in one call of a compiled program: see `loop_of`.
 
     `length`: how many steps at most, and how long the stacks are. `options` are those of
     `torch.compile`; by default those of `J.compile()`. The first call compiles, which takes some
@@ -79,7 +79,7 @@ class ManySteps:
     """
     def __init__(self, graph: fx.GraphModule, length: int, dtype: torch.dtype, **options: Any):
         if not options: options = {"options": {"guard_filter_fn": can_change} | cpu_options()}
-        run = with_code_of_its_own(looped(graph, length, dtype))
+        run = with_code_of_its_own(loop_of(graph, length, dtype))
         self.length = length
         self.run = torch.compile(run, fullgraph=True, dynamic=False, **options)
 

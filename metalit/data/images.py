@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 # %% auto #0
-__all__ = ['FULL', 'ENDINGS', 'LARGEST', 'check_belonging', 'check_classes', 'part_sizes', 'Images', 'opened', 'as_bytes',
-           'is_deep', 'white_of', 'check_said', 'read_image', 'from_folder', 'files_of', 'stacked', 'data_folder',
-           'user_cache', 'load_images', 'checksum', 'save_images', 'kept_images', 'same_picture', 'check_disjoint']
+__all__ = ['FULL', 'ENDINGS', 'MOST_PIXELS', 'check_belonging', 'check_classes', 'part_sizes', 'Images', 'opened_image',
+           'as_bytes', 'is_deep', 'white_of', 'check_said', 'read_image', 'from_folder', 'files_of', 'stacked_files',
+           'data_folder', 'user_cache', 'load_images', 'images_checksum', 'save_images', 'kept_images', 'same_picture',
+           'check_disjoint']
 
 # %% ../../nbs/5_images/56_images.ipynb #4bfdd6e7
 def check_belonging(images: Any, labels: Any, names: Sequence[str]) -> None:
@@ -125,7 +126,7 @@ class Images:
         return f"Images({n} of {'×'.join(map(str, shape))}, {len(self.names)} classes)"
 
 # %% ../../nbs/5_images/56_images.ipynb #c4cb53b0
-def opened(path: Path) -> Picture:
+def opened_image(path: Path) -> Picture:
     """An image file, upright.
 
     `ValueError`, naming it, where it is none, or uses a few of its bits only.
@@ -179,7 +180,7 @@ def white_of(paths: Iterable[Path]) -> dict[str, float]:
     """
     largest: dict[str, float] = {}
     for path in filter(is_deep, paths):
-        values = np.asarray(picture := opened(path))
+        values = np.asarray(picture := opened_image(path))
         if not (values >= 0).all() or values.max() > FULL[-1]:
             raise ValueError(f"{path} holds values from {values.min():g} to {values.max():g}: "
                              "brightness goes from 0, which is black, up to white")
@@ -207,7 +208,7 @@ def read_image(path: Path, size: int | None, channels: int,
     """
     from PIL import Image
 
-    picture = opened(path)
+    picture = opened_image(path)
     if picture.mode[0] in "IF":
         picture = as_bytes(picture, (white or white_of([path]))[picture.mode[0]], path)
     if picture.has_transparency_data:
@@ -223,7 +224,7 @@ def read_image(path: Path, size: int | None, channels: int,
 
 # %% ../../nbs/5_images/56_images.ipynb #20a2c960
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-LARGEST = 4096
+MOST_PIXELS = 4096
 
 
 def from_folder(folder: str | Path, size: int | None = None, channels: int = 1,
@@ -243,8 +244,8 @@ def from_folder(folder: str | Path, size: int | None = None, channels: int = 1,
     """
     folder = Path(folder)
     if not folder.is_dir(): raise ValueError(f"{folder} is no folder")
-    if size is not None and not 1 <= whole(size) <= LARGEST:
-        raise ValueError(f"size={size}: a whole number of pixels from 1 to {LARGEST} is needed")
+    if size is not None and not 1 <= whole(size) <= MOST_PIXELS:
+        raise ValueError(f"size={size}: a whole number of pixels from 1 to {MOST_PIXELS} is needed")
     if channels not in (1, 3): raise ValueError(f"channels={channels}: 1 for grey, 3 for colour")
     if white is not None and not 0 < white <= FULL[-1]:
         raise ValueError(f"white={white}: a number above 0 is needed, such as 4095 or 1")
@@ -252,7 +253,7 @@ def from_folder(folder: str | Path, size: int | None = None, channels: int = 1,
     paths = [path for of_class in files.values() for path in of_class]
     range_of = white_of(paths) if white is None else dict.fromkeys("IF", float(white))
     if white is None: check_said(folder, range_of)
-    images = stacked(paths, lambda path: read_image(path, size, channels, range_of))
+    images = stacked_files(paths, lambda path: read_image(path, size, channels, range_of))
     labels = torch.repeat_interleave(torch.tensor([len(of) for of in files.values()]))
     return Images(images.permute(0, 3, 1, 2).contiguous(), labels, list(files))
 
@@ -277,7 +278,7 @@ def _shown(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def stacked(paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> Tensor:
+def stacked_files(paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> Tensor:
     "The bytes of all images, (n, height, width, channels); `ValueError` for different sizes."
     first = read(paths[0])
     try: images = torch.empty((len(paths), *first.shape), dtype=torch.uint8)
@@ -320,7 +321,7 @@ def load_images(path: Path) -> Images:
         kept = torch.load(io.BytesIO(content), weights_only=True)
         images = Images(kept["images"], kept["labels"], kept["names"])
         # files of versions before 0.2.0 have no checksum
-        if kept.get("checksum", found := checksum(path.name, images)) != found:
+        if kept.get("checksum", found := images_checksum(path.name, images)) != found:
             raise ValueError("its checksum is another one, or that of another file name")
         return images
     except Exception as error:  # a wrong byte can make zipfile raise nearly anything
@@ -328,7 +329,7 @@ def load_images(path: Path) -> Images:
                          f"({str(error)[:80]}): delete it, and it will be made again") from error
 
 
-def checksum(name: str, images: Images) -> str:
+def images_checksum(name: str, images: Images) -> str:
     "A SHA-256 of the name of a kept file and all that is in it."
     known = hashlib.sha256(repr([name, list(images.names), images.images.dtype]).encode())
     for tensor in (images.images, images.labels):
@@ -341,7 +342,7 @@ def save_images(path: Path, images: Images) -> None:
     "Images as one file, whole or not at all."
     buffer = io.BytesIO()
     torch.save({"images": images.images, "labels": images.labels, "names": list(images.names),
-                "checksum": checksum(path.name, images)}, buffer)
+                "checksum": images_checksum(path.name, images)}, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, buffer.getvalue())
 

@@ -20,12 +20,12 @@ from .images import Images, data_folder, kept_images
 from ..tasks.episodes import Episodes
 
 # %% auto #0
-__all__ = ['KEPT', 'LARGEST', 'AGAIN', 'HOME', 'ARCHIVES', 'ALL_TURNS', 'PROTOCOLS', 'Archive', 'fetch', 'members', 'drawings',
-           'scaled', 'omniglot_images', 'Protocol', 'Omniglot', 'omniglot']
+__all__ = ['KEPT', 'LARGEST_FILE', 'AGAIN', 'HOME', 'ARCHIVES', 'ALL_TURNS', 'PROTOCOLS', 'Archive', 'fetch', 'members',
+           'drawings', 'scaled', 'omniglot_images', 'Protocol', 'Omniglot', 'omniglot']
 
 # %% ../../nbs/5_images/54_omniglot.ipynb #3c688e66
 KEPT = "omniglot-28.pt"
-LARGEST = 100_000                                             # bytes; a drawing has some hundred
+LARGEST_FILE = 100_000                                       # bytes; a drawing has some hundred
 AGAIN = "Delete it, and it will be downloaded again"
 HOME = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 
@@ -90,8 +90,8 @@ def members(path: Path) -> dict[str, bytes]:
             outside = next(filter(_outside, archive.namelist()), None)
             wanted = [] if outside else sorted(name for name in archive.namelist()
                                                if name.endswith(".png"))
-            too_large = next((name for name in wanted if archive.getinfo(name).file_size > LARGEST),
-                             None)
+            too_large = next((name for name in wanted
+                               if archive.getinfo(name).file_size > LARGEST_FILE), None)
             found = {} if too_large else {name: archive.read(name) for name in wanted}
     except Exception as error:  # a wrong byte can make zipfile raise nearly anything
         raise ValueError(f"{path} was cut short or altered ({error}). {AGAIN}") from error
@@ -99,7 +99,8 @@ def members(path: Path) -> dict[str, bytes]:
         raise ValueError(f"{path} has a member {outside!r} that points outside its folder: this is "
                          f"not the archive of Omniglot. {AGAIN}")
     if too_large:
-        raise ValueError(f"{path} was altered: {too_large} is larger than {LARGEST} bytes. {AGAIN}")
+        raise ValueError(f"{path} was altered: {too_large} is larger than {LARGEST_FILE} bytes. "
+                         f"{AGAIN}")
     return found
 
 

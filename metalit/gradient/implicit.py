@@ -23,7 +23,7 @@ from ..models import Params
 from ..tasks.task import Split
 
 # %% auto #0
-__all__ = ['ONCE', 'BETWEEN', 'conjugate_gradients', 'check_upwards', 'Equation', 'stiffness', 'moved', 'with_derivative',
+__all__ = ['ONCE', 'BETWEEN', 'conjugate_gradients', 'check_upwards', 'Equation', 'stiffness', 'slope_moved', 'with_derivative',
            'check_arrives', 'Implicit']
 
 # %% ../../nbs/3_choices/35b_implicit.ipynb #35b00009
@@ -142,8 +142,8 @@ def stiffness(inner: Proximal) -> float:
     return inner.pull + ((inner.push and inner.push.weight_decay) or 0.0)
 
 
-def moved(pull: float, descends: Unrecorded, split: Split, home: Params,
-          phi: Params) -> list[Tensor]:
+def slope_moved(pull: float, descends: Unrecorded, split: Split, home: Params,
+                phi: Params) -> list[Tensor]:
     "How far what is learned moves the slope at φ, with the sign turned: zeros with a derivative."
     slope = grad(lambda at: descends.on(at, split))(phi)
     return [pull * (home[name] - home[name].detach()) - (slope[name] - slope[name].detach())
@@ -227,7 +227,7 @@ class Implicit(nn.Module):
                        for phi in path[1:-1]]
             loss, at = descends.anew(path[-1], split)
             equation = Equation(loss, stiffness(inner) + self.damping, self.steps)
-            moves = moved(inner.pull, descends, split, home, path[-1])
+            moves = slope_moved(inner.pull, descends, split, home, path[-1])
             return [home, *between, with_derivative(path[-1], moves, equation, at)]
         return value(walk.with_points(points))
 

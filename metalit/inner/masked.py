@@ -20,7 +20,7 @@ from ..models import Params, given, places
 from ..tasks.task import Split, Tree, a_few, mapped
 
 # %% auto #0
-__all__ = ['HEAD', 'matching', 'owning', 'used', 'once', 'head_of', 'chosen', 'Masked', 'Context', 'check_noiseless', 'take_sigmas', 'Noisy']
+__all__ = ['HEAD', 'matching', 'owning', 'called_in_order', 'once', 'head_of', 'names_chosen', 'Masked', 'Context', 'check_noiseless', 'take_sigmas', 'Noisy']
 
 # %% ../../nbs/3_choices/33_masked.ipynb #b24e325a
 def matching(model: nn.Module, pattern: str | None) -> set[str]:
@@ -52,7 +52,7 @@ def owning(model: nn.Module) -> list[tuple[str, nn.Module]]:
             if next(part.parameters(recurse=False), None) is not None]
 
 
-def used(model: nn.Module, x: Tree) -> list[str]:
+def called_in_order(model: nn.Module, x: Tree) -> list[str]:
     "The names of modules with parameters of their own, in the order in which one pass calls them."
     called: list[str] = []
     hooks = [part.register_forward_pre_hook(lambda *_, name=name: called.append(name))
@@ -88,7 +88,7 @@ def head_of(model: nn.Module, x: Tree | None = None) -> str:
 
     Example: `head_of(model, torch.ones(5, 1))`, which is `"2.*"`.
     """
-    owners = used(model, x) if x is not None else [name for name, _ in owning(model)]
+    owners = called_in_order(model, x) if x is not None else [name for name, _ in owning(model)]
     if not owners: raise ValueError(f"{type(model).__name__} has no layer with parameters")
     pattern = f"{owners[-1]}.*" if owners[-1] else "*"
     for place, name in places(model).items():
@@ -98,8 +98,8 @@ def head_of(model: nn.Module, x: Tree | None = None) -> str:
     return pattern
 
 # %% ../../nbs/3_choices/33_masked.ipynb #33c0de03
-def chosen(model: nn.Module, only: str | None, without: str | None,
-           head: str | None = None) -> list[str]:
+def names_chosen(model: nn.Module, only: str | None, without: str | None,
+                 head: str | None = None) -> list[str]:
     "The names of a model that match `only` (None: all) and not `without`; `ValueError` for none."
     if head is None and HEAD in f"{only}, {without}": head = head_of(model)
     named = [(part or "").replace(HEAD, head or "") for part in (only or "*", without)]
@@ -129,13 +129,13 @@ class Masked(SGD):
         super().__init__(lr, steps, **options)
         self.only, self.without, self.options = only, without, options
         self.head: str | None = None  # found when it meets the model's inputs
-        self.names = chosen(model, only, without)
+        self.names = names_chosen(model, only, without)
 
     def meet(self, model: nn.Module, x: Tree) -> None:
         "Find the head, once, if it is asked for; the parameters to adapt have to be the model's."
         if HEAD in f"{self.only}, {self.without}" and self.head is None:
             self.head = head_of(model, mapped(lambda tensor: tensor[0], x))
-            self.names = chosen(model, self.only, self.without, self.head)
+            self.names = names_chosen(model, self.only, self.without, self.head)
         check_made_for(self, model, self.names)
 
     def slope(self, loss: InnerLoss, phi: Params) -> Params:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .masked import once, owning, used
+from .masked import once, owning, called_in_order
 from .rates import Rate
 from .sgd import SGD
 from .walk import Predict, check_made_for
@@ -128,7 +128,7 @@ def head_of_means(predict: Predict, theta: Params, support: Split, head: str,
 # %% ../../nbs/5_images/53_prototypes.ipynb #53c0de05
 def find_head(inner: Any, model: nn.Module, x: Tree) -> None:
     "The head of the model, by inputs of one task; it has to be the last thing that the model does."
-    if inner.options["head"] is None: inner.head = used(model, x)[-1]
+    if inner.options["head"] is None: inner.head = called_in_order(model, x)[-1]
     inner.shape = head_shape(model, inner.head)
     check_last(model, inner.head, x)
     inner.has_met = True

@@ -22,7 +22,7 @@ from ..tasks.task import a_few, brief
 Rate = Number | Tensor | Mapping[str, Any]  # a step size, as an inner loop is given it
 
 # %% auto #0
-__all__ = ['Rate', 'check_lr', 'matches', 'Rates', 'no_use', 'rates', 'rate_for', 'settle', 'fit', 'shown', 'Descent']
+__all__ = ['Rate', 'check_lr', 'matches', 'Rates', 'no_use', 'rates', 'rate_for', 'settle', 'fit', 'lr_words', 'Descent']
 
 # %% ../../nbs/3_choices/31b_rates.ipynb #31b00009
 def check_lr(lr: Any, name: str = "lr") -> Number | Tensor:
@@ -119,11 +119,11 @@ def rates(lr: Any, learn: bool = False) -> Number | Tensor | Rates:
     """
     if isinstance(lr, Rates): return lr
     if isinstance(lr, Mapping):
-        return Rates({pattern: _learned(rate) if learn else rate for pattern, rate in lr.items()})
-    return _learned(lr) if learn else check_lr(lr)
+        return Rates({pattern: _as_rate(rate) if learn else rate for pattern, rate in lr.items()})
+    return _as_rate(lr) if learn else check_lr(lr)
 
 
-def _learned(lr: Any) -> nn.Parameter:
+def _as_rate(lr: Any) -> nn.Parameter:
     lr = check_lr(lr)
     if isinstance(lr, nn.Parameter): return lr
     if callable(lr):
@@ -156,7 +156,7 @@ def fit(lr: Any, model: nn.Module) -> None:
             rate.data = rate.data.to(like.device, like.real.dtype)
 
 
-def shown(lr: Any) -> str:
+def lr_words(lr: Any) -> str:
     "The step size in a line about an inner loop."
     words = f"{{{lr.extra_repr()}}}" if isinstance(lr, Rates) else lr
     return f"lr={'learned' if isinstance(lr, Tensor) else words}"
@@ -207,6 +207,6 @@ class Descent(InnerLoop):
     def extra_repr(self) -> str:
         seen = f", batch_size={self.batch_size}" if self.batch_size else ""
         rest = f", {self.push.extra_repr()}" if self.push is not None else ""
-        return f"{shown(self.schedules.get('lr', self.lr))}, steps={self.steps}{seen}{rest}"
+        return f"{lr_words(self.schedules.get('lr', self.lr))}, steps={self.steps}{seen}{rest}"
 
     def __repr__(self) -> str: return f"{type(self).__name__}({self.extra_repr()})"

@@ -52,9 +52,9 @@ class Penalised(HeadOfTask):
         self.options = self.options | {"weight": weight, "scale": scale, "learn": learn}
         penalty, like = check_number("weight", weight, above=True), next(model.parameters())
         if callable(penalty): raise ValueError(f"{weight=}: a number is needed, and no schedule")
-        self.log_weight = _learned(math.log(penalty), like) if learn else None
-        self.scale = None if scale is None else _learned(scale, like)
-        self.shift = None if scale is None else _learned(0.0, like)
+        self.log_weight = _learned_number(math.log(penalty), like) if learn else None
+        self.scale = None if scale is None else _learned_number(scale, like)
+        self.shift = None if scale is None else _learned_number(0.0, like)
 
     def penalty(self) -> Tensor | float:
         "λ, as it is now."
@@ -103,7 +103,7 @@ class Ridge(Penalised):
         return theta | in_place_of(theta, self.head, *self.stretched(weight, bias))
 
 # %% ../../nbs/5_images/53a_ridge.ipynb #5b717e82
-def _learned(value: float, like: Tensor) -> nn.Parameter:
+def _learned_number(value: float, like: Tensor) -> nn.Parameter:
     return nn.Parameter(torch.tensor(float(value), dtype=like.dtype, device=like.device))
 
 

@@ -32,7 +32,7 @@ from ..training.loop import meta_train
 
 # %% auto #0
 __all__ = ['BASELINES', 'Baseline', 'Blind', 'example_axes', 'OfLearner', 'Scratch', 'Joint', 'linear_in', 'RidgeOn',
-           'NearestMean', 'in_rows', 'kernel', 'root', 'surprise', 'all_examples', 'GaussianProcess', 'Reader',
+           'NearestMean', 'in_rows', 'kernel', 'cholesky', 'surprise', 'all_examples', 'GaussianProcess', 'Reader',
            'InContext', 'baseline']
 
 # %% ../../nbs/4_judgement/40a_baselines.ipynb #40a1c536
@@ -222,7 +222,7 @@ def kernel(one: Tensor, two: Tensor, numbers: Tensor) -> Tensor:
     return (2 * size - apart / (2 * (2 * length).exp())).exp()
 
 
-def root(seen: Split, numbers: Tensor) -> Tensor:
+def cholesky(seen: Split, numbers: Tensor) -> Tensor:
     "The Cholesky factor of K + σ²I; an example that is padding is apart from all."
     noise = (2 * numbers[3]).exp() + 1e-6 * (2 * numbers[1]).exp()
     mask = torch.ones(seen.x.shape[:2]) if seen.mask is None else seen.mask
@@ -232,7 +232,7 @@ def root(seen: Split, numbers: Tensor) -> Tensor:
 
 def surprise(seen: Split, numbers: Tensor) -> Tensor:
     "−log p(y) of each task, (B,)."
-    factor, rest = root(seen, numbers), in_rows(seen.y - numbers[0])
+    factor, rest = cholesky(seen, numbers), in_rows(seen.y - numbers[0])
     white = torch.linalg.solve_triangular(factor, rest, upper=False).square().sum(2)
     of_each = factor.diagonal(dim1=1, dim2=2).log() + math.log(2 * math.pi) / 2
     each = white / 2 + rest.shape[2] * of_each
@@ -281,7 +281,7 @@ class GaussianProcess(Baseline):
         seen, asked = Split(support.x.double(), support.y.double(), support.mask), x.double()
         rest, across = in_rows(seen.y - self.numbers[0]), kernel(asked, seen.x, self.numbers)
         if seen.mask is not None: across = across * seen.mask[:, None]
-        answer = across @ torch.cholesky_solve(rest, root(seen, self.numbers))
+        answer = across @ torch.cholesky_solve(rest, cholesky(seen, self.numbers))
         shape = *x.shape[:2], *support.y.shape[2:]
         return (self.numbers[0] + answer).reshape(shape).to(support.y.dtype)
 

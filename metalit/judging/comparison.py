@@ -31,7 +31,7 @@ from metalit.training.checkpoints import (
     write_whole,
 )
 from .baselines import BASELINES, Baseline, baseline
-from .recipes import RECIPES, Recipe, meant, named, recipe_for, schedule
+from .recipes import RECIPES, Recipe, meant, built_as, recipe_for, schedule
 from ..losses import Loss
 from ..meta_loss import MetaLoss
 from ..methods import Reptile
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['METHODS', 'REPTILE', 'Make', 'OTHER_FOLDER', 'RESULT', 'ASTRAY', 'compared', 'made', 'Result', 'compare',
-           'step_times', 'forget_compiled', 'read_json', 'same_settings', 'number', 'or_nan', 'Line', 'summarise',
-           'diverged', 'table', 'blows_up', 'cell', 'within', 'student', 'Difference', 'against', 'interval', 'picture',
-           'environment', 'record', 'read_record', 'save', 'save_csv']
+__all__ = ['METHODS', 'REPTILE', 'MethodMaker', 'OTHER_FOLDER', 'RESULT', 'ASTRAY', 'compared', 'made_method', 'Result',
+           'compare', 'step_times', 'forget_compiled', 'read_json', 'same_settings', 'number', 'or_nan', 'Line',
+           'summarise', 'diverged', 'as_table', 'blows_up', 'cell', 'within', 'student', 'Difference', 'against',
+           'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #aebf7eac
 # The article's three formulas, the methods it starts from, and others for what it wants to reach.
@@ -59,14 +59,14 @@ METHODS = ("maml", "fomaml", "reptile", "as-written-reptile", "as-written-contra
 # The recipe of its authors' code has twice the shots in training, and here all methods get the same
 # tasks. The 0.02 of their sine demo, for a smaller tanh network, diverged here, with ε = 1 and with
 # ε = 0.1. Of three short trials this one learned most without diverging.
-REPTILE = RECIPES["reptile"]._replace(build=named(Reptile), lr=0.005, lr_images=0.005,
+REPTILE = RECIPES["reptile"]._replace(build=built_as(Reptile), lr=0.005, lr_images=0.005,
                                       inner_steps=10, shots=None)
 
 
-Make = Callable[[int], MetaLoss | Baseline]                  # from the seed
+MethodMaker = Callable[[int], MetaLoss | Baseline]                  # from the seed
 
 
-def compared(name: str | Make, classes: bool) -> Recipe:
+def compared(name: str | MethodMaker, classes: bool) -> Recipe:
     "How a method is trained in a comparison, one's own as MAML; `ValueError` as `recipe_for`."
     if callable(name) or name in BASELINES: return RECIPES["maml"]
     if name not in RECIPES and (why := meant(name, BASELINES)):
@@ -75,8 +75,8 @@ def compared(name: str | Make, classes: bool) -> Recipe:
     return REPTILE if name == "reptile" else recipe
 
 
-def made(name: str, model: Callable[..., nn.Module], seed: int, loss: Loss, lr: float,
-         classes: bool, **budget: Any) -> MetaLoss | Baseline:
+def made_method(name: str, model: Callable[..., nn.Module], seed: int, loss: Loss, lr: float,
+                classes: bool, **budget: Any) -> MetaLoss | Baseline:
     """J of a method on `model(seed)`; or a baseline, with its `budget`.
 
     Raises `ValueError` for one that does not go with the tasks or the model.
@@ -109,7 +109,7 @@ class Result(NamedTuple):
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #013d3ccb
 def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
-            methods: Sequence[str] | Mapping[str, str | Make] = METHODS, steps: int = 2000,
+            methods: Sequence[str] | Mapping[str, str | MethodMaker] = METHODS, steps: int = 2000,
             seeds: Sequence[int] = (0, 1, 2), lr: float = 0.01, batch_size: int = 25,
             folder: str | Path = "runs/compare", inner_steps: Sequence[int] = (0, 1, 2, 5, 10),
             compile: bool = False, progress: bool = True) -> list[Result]:
@@ -139,8 +139,9 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
                 "inner_steps": list(inner_steps), "versions": versions()}
     same: dict[str, Any] = {"loss": loss, "lr": lr, "classes": classes, "steps": steps,
                             "batch_size": batch_size}
-    make: dict[str, Make] = {name: what if callable(what) else partial(made, what, model, **same)
-                             for name, what in of.items()}
+    make: dict[str, MethodMaker] = {
+        name: what if callable(what) else partial(made_method, what, model, **same)
+        for name, what in of.items()}
     timed = {name: J for name in of if isinstance(J := make[name](0), MetaLoss)}
     same_settings(Path(folder), settings)
     plan = [(seed, name) for seed in dict.fromkeys(seeds) for name in of]
@@ -262,7 +263,7 @@ def _keep(run: Result, folder: Path, run_of: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RESULT, json.dumps(content, allow_nan=False).encode())
     except OSError:
-        print(table(summarise([run])), flush=True)           # it was measured: do not lose it
+        print(as_table(summarise([run])), flush=True)           # it was measured: do not lose it
         raise
 
 
@@ -343,7 +344,7 @@ def diverged(runs: Sequence[Result]) -> list[str]:
     return [f"{run.method}, seed {run.seed}: {run.status}" for run in runs if not run.rows]
 
 
-def table(lines: Sequence[Line]) -> str:
+def as_table(lines: Sequence[Line]) -> str:
     "The summary as text: a method a line, a number of inner steps a column."
     steps = sorted({line.inner_steps for line in lines})
     columns = "".join(f"{f'{k} step' + 's' * (k != 1):>16}" for k in steps)

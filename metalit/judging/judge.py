@@ -31,8 +31,8 @@ __all__ = ['Finding', 'DIM', 'QUESTIONS', 'Answer', 'Verdict', 'on_bed', 'on_bow
            'a_start', 'rate_of', 'at_rate', 'value', 'gradient', 'moved', 'slope', 'turn', 'directions', 'away',
            'Chain', 'lines', 'rewards_not_adapting', 'pulls', 'uses_held_out_data', 'is_a_gradient', 'Through',
            'caller_of_detach', 'what_is_stopped', 'place', 'is_invariant', 'shifted', 'in_other_units', 'halved',
-           'is_blind_on_shared_curvature', 'share', 'rest', 'depends_on_the_horizon', 'has_K', 'cost_in_steps',
-           'beyond_the_edge', 'named_lines', 'two_layers', 'can_do_without_support', 'judge']
+           'is_blind_on_shared_curvature', 'share_of_shared', 'rest', 'depends_on_the_horizon', 'has_K',
+           'cost_in_steps', 'beyond_the_edge', 'named_lines', 'two_layers', 'can_do_without_support', 'judge']
 
 # %% ../../nbs/4_judgement/40_judge.ipynb #49f542a1
 class Answer(NamedTuple):
@@ -358,12 +358,12 @@ def halved(task: Task) -> Task:
 
 def is_blind_on_shared_curvature(J: MetaLoss, seed: int) -> Finding:
     "Where all tasks have one Hessian: does J's gradient, or a term's, vanish everywhere?"
-    ratios = {"J": share(J, seed)}
+    ratios = {"J": share_of_shared(J, seed)}
     if len(J.terms.addends()) > 1:
         for name, (_, term) in zip(J.terms.names(), J.terms.addends(), strict=True):
             alone = copy.deepcopy(J)
             alone.terms = 1.0 * term
-            ratios[name] = share(alone, seed)
+            ratios[name] = share_of_shared(alone, seed)
     blind = [name for name, ratio in ratios.items() if ratio is not None and ratio < 1e-9]
     verdict = ("no gradient at all" if ratios["J"] is None else "yes" if "J" in blind else
                f"{', '.join(blind)} is" if blind else "no")
@@ -372,7 +372,7 @@ def is_blind_on_shared_curvature(J: MetaLoss, seed: int) -> Finding:
     return verdict, "gradient there, against unequal curvatures: " + ", ".join(shares)
 
 
-def share(J: MetaLoss, seed: int) -> float | None:
+def share_of_shared(J: MetaLoss, seed: int) -> float | None:
     "The gradient for θ on shared curvature as a share of that on unequal; None if both vanish."
     def largest(is_shared: bool) -> float:
         task = halved(bowls(seed, is_shared))

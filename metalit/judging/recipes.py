@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from .. import as_written as article
 from .. import methods
-from ..data.images import LARGEST
+from ..data.images import MOST_PIXELS
 from ..data.omniglot import PROTOCOLS
 from ..inner.adam import Adam
 from ..inner.adaptive import ALFA
@@ -38,10 +38,11 @@ from ..terms.sharpness import GradientNorm
 from ..training.evaluation import accuracy
 
 # %% auto #0
-__all__ = ['Build', 'RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'FOLDER', 'SCHEDULES', 'WORDS', 'NAMES', 'LEAST', 'MOST',
-           'WHICH', 'Recipe', 'named', 'meant', 'recipe_for', 'recipe_of_table', 'options_of', 'check_setting',
-           'of_a_table', 'holds_words', 'checksum_of', 'complete', 'schedule', 'Problem', 'sinusoids', 'sine_network',
-           'small_network', 'few_shot', 'image_families', 'MeanError', 'rows', 'table_of', 'Experiment', 'build']
+__all__ = ['Build', 'RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'FOLDER', 'SCHEDULES', 'WORDS', 'TEXT_SETTINGS', 'LEAST_OF',
+           'MOST_OF', 'WHICH', 'Recipe', 'built_as', 'meant', 'recipe_for', 'recipe_of_table', 'options_of',
+           'check_setting', 'of_a_table', 'holds_words', 'checksum_of', 'complete', 'schedule', 'Problem', 'sinusoids',
+           'sine_network', 'small_network', 'few_shot', 'image_families', 'MeanError', 'rows', 'table_of', 'Experiment',
+           'build']
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #5b85c687
 Build = Callable[[nn.Module, Loss, float, int], MetaLoss]  # from model, loss, lr, inner steps
@@ -60,7 +61,7 @@ class Recipe(NamedTuple):
     have classes, `of_a_class`: and so many support examples of each; `numbers`: tasks without.
     `own_lr`: a step size that suits the others does not suit it, so a comparison leaves it its own.
 
-    Example: `Recipe(named(ml.MAML), lr=0.1)`.
+    Example: `Recipe(built_as(ml.MAML), lr=0.1)`.
     """
     build: Build
     lr: float = 0.01
@@ -86,10 +87,10 @@ class Recipe(NamedTuple):
         return self.context_images if images else self.context
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #3f612a52
-def named(kind: Callable[..., MetaLoss], **options: Any) -> Build:
+def built_as(kind: Callable[..., MetaLoss], **options: Any) -> Build:
     """How a recipe builds a class of `metalit.methods`.
 
-    Example: `Recipe(named(ml.ConML, weight=0.01))`.
+    Example: `Recipe(built_as(ml.ConML, weight=0.01))`.
     """
     return lambda model, loss, lr, steps: kind(model, loss, lr=lr, steps=steps, **options)
 
@@ -118,7 +119,7 @@ def _alfa(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
     return MetaLoss(model, loss, inner=ALFA(model, lr, steps))
 
 
-def _written(formula: Callable[..., Any]) -> Build:
+def _as_in_article(formula: Callable[..., Any]) -> Build:
     def build(model: nn.Module, loss: Loss, lr: float, steps: int) -> MetaLoss:
         if steps != 1:
             raise ValueError(
@@ -134,34 +135,35 @@ def _written(formula: Callable[..., Any]) -> Build:
 # numbers, and none was tuned but CAVIA's for images: with the 1.0 that suits sinusoids it stayed
 # near chance in short runs, with 10 and 100 it learned; the smaller of these is here.
 RECIPES: dict[str, Recipe] = {
-    "maml": Recipe(named(methods.MAML)), "fomaml": Recipe(named(methods.FOMAML)),
+    "maml": Recipe(built_as(methods.MAML)), "fomaml": Recipe(built_as(methods.FOMAML)),
     "reptile": Recipe(_reptile, lr=1e-3, lr_images=1e-3, meta_lr=1.0, inner_steps=5, shots=10,
                       optimizer=torch.optim.SGD, schedule="linear", own_lr=True),
-    "anil": Recipe(named(methods.ANIL)),
-    "boil": Recipe(named(methods.BOIL), lr_images=0.5),
-    "meta-sgd": Recipe(named(methods.MetaSGD)),
-    "meta-curvature": Recipe(named(methods.MetaCurvature)),
-    "cavia": Recipe(named(methods.CAVIA), lr=1.0, lr_images=10.0, context=5, context_images=100,
+    "anil": Recipe(built_as(methods.ANIL)),
+    "boil": Recipe(built_as(methods.BOIL), lr_images=0.5),
+    "meta-sgd": Recipe(built_as(methods.MetaSGD)),
+    "meta-curvature": Recipe(built_as(methods.MetaCurvature)),
+    "cavia": Recipe(built_as(methods.CAVIA), lr=1.0, lr_images=10.0, context=5, context_images=100,
                     own_lr=True),
     "protonet": Recipe(_prototypes, inner_steps=0, classes=True),
-    "protomaml": Recipe(named(methods.ProtoMAML), classes=True),
+    "protomaml": Recipe(built_as(methods.ProtoMAML), classes=True),
     "r2d2": Recipe(_r2d2, inner_steps=0, classes=True),
     "ridge": Recipe(_ridge, inner_steps=0, numbers=True),
-    "ml3": Recipe(named(methods.ML3)),
-    "maml++": Recipe(named(methods.MAMLPlusPlus), lr_images=0.1, inner_steps=5, schedule="cosine"),
+    "ml3": Recipe(built_as(methods.ML3)),
+    "maml++": Recipe(built_as(methods.MAMLPlusPlus), lr_images=0.1, inner_steps=5,
+                     schedule="cosine"),
     "alfa": Recipe(_alfa, lr_images=0.01, inner_steps=5),
-    "l2f": Recipe(named(methods.L2F), lr_images=0.01, inner_steps=5),
-    "leap": Recipe(named(methods.Leap), lr_images=0.1, inner_steps=10),
-    "bmg": Recipe(named(methods.BMG, on="query")),
-    "triplet-maml": Recipe(named(methods.TripletMAML), of_a_class=2),
-    "conml": Recipe(named(methods.ConML)),
+    "l2f": Recipe(built_as(methods.L2F), lr_images=0.01, inner_steps=5),
+    "leap": Recipe(built_as(methods.Leap), lr_images=0.1, inner_steps=10),
+    "bmg": Recipe(built_as(methods.BMG, on="query")),
+    "triplet-maml": Recipe(built_as(methods.TripletMAML), of_a_class=2),
+    "conml": Recipe(built_as(methods.ConML)),
     "gradient-norm": Recipe(_gradient_norm),
-    "taml": Recipe(named(methods.TAML)),
-    "mr-maml": Recipe(named(methods.MRMAML)),
-    "sharp-maml": Recipe(named(methods.SharpMAML, rho_inner=0.005, rho_outer=0.05)),
-    "as-written-reptile": Recipe(_written(article.reptile)),
-    "as-written-contrastive": Recipe(_written(article.contrastive)),
-    "as-written-meta-curvature": Recipe(_written(article.meta_curvature)),
+    "taml": Recipe(built_as(methods.TAML)),
+    "mr-maml": Recipe(built_as(methods.MRMAML)),
+    "sharp-maml": Recipe(built_as(methods.SharpMAML, rho_inner=0.005, rho_outer=0.05)),
+    "as-written-reptile": Recipe(_as_in_article(article.reptile)),
+    "as-written-contrastive": Recipe(_as_in_article(article.contrastive)),
+    "as-written-meta-curvature": Recipe(_as_in_article(article.meta_curvature)),
 }
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #73c0ffe1
@@ -248,10 +250,10 @@ WORDS: dict[str, tuple[Any, ...]] = {
     "schedule": SCHEDULES, "init": ("uniform", "finn"), "pool": ("stride", "max"),
     "protocol": tuple(PROTOCOLS), "channels": (1, 3),
     "missing": ("refuse", "drop"), "short": ("refuse", "drop")}
-NAMES = ("family", "method", "data", "checksum", "task", "order", "groups")
-LEAST = {"seed": 0, "ways": 2, "shots": 1, "queries": 1, "steps": 0, "batch_size": 1,
-         "inner_steps": 0, "filters": 1, "size": 1}
-MOST = {"seed": 2**63 - 1, "size": LARGEST}
+TEXT_SETTINGS = ("family", "method", "data", "checksum", "task", "order", "groups")
+LEAST_OF = {"seed": 0, "ways": 2, "shots": 1, "queries": 1, "steps": 0, "batch_size": 1,
+            "inner_steps": 0, "filters": 1, "size": 1}
+MOST_OF = {"seed": 2**63 - 1, "size": MOST_PIXELS}
 
 
 def check_setting(name: str, value: Any) -> None:
@@ -259,7 +261,7 @@ def check_setting(name: str, value: Any) -> None:
 
     Example: `check_setting("shots", 5)`.
     """
-    if name in NAMES: fits, wanted = isinstance(value, str), "a name"
+    if name in TEXT_SETTINGS: fits, wanted = isinstance(value, str), "a name"
     elif name in ("x", "y"):
         fits = isinstance(value, list) and value != [] and all(isinstance(n, str) for n in value)
         wanted = "a list of names of columns"
@@ -269,8 +271,8 @@ def check_setting(name: str, value: Any) -> None:
         wanted = "a share between 0 and 1 of the tasks"
     elif name in WORDS:
         fits, wanted = value in WORDS[name], f"one of {', '.join(map(str, WORDS[name]))}"
-    elif name in LEAST:
-        least, most = LEAST[name], MOST.get(name, 10**9)
+    elif name in LEAST_OF:
+        least, most = LEAST_OF[name], MOST_OF.get(name, 10**9)
         fits, wanted = least <= whole(value) <= most, f"a whole number from {least} to {most:,}"
     else:
         fits = isinstance(value, (int, float)) and value is not True and 0 < value < 1e38

@@ -22,8 +22,8 @@ from ..meta_loss import MetaLoss
 from ..tasks.family import Family
 from metalit.training.checkpoints import (
     CheckpointError,
-    apart,
-    listed,
+    run_differences,
+    in_lines,
     load_checkpoint,
     parameters_file,
     read_checkpoint,
@@ -32,8 +32,8 @@ from metalit.training.checkpoints import (
 from ..training.identity import MAY_DIFFER, identity, library_version, named_by
 
 # %% auto #0
-__all__ = ['SETTINGS', 'FILES', 'write_settings', 'read_settings', 'what_else', 'loaded', 'state_of', 'chosen', 'check_made_of',
-           'Run', 'load', 'rebuilt', 'read_columns', 'number_in', 'program']
+__all__ = ['SETTINGS', 'SAVED', 'write_settings', 'read_settings', 'what_else', 'loaded', 'state_of', 'best_or_last',
+           'check_made_of', 'Run', 'load', 'rebuilt', 'read_columns', 'number_in', 'program']
 
 # %% ../../nbs/7_workshop/73a_runs.ipynb #73a00006
 SETTINGS = "run.json"
@@ -91,7 +91,7 @@ def _of_before(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in used or name not in known}
 
 # %% ../../nbs/7_workshop/73a_runs.ipynb #73a00008
-FILES = {"last": "checkpoint.pt", "best": "best.pt"}
+SAVED = {"last": "checkpoint.pt", "best": "best.pt"}
 
 
 def loaded(folder: Path, J: MetaLoss, which: str, tasks: Family | None = None) -> dict[str, Any]:
@@ -99,17 +99,17 @@ def loaded(folder: Path, J: MetaLoss, which: str, tasks: Family | None = None) -
 
     Raises as `load`.
     """
-    path = folder / FILES[which]
+    path = folder / SAVED[which]
     check_made_of(state_of(folder, which)["settings"], J, tasks, path)
-    if which == "best" and chosen(folder) == "last":
-        raise CheckpointError(f"{path} is not of the run of {FILES['last']}, which began anew, or "
+    if which == "best" and best_or_last(folder) == "last":
+        raise CheckpointError(f"{path} is not of the run of {SAVED['last']}, which began anew, or "
                               "looks at other validation tasks: remove it, or load the last")
     return load_checkpoint(path, J)
 
 
 def state_of(folder: Path, which: str) -> dict[str, Any]:
     "All that a checkpoint of a run holds; raises as `load`, but for what it is made of."
-    path = folder / FILES[which]
+    path = folder / SAVED[which]
     if not path.is_file():
         seen = "" if which == "last" else "; a run keeps one if it looks at validation tasks"
         raise FileNotFoundError(f"{folder} holds no file {path.name}{seen}")
@@ -119,14 +119,14 @@ def state_of(folder: Path, which: str) -> dict[str, Any]:
     return state
 
 
-def chosen(folder: Path) -> str:
+def best_or_last(folder: Path) -> str:
     """Which parameters of a run to judge: `"best"`, where it has such, else `"last"`.
 
     Raises as `load`, for a file that is damaged.
     """
-    if not (folder / FILES["best"]).exists(): return "last"
-    for which in FILES: state_of(folder, which)
-    return "best" if parameters_file(folder).name == FILES["best"] else "last"
+    if not (folder / SAVED["best"]).exists(): return "last"
+    for which in SAVED: state_of(folder, which)
+    return "best" if parameters_file(folder).name == SAVED["best"] else "last"
 
 
 def check_made_of(saved: dict[str, Any], J: MetaLoss, tasks: Family | None, path: Path) -> None:
@@ -134,9 +134,9 @@ def check_made_of(saved: dict[str, Any], J: MetaLoss, tasks: Family | None, path
     if "versions" not in saved: return                       # an older metalit: it does not say
     here = {"J": identity(J, "J")} | ({} if tasks is None else {"tasks": identity(tasks)})
     there = {name: saved[name] for name in here} | {"versions": saved["versions"]}
-    found = [one for one in apart(there, here | {"versions": saved["versions"]})
+    found = [one for one in run_differences(there, here | {"versions": saved["versions"]})
              if not named_by(one.place, MAY_DIFFER)]
-    if found: raise CheckpointError(f"{path} is of another run:\n{listed(found)}")
+    if found: raise CheckpointError(f"{path} is of another run:\n{in_lines(found)}")
 
 # %% ../../nbs/7_workshop/73a_runs.ipynb #73a00009
 class Run(NamedTuple):
@@ -168,7 +168,7 @@ def load(folder: str | Path, J: MetaLoss | None = None, which: str = "last",
     Example: `load("runs/maml", J).step`, with
     `ml.meta_train(J, tasks, steps=2, checkpoint="runs/maml")`.
     """
-    if which not in FILES: raise ValueError(f"which={which!r}: 'last' or 'best' is needed")
+    if which not in SAVED: raise ValueError(f"which={which!r}: 'last' or 'best' is needed")
     if J is None:
         experiment, settings, step = rebuilt(Path(folder), which, root)
         return Run(experiment.J, experiment.test, settings, step)

@@ -17,7 +17,7 @@ from .given import as_tensor, held_out_names
 from .table import check_rules, is_missing
 
 # %% auto #0
-__all__ = ['episodes_of', 'enough', 'labelled', 'name_of', 'of_pairs']
+__all__ = ['episodes_of', 'enough', 'labelled', 'class_name', 'of_pairs']
 
 # %% ../../nbs/6_yours/59b_your_data.ipynb #5c00000b
 def episodes_of(source: Any, labels: Any = None, *, test: float = 0.2,
@@ -68,7 +68,7 @@ def labelled(source: Any, labels: Any) -> tuple[Tensor, list[str]]:
     x, kinds = of_pairs(source) if labels is None else (as_tensor(source), labels)
     if len(x) != len(kinds):
         raise ValueError(f"{len(x)} examples and {len(kinds)} labels: one is needed for each")
-    names = [name_of(row, kind) for row, kind in enumerate(kinds)]
+    names = [class_name(row, kind) for row, kind in enumerate(kinds)]
     for row, name in enumerate(names):
         if is_missing(name): raise ValueError(f"example {row} has no label: leave it out")
     if not (x.is_floating_point() or x.dtype == torch.uint8): x = x.long()
@@ -79,7 +79,7 @@ def labelled(source: Any, labels: Any) -> tuple[Tensor, list[str]]:
     return x, names
 
 # %% ../../nbs/6_yours/59b_your_data.ipynb #5c00001d
-def name_of(row: int, label: Any) -> str:
+def class_name(row: int, label: Any) -> str:
     "The name of a class; `ValueError` for a label that is several numbers."
     try: return str(label.item() if hasattr(label, "item") else label)
     except (RuntimeError, ValueError):

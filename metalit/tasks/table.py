@@ -23,14 +23,14 @@ from .given import Given, held_out_names
 from .task import a_few, brief
 
 # %% auto #0
-__all__ = ['BLANK', 'LARGEST', 'columns_of', 'names_of', 'is_text', 'loaded', 'parquet', 'lines_of', 'from_file', 'check_names',
-           'is_missing', 'is_number', 'as_number', 'as_numbers', 'Scale', 'Rows', 'read', 'classes_of', 'groups_of',
-           'gap_words', 'InUnits', 'whole_numbers', 'numbers_of', 'check_one_task', 'Scaled', 'Table', 'check_rules',
-           'check_roles', 'check_whole', 'names_in', 'test_names', 'tasks_of']
+__all__ = ['BLANK', 'LARGEST_NUMBER', 'columns_of', 'names_of', 'is_text', 'in_memory', 'parquet', 'csv_lines', 'from_file',
+           'check_names', 'is_missing', 'is_number', 'as_number', 'as_numbers', 'Scale', 'Rows', 'read', 'classes_of',
+           'groups_of', 'gap_words', 'InUnits', 'whole_numbers', 'numbers_of_classes', 'check_one_task', 'Scaled',
+           'Table', 'check_rules', 'check_roles', 'check_whole_groups', 'names_in', 'test_names', 'tasks_of']
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a0737c9
 BLANK = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell of a file may say
-LARGEST = 1e38                                               # a number of single precision
+LARGEST_NUMBER = 1e38                                               # a number of single precision
 
 
 def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -40,7 +40,7 @@ def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
     """
     if is_text(source): return from_file(Path(source), names)
     check_names(names, names_of(source))
-    source = loaded(source, names)
+    source = in_memory(source, names)
     found = {name: np.asanyarray(source[name]).tolist() for name in names}  # a mask: None
     if len({len(column) for column in found.values()}) > 1:
         raise ValueError("the columns have " + ", ".join(f"{name!r} {len(column)}" for name, column
@@ -51,7 +51,7 @@ def columns_of(source: Any, names: Sequence[str]) -> dict[str, list[Any]]:
 def names_of(source: Any) -> list[str]:
     "The names of a table's columns."
     if is_text(source):
-        with lines_of(Path(source)) as rows: return next(rows, [])
+        with csv_lines(Path(source)) as rows: return next(rows, [])
     if isinstance(source, str | Path): return list(parquet(Path(source)).schema_arrow.names)
     if hasattr(source, "collect_schema"): return list(source.collect_schema().names())
     if hasattr(source, "column_names"): return list(source.column_names)
@@ -63,7 +63,7 @@ def is_text(source: Any) -> bool:
     return isinstance(source, str | Path) and Path(source).suffix != ".parquet"
 
 
-def loaded(source: Any, names: Sequence[str]) -> Any:
+def in_memory(source: Any, names: Sequence[str]) -> Any:
     "A table whose columns can be asked for: a Parquet file is read, a lazy frame computed."
     if isinstance(source, str | Path): return parquet(Path(source)).read(columns=list(names))
     return source.select(list(names)).collect() if hasattr(source, "collect") else source
@@ -79,7 +79,7 @@ def parquet(file: Path) -> Any:
 
 
 @contextlib.contextmanager
-def lines_of(file: Path) -> Iterator[Any]:
+def csv_lines(file: Path) -> Iterator[Any]:
     "The lines of a CSV file, or a TSV one, as lists of cells; `ValueError` for what is no text."
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -91,7 +91,7 @@ def lines_of(file: Path) -> Iterator[Any]:
 def from_file(file: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     "Some columns of a CSV file, or a TSV one; every cell is text."
     found: dict[str, list[Any]] = {name: [] for name in names}
-    with lines_of(file) as rows:
+    with csv_lines(file) as rows:
         there: list[str] = next(rows, [])
         check_names(names, there)
         places = [(found[name], there.index(name)) for name in names]
@@ -134,7 +134,7 @@ def as_number(cell: Any, column: str, row: int) -> float:
     except (TypeError, ValueError):
         raise ValueError(f"column {column!r} holds {brief(cell)} in row {row + 1}, which is no "
                          "number; for a y of classes use classes=True") from None
-    if abs(number) < LARGEST: return number
+    if abs(number) < LARGEST_NUMBER: return number
     raise ValueError(f"column {column!r} holds {brief(cell)} in row {row + 1}, and a finite number "
                      "is needed: leave the row out")
 
@@ -270,7 +270,7 @@ def whole_numbers(columns: dict[str, list[Any]], names: Sequence[str]) -> Tensor
     return numbers
 
 
-def numbers_of(cells: Sequence[Any], name: str, classes: Sequence[str]) -> Tensor:
+def numbers_of_classes(cells: Sequence[Any], name: str, classes: Sequence[str]) -> Tensor:
     "The numbers of classes that are named, (n,); `ValueError` for one that is not known."
     for row, cell in enumerate(cells):
         if str(cell) not in classes:
@@ -299,7 +299,7 @@ class Scaled(Given):
         "x (n, columns) and y of one more task, in the model's units: all rows of another table."
         names = self.asked["y"]
         x, columns = self.x_scale.to(self.new_inputs(source)), columns_of(source, names)
-        if self.classes: return x, numbers_of(columns[names[0]], names[0], self.classes)
+        if self.classes: return x, numbers_of_classes(columns[names[0]], names[0], self.classes)
         return x, self.y_scale.to(whole_numbers(columns, names))
 
     def new_inputs(self, source: Any) -> Tensor:
@@ -348,7 +348,7 @@ class Table(Scaled):
         names = [name for name, count in rows.counts.items() if short == "refuse" or count >= least]
         if not names: raise ValueError(f"no task has {shots} + {queries or 1} rows")
         out = test_names(names, test, rows.group if groups else None, seed)
-        check_whole([name for name in names if name not in out], out, rows.group)
+        check_whole_groups([name for name in names if name not in out], out, rows.group)
         train = rows.of(set(names) - set(out))
         self.x_scale, self.y_scale = (
             Scale.of(values[train] if wanted else values[:0])
@@ -376,7 +376,7 @@ def check_roles(task: str, x: list[str], y: list[str], classes: bool) -> None:
     if classes and len(y) > 1: raise ValueError(f"{y=}: of classes, one column is needed")
 
 
-def check_whole(train: Iterable[str], test: Iterable[str], group: dict[str, str]) -> None:
+def check_whole_groups(train: Iterable[str], test: Iterable[str], group: dict[str, str]) -> None:
     "Raise `ValueError` for a group of which some tasks are held out and others are not."
     out = {group[name]: name for name in test if name in group}
     for name in train:

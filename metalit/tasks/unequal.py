@@ -121,10 +121,10 @@ def check_tasks(given: Any) -> Task | Unequal:
         raise ValueError("a list without a task: give one or more, such as "
                          "[ml.tasks.one(x, y, x_query, y_query)]")
     if not any(isinstance(task, Task) for task in given): return check_task(given)
-    return Unequal([_checked(task, place) for place, task in enumerate(given)])
+    return Unequal([_checked_at(task, place) for place, task in enumerate(given)])
 
 
-def _checked(task: Any, place: int) -> Task:
+def _checked_at(task: Any, place: int) -> Task:
     try: return check_task(task)
     except ValueError as error: raise ValueError(f"[{place}] of the tasks: {error}") from None
 

@@ -18,10 +18,10 @@ from ..tasks.task import Split, Task
 from .term import Path, Term
 
 # %% auto #0
-__all__ = ['DISTANCES', 'apart', 'half_squares', 'divergence', 'Bootstrap', 'comparable']
+__all__ = ['DISTANCES', 'half_distance', 'half_squares', 'divergence', 'Bootstrap', 'comparable']
 
 # %% ../../nbs/3_choices/36b_bootstrap.ipynb #36b0000b
-def apart(phi: Params, other: Params) -> Tensor:
+def half_distance(phi: Params, other: Params) -> Tensor:
     "Half the squared distance of two models' parameters."
     return 0.5 * torch.stack([((p - other[name]) ** 2).sum() for name, p in phi.items()]).sum()
 
@@ -80,7 +80,7 @@ class Bootstrap(Term):
     def per_task(self, path: Path, task: Task) -> Tensor:
         "μ(φ̃, φ_K) of one task, a scalar."
         target, mu = self.target(path, task), DISTANCES[self.distance]
-        if mu is None: return apart(path.final, target)
+        if mu is None: return half_distance(path.final, target)
         x, mask = task.query.x, task.query.mask
         ours = comparable(path.predict(path.final, x), self.distance, task.query)
         with torch.no_grad(): theirs = path.predict(target, x).detach()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..inner.walk import LossOn, Predict, Walk
 from ..models import Params
-from ..schedule import Number, Scheduled, times
+from ..schedule import Number, Scheduled, number_times
 from ..tasks.task import Task, Tree, brief
 
 # %% auto #0
@@ -69,7 +69,7 @@ class Addend(Scheduled):
 
     def __mul__(self, weight: Number) -> Sum:
         _check_weight(weight, self)
-        return Sum(*((weight if mine == 1 else times(weight, mine), term)
+        return Sum(*((weight if mine == 1 else number_times(weight, mine), term)
                      for mine, term in self.addends()))
 
     __rmul__ = __mul__

@@ -37,11 +37,11 @@ from metalit.training.identity import (
 )
 
 # %% auto #0
-__all__ = ['PART', 'SEAL', 'Row', 'FILES', 'NAMES', 'OLDER', 'SWEPT', 'DivergedError', 'CheckpointError', 'write_whole',
+__all__ = ['PART', 'SEAL', 'Row', 'FILES', 'RUN_FILES', 'OLDER', 'SWEPT', 'DivergedError', 'CheckpointError', 'write_whole',
            'save_checkpoint', 'check_finite', 'sealed', 'frozen_in', 'saved_state', 'load_checkpoint', 'set_parameters',
            'read_checkpoint', 'check_whole', 'check_same_parameters', 'Progress', 'Folder', 'Checkpoints', 'take_over',
-           'without', 'allowed_changes', 'check_same_settings', 'apart', 'listed', 'check_free', 'parameters_file',
-           'write_table', 'Lock', 'locked']
+           'without', 'allowed_changes', 'check_same_settings', 'run_differences', 'in_lines', 'check_free',
+           'parameters_file', 'write_table', 'Lock', 'locked']
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #47e2a1be
 class DivergedError(ArithmeticError):
@@ -213,7 +213,7 @@ def _kind_at(name: str, tensors: dict[str, Tensor]) -> tuple[Any, str]:
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #19afcdd3
 Row = dict[str, float]
 FILES = ("checkpoint.pt", "best.pt", "validation.csv", "log.csv")
-NAMES = (*FILES, "run.json", "result.json")  # what we write into a folder
+RUN_FILES = (*FILES, "run.json", "result.json")  # what we write into a folder
 
 
 @dataclass
@@ -373,12 +373,12 @@ def allowed_changes(saved: dict[str, Any], here: dict[str, Any], where: str | Pa
     if "versions" not in saved:
         raise CheckpointError(f"{where} was written by an older metalit, which did not write down "
                               f"all that a run is made of: {older}")
-    found = apart(saved, here)
+    found = run_differences(saved, here)
     wrong = [one for one in found if not named_by(one.place, MAY_DIFFER.union(allow))]
     names = ", ".join(repr(one.place) for one in wrong[:6])
     ways = f", allow={{{names}}} to go on with the new ones, or resume=False to start over" * over
     if wrong:
-        raise CheckpointError(f"{where} is of another run:\n{listed(wrong)}\nUse the old values, "
+        raise CheckpointError(f"{where} is of another run:\n{in_lines(wrong)}\nUse the old values, "
                               f"{'' if over else 'or '}another folder{ways}")
     return found
 
@@ -393,17 +393,17 @@ def check_same_settings(saved: dict[str, Any], here: dict[str, Any], where: str 
     found = allowed_changes(saved, here, where, allow, older, over)
     if found:
         warnings.warn(f"{where} goes on with other values, no longer bit for bit:\n"
-                      f"{listed(found)}", stacklevel=2)
+                      f"{in_lines(found)}", stacklevel=2)
 
 
-def apart(saved: dict[str, Any], here: dict[str, Any]) -> list[Mismatch]:
+def run_differences(saved: dict[str, Any], here: dict[str, Any]) -> list[Mismatch]:
     "Where two runs differ; what another version did not write down is taken on trust."
     found = differences(saved, here)
     if saved["versions"]["metalit"] == library_version(): return found
     return [one for one in found if NOTHING not in (one.was, one.now)]
 
 
-def listed(found: list[Mismatch], most: int = 6) -> str:
+def in_lines(found: list[Mismatch], most: int = 6) -> str:
     "Differences, a line each."
     more = [f"  and {len(found) - most} more"] if len(found) > most else []
     return "\n".join([*(f"  {one}" for one in found[:most]), *more])
@@ -417,7 +417,7 @@ def check_free(folder: Path) -> None:
             raise CheckpointError(f"{error}. It is not deleted: move it away yourself, or choose "
                                   "another folder") from error
         return
-    there = [name for name in NAMES if (folder / name).exists()]
+    there = [name for name in RUN_FILES if (folder / name).exists()]
     if there:
         raise CheckpointError(f"{folder} holds {there[0]}, but no checkpoint of a run that it "
                               "could belong to: move it away, or choose another folder")

@@ -34,12 +34,12 @@ from ..meta_loss import MetaLoss
 from ..schedule import Scheduled
 
 # %% auto #0
-__all__ = ['LIBRARIES', 'AROUND', 'OF_A_THING', 'FOUND_OUT', 'OF_EVERY_MODULE', 'WORDS', 'NOTHING', 'MAY_DIFFER', 'checksum',
+__all__ = ['LIBRARIES', 'AROUND', 'OF_A_THING', 'FOUND_OUT', 'OF_EVERY_MODULE', 'LEAF_WORDS', 'NOTHING', 'MAY_DIFFER', 'checksum',
            'tensor_words', 'from_library', 'full_name', 'source_of', 'code_words', 'names_used', 'Named', 'named',
-           'kept_by', 'Look', 'own_identity', 'Functions', 'refuse', 'opened', 'holds_tensors', 'is_told', 'Classes',
+           'kept_by', 'Look', 'own_identity', 'Functions', 'refuse', 'opened_up', 'holds_tensors', 'is_told', 'Classes',
            'of_list', 'of_set', 'of_number', 'of_builtin', 'identity', 'digest', 'label', 'settings_of',
-           'optimizer_words', 'library_version', 'versions', 'Mismatch', 'differences', 'are_trees', 'kind_of', 'shown',
-           'first_lines', 'named_by']
+           'optimizer_words', 'library_version', 'versions', 'Mismatch', 'differences', 'are_trees', 'kind_of',
+           'tree_in_short', 'first_lines', 'named_by']
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a00001
 def checksum(content: Any) -> str:
@@ -179,7 +179,7 @@ class Look:
 
     def at(self, thing: Any, place: str) -> Any:
         "The tree of a thing that stands at a place."
-        for kinds, words in WORDS:
+        for kinds, words in LEAF_WORDS:
             if isinstance(thing, kinds): return words(self, thing, place)
         return self.once(thing, place, self.of_object)
 
@@ -254,7 +254,7 @@ class Functions(Look):
         around = {name: function.__globals__[name] for name in names
                   if name in function.__globals__} | caught
         return {name: self.at(value, f"{place}.{name}") if is_told(value)
-                else full_name(type(value)) for name, value in opened(around, function).items()}
+                else full_name(type(value)) for name, value in opened_up(around, function).items()}
 
     def of_partial(self, made: partial, place: str) -> Any:
         "A function with arguments: itself, and these."
@@ -274,7 +274,7 @@ def refuse(place: str, what: str) -> None:
                      f"on with another one. Give it a name: ml.named(\"{last}-1\", …)")
 
 
-def opened(around: dict[str, Any], function: types.FunctionType) -> dict[str, Any]:
+def opened_up(around: dict[str, Any], function: types.FunctionType) -> dict[str, Any]:
     "The same, with what a function may take from one's own modules; those of libraries left out."
     dotted = sorted(names_used(function.__code__, OF_A_THING))
     found = {}
@@ -294,7 +294,7 @@ def holds_tensors(thing: Any) -> bool:
 
 def is_told(thing: Any) -> bool:
     "Whether what a function uses is told in full, or by its class alone."
-    if any(isinstance(thing, kinds) for kinds, _ in WORDS): return True
+    if any(isinstance(thing, kinds) for kinds, _ in LEAF_WORDS): return True
     return not from_library(type(thing).__module__)
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a00020
@@ -344,7 +344,7 @@ def of_builtin(look: Look, function: Any, place: str) -> Any:
     return {"method": function.__name__, "of": look.at(owner, place)}
 
 
-WORDS: tuple[tuple[Any, Callable[[Any, Any, str], Any]], ...] = (
+LEAF_WORDS: tuple[tuple[Any, Callable[[Any, Any, str], Any]], ...] = (
     (enum.Enum, lambda look, thing, place: f"{type(thing).__qualname__}.{thing.name}"),
     ((bool, int, types.NoneType), lambda look, thing, place: thing),
     (str, lambda look, thing, place: str(thing)),
@@ -458,7 +458,7 @@ class Mismatch(NamedTuple):
         was, now = (self.was, self.now)
         if isinstance(was, str) and isinstance(now, str) and "\n" in was + now:
             was, now = first_lines(was, now)
-        return f"{self.place} was {shown(was)}, now {shown(now)}"
+        return f"{self.place} was {tree_in_short(was)}, now {tree_in_short(now)}"
 
 
 NOTHING = "nothing"
@@ -491,7 +491,7 @@ def kind_of(tree: dict[str, Any]) -> Any:
     return kind_of(kind) if isinstance(kind, dict) else kind
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a0001b
-def shown(tree: Any, most: int = 60) -> str:
+def tree_in_short(tree: Any, most: int = 60) -> str:
     "A tree in one line of at most so many characters: of a thing its class and plain numbers."
     if isinstance(tree, dict):
         plain = (f"{name}={value}" for name, value in tree.items()

@@ -19,7 +19,7 @@ from .checkpoints import Checkpoints, Progress, Row
 from .evaluation import Validation
 
 # %% auto #0
-__all__ = ['Watcher', 'Teller', 'as_watcher', 'looks_on', 'watched', 'end_of', 'Bar', 'Board', 'Looks']
+__all__ = ['Watcher', 'Teller', 'as_watcher', 'looks_on', 'watched', 'ending_of', 'Bar', 'Board', 'Looks']
 
 # %% ../../nbs/7_workshop/66_watching.ipynb #9d6ee6e9
 class Watcher:
@@ -85,11 +85,11 @@ def watched(by: list[Watcher], progress: Progress, steps: int, batch_size: int) 
     with contextlib.ExitStack() as stack:
         for watcher in by:
             watcher.begin(progress, steps, batch_size)
-            stack.push(end_of(watcher))
+            stack.push(ending_of(watcher))
         yield
 
 
-def end_of(watcher: Watcher) -> Callable[[Any, BaseException | None, Any], None]:
+def ending_of(watcher: Watcher) -> Callable[[Any, BaseException | None, Any], None]:
     "Tells a watcher how it ended, as `contextlib.ExitStack` wants to call it."
     def end(kind: Any, error: BaseException | None, trace: Any) -> None: watcher.end(error)
     return end

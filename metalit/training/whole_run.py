@@ -23,26 +23,27 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..batching.compiled import used
 from ..batching.many_steps import HAS_LOOPS, ManySteps, draws_numbers, written_out
 from ..batching.plain import traceable
+from ..inner.momentum import clipped
 from ..meta_loss import Calls, MetaLoss, function_of
+from ..models import Params
 from ..schedule import scheduled
 from ..tasks.family import Family
 from ..tasks.task import Task
 from .identity import digest, identity
 
 # %% auto #0
-__all__ = ['Group', 'State', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAPHS', 'sgd', 'numbers_of_sgd',
-           'kept_by_sgd', 'adam', 'numbers_of_adam', 'kept_by_adam', 'Kind', 'done', 'is_even', 'Descent', 'numbers_of',
-           'clipped', 'step_of', 'why_not', 'form', 'length_for', 'graph_of', 'check_all_used', 'key_of', 'steps_of',
-           'WholeRun', 'gathered', 'until', 'reached', 'draws_together', 'finite', 'first_line', 'put_down', 'take_up',
-           'whole_run']
+__all__ = ['Group', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAPHS', 'sgd', 'numbers_of_sgd', 'kept_by_sgd',
+           'adam', 'numbers_of_adam', 'kept_by_adam', 'StepRule', 'done', 'is_even', 'OuterStep', 'numbers_of_steps',
+           'step_of', 'why_not', 'form', 'length_for', 'graph_of', 'check_all_used', 'key_of', 'steps_of', 'WholeRun',
+           'gathered_tasks', 'until', 'reached', 'draws_together', 'finite_batches', 'first_line', 'put_down',
+           'take_up', 'whole_run']
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00006
 Group = dict[str, Any]
-State = dict[str, Tensor]
 
 
-def sgd(group: Group, p: Tensor, g: Tensor, state: State,
-        numbers: Sequence[Tensor]) -> tuple[Tensor, State]:
+def sgd(group: Group, p: Tensor, g: Tensor, state: Params,
+        numbers: Sequence[Tensor]) -> tuple[Tensor, Params]:
     "A step of `torch.optim.SGD`, as a function: the new parameter, and what is kept."
     lr, decay, keeps, takes, momentum = numbers
     if group["maximize"]: g = -g
@@ -64,8 +65,8 @@ def kept_by_sgd(group: Group) -> tuple[str, ...]:
     return ("momentum_buffer",) if group["momentum"] else ()
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00007
-def adam(group: Group, p: Tensor, g: Tensor, state: State,
-         numbers: Sequence[Tensor]) -> tuple[Tensor, State]:
+def adam(group: Group, p: Tensor, g: Tensor, state: Params,
+         numbers: Sequence[Tensor]) -> tuple[Tensor, Params]:
     "A step of `torch.optim.Adam` or `AdamW`, as a function: the new parameter, and what is kept."
     size, root, decay, shrink, new, keeps, takes, eps = numbers
     if group["maximize"]: g = -g
@@ -92,16 +93,16 @@ def kept_by_adam(group: Group) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []))
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00008
-class Kind(NamedTuple):
+class StepRule(NamedTuple):
     "An optimizer as functions: a step, its numbers, and the names of what it keeps."
-    update: Callable[..., tuple[Tensor, State]]
+    update: Callable[..., tuple[Tensor, Params]]
     numbers: Callable[[Group, int], tuple[float, ...]]
     keeps: Callable[[Group], tuple[str, ...]]
 
 
-ADAM = Kind(adam, numbers_of_adam, kept_by_adam)
-KINDS: dict[type, Kind] = {torch.optim.SGD: Kind(sgd, numbers_of_sgd, kept_by_sgd),
-                           torch.optim.Adam: ADAM, torch.optim.AdamW: ADAM}
+ADAM = StepRule(adam, numbers_of_adam, kept_by_adam)
+KINDS: dict[type, StepRule] = {torch.optim.SGD: StepRule(sgd, numbers_of_sgd, kept_by_sgd),
+                               torch.optim.Adam: ADAM, torch.optim.AdamW: ADAM}
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00024
 def done(optimizer: torch.optim.Optimizer, p: Tensor) -> int:
@@ -116,7 +117,7 @@ def is_even(optimizer: torch.optim.Optimizer) -> bool:
                for group in optimizer.param_groups)
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b0000c
-class Descent:
+class OuterStep:
     "An outer step as a function of tensors, and where its tensors lie: see `step_of`."
     def __init__(self, J: MetaLoss, optimizer: torch.optim.Optimizer, clip: float | None = None):
         self.J, self.optimizer, self.clip = J, optimizer, clip
@@ -143,7 +144,7 @@ class Descent:
                 *(torch.zeros_like(p) if kept is None else kept
                   for (p, _), kept in zip(self.slots(), held, strict=True))]
 
-    def shared(self) -> State:
+    def shared(self) -> Params:
         "What a step only reads: frozen parameters and buffers."
         trained = {name for name, *_ in self.places}
         there = chain(self.calls.named_parameters(), self.calls.named_buffers())
@@ -162,7 +163,7 @@ class Descent:
         for p, name in self.slots(): self.optimizer.state[p][name] = next(here)
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b0000d
-def numbers_of(descent: Descent, count: int, schedule: Any = None) -> Tensor:
+def numbers_of_steps(descent: OuterStep, count: int, schedule: Any = None) -> Tensor:
     "The numbers of the next steps, (count, groups, numbers); a scheduler steps after each."
     rows, groups = [], descent.groups
     taken = [max([done(descent.optimizer, p) for _, p, of in descent.places if of == row],
@@ -174,15 +175,7 @@ def numbers_of(descent: Descent, count: int, schedule: Any = None) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def clipped(gradient: State, largest: float | None) -> State:
-    "As `torch.nn.utils.clip_grad_norm_` does it."
-    if largest is None: return gradient
-    lengths = torch.stack([torch.linalg.vector_norm(g) for g in gradient.values()])
-    share = (largest / (torch.linalg.vector_norm(lengths) + 1e-6)).clamp(max=1.0)
-    return {name: share * g for name, g in gradient.items()}
-
-
-def step_of(descent: Descent, like: Task) -> Callable[..., tuple[Tensor, ...]]:
+def step_of(descent: OuterStep, like: Task) -> Callable[..., tuple[Tensor, ...]]:
     "From state, shared, and numbers with the leaves of a batch, to value and state after it."
     value, spec, names = function_of(descent.calls), tree_flatten(like)[1], list(descent.shared())
 
@@ -190,7 +183,8 @@ def step_of(descent: Descent, like: Task) -> Callable[..., tuple[Tensor, ...]]:
         theta = {name: p for (name, *_), p in zip(descent.places, state, strict=False)}
         constant, task = dict(zip(names, shared, strict=True)), tree_unflatten(own[1:], spec)
         gradient, found = grad_and_value(lambda own: value(own | constant, task))(theta)
-        gradient, kept = clipped(gradient, descent.clip), iter(state[len(theta):])
+        if descent.clip is not None: gradient = clipped(gradient, descent.clip)
+        kept = iter(state[len(theta):])
         after: list[Tensor] = []
         remembered: list[Tensor] = []
         for name, _, row in descent.places:
@@ -252,9 +246,9 @@ def length_for(task: Task) -> int:
     return max(1, min(LENGTH, MEMORY // max(1, size)))
 
 
-def graph_of(descent: Descent, like: Task) -> tuple[Any, torch.dtype]:
+def graph_of(descent: OuterStep, like: Task) -> tuple[Any, torch.dtype]:
     "The operations of a step, and the type of its value; `ValueError` where they are not enough."
-    own = [numbers_of(descent, 1)[0], *tree_flatten(like)[0]]
+    own = [numbers_of_steps(descent, 1)[0], *tree_flatten(like)[0]]
     with traceable(descent.J.model, contextlib.nullcontext)():
         first, again = (written_out(step_of(descent, like), descent.state(),
                                     list(descent.shared().values()), own) for _ in range(2))
@@ -267,14 +261,14 @@ def graph_of(descent: Descent, like: Task) -> tuple[Any, torch.dtype]:
     return first, out.args[0][0].meta["val"].dtype
 
 
-def check_all_used(descent: Descent, like: Task) -> None:
+def check_all_used(descent: OuterStep, like: Task) -> None:
     "Raise `ValueError` for a parameter without a gradient, which an optimizer passes over."
     parameters = {name: p for name, p, _ in descent.places}
     for name in parameters.keys() - used(function_of(descent.calls), parameters, like):
         raise ValueError(f"J does not depend on {name.removeprefix('owner.')!r}")
 
 
-def key_of(descent: Descent, like: Task, options: Any) -> str:
+def key_of(descent: OuterStep, like: Task, options: Any) -> str:
     "What a graph is made of, in a word; `ValueError` where that cannot be told."
     J = descent.J
     what = {"awake": [part.training for part in J.modules()], "clip": descent.clip,
@@ -285,7 +279,7 @@ def key_of(descent: Descent, like: Task, options: Any) -> str:
     return digest(identity(J) | {name: str(value) for name, value in what.items()})
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00012
-def steps_of(descent: Descent, like: Task, **options: Any) -> ManySteps:
+def steps_of(descent: OuterStep, like: Task, **options: Any) -> ManySteps:
     "The compiled steps, or those of an earlier run of the same kind."
     try: key = key_of(descent, like, options)
     except ValueError: key = ""                              # a lambda does not say what it is
@@ -301,10 +295,10 @@ class WholeRun:
     "The steps of a run, many at a time. `periods`: a piece ends after each multiple of these."
     def __init__(self, run: Any, like: Task, periods: Sequence[int], **options: Any):
         self.run, self.like, self.periods = run, form(like), periods
-        self.descent = Descent(run.J, run.optimizer, run.around.clip)
+        self.descent = OuterStep(run.J, run.optimizer, run.around.clip)
         self.steps, self.pace = steps_of(self.descent, like, **options), 0.0
         self.stacks = [leaf.new_zeros(self.steps.length, *leaf.shape)
-                       for leaf in (numbers_of(self.descent, 1)[0], *tree_flatten(like)[0])]
+                       for leaf in (numbers_of_steps(self.descent, 1)[0], *tree_flatten(like)[0])]
 
     def ready(self) -> bool:
         "Compile, and take no step; False, with a line in the log, where that fails."
@@ -320,9 +314,9 @@ class WholeRun:
 
     def first(self) -> float:
         "The first meta-loss, without a step; no number where the tasks hold what is none."
-        gathered(self.run, 0, 1, self.like, self.stacks[1:])
-        self.stacks[0][:1] = numbers_of(self.descent, 1)
-        return [*self._took(finite(self.stacks[1:], 1))[0].tolist(), math.nan][0]
+        gathered_tasks(self.run, 0, 1, self.like, self.stacks[1:])
+        self.stacks[0][:1] = numbers_of_steps(self.descent, 1)
+        return [*self._took(finite_batches(self.stacks[1:], 1))[0].tolist(), math.nan][0]
 
     def piece(self, step: int) -> list[float]:
         """Take the next steps, as far as tasks have one form, and they and meta-losses are numbers.
@@ -331,17 +325,17 @@ class WholeRun:
         """
         if not is_even(self.run.optimizer): return []        # as a checkpoint holds it
         begin = time.perf_counter()
-        count = gathered(self.run, step, until(self, step), self.like, self.stacks[1:])
+        count = gathered_tasks(self.run, step, until(self, step), self.like, self.stacks[1:])
         if not count: return []
         schedule = None if self.run.waits else self.run.schedule
         before = put_down(self.run.optimizer, schedule)
-        self.stacks[0][:count] = numbers_of(self.descent, count, schedule)
-        fine = finite(self.stacks[1:], count)
+        self.stacks[0][:count] = numbers_of_steps(self.descent, count, schedule)
+        fine = finite_batches(self.stacks[1:], count)
         values, state = reached(self._took, fine)
         good = int(values.isfinite().long().cumprod(0).sum())
         if good < count:
             take_up(self.run.optimizer, schedule, before)
-            numbers_of(self.descent, good, schedule)
+            numbers_of_steps(self.descent, good, schedule)
             if good < len(values): _, state = self._took(good)
         if good: self.descent.set(state, good)
         self.pace = (time.perf_counter() - begin) / count
@@ -349,7 +343,7 @@ class WholeRun:
         return [*values.tolist(), *ends][:good + 1]
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00015
-def gathered(run: Any, step: int, until: int, like: Any, stacks: Sequence[Tensor]) -> int:
+def gathered_tasks(run: Any, step: int, until: int, like: Any, stacks: Sequence[Tensor]) -> int:
     "Put the tasks of these steps into the stacks; how many come before one of another form."
     family, size, seed = run.tasks, run.plan.batch_size, run.plan.seed
     if draws_together(family):
@@ -394,7 +388,7 @@ def draws_together(family: Family) -> bool:
     return family.draws() and not own and family.at_once > 1
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00026
-def finite(stacks: Sequence[Tensor], count: int) -> int:
+def finite_batches(stacks: Sequence[Tensor], count: int) -> int:
     "How many of the first batches come before one that holds what is no number."
     fine = torch.ones(count, dtype=torch.bool)
     for stack in stacks:

@@ -25,7 +25,7 @@ from ..models import Conv4, Params
 from ..tasks.episodes import Episodes
 from ..tasks.family import Family
 from ..tasks.task import Split, Task, check_task
-from .figure import LiveFigure, Picture, State, pack
+from .figure import LiveFigure, Picture, FigureState, pack
 from .sinusoids import is_plain
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def start(J: MetaLoss, label: str) -> Start:
                  as_conv(twin.model) if plain and twin.loss is F.cross_entropy else None)
 
 # %% ../../nbs/8_figures/84_episode_figure.ipynb #b270e64a
-def still(state: State, picture: Picture, of: Scenes) -> Figure:
+def still(state: FigureState, picture: Picture, of: Scenes) -> Figure:
     "The figure on paper: the table of queries at one step, and the way there."
     tall = 0.7 + 0.24 * (1 + len(picture["query"][0]))
     fig, (left, right) = plots.figure(columns=2, width=3.8, height=max(2.4, tall),
@@ -322,11 +322,11 @@ def in_words(of: Scenes) -> tuple[str, str]:
 
 # %% ../../nbs/8_figures/84_episode_figure.ipynb #bfcd6051
 def computed(starts: dict[str, Start], of: Scenes,
-             trouble: Exception | None) -> Callable[[State], Picture]:
+             trouble: Exception | None) -> Callable[[FigureState], Picture]:
     "The function of the figure. A path is computed once for all of its steps."
     last: dict[str, Any] = {}
 
-    def compute(state: State) -> Picture:
+    def compute(state: FigureState) -> Picture:
         if isinstance(trouble, OSError):
             raise type(trouble)(f"the images are not there: {trouble}. Put them in place, or leave "
                                 "out tasks for the characters that come with the figure")
@@ -346,7 +346,7 @@ def computed(starts: dict[str, Start], of: Scenes,
     return compute
 
 
-def check(state: State, starts: dict[str, Start], of: Scenes) -> None:
+def check(state: FigureState, starts: dict[str, Start], of: Scenes) -> None:
     "Raise `ValueError` for a state that the figure does not have."
     bounds = {"episode": range(len(of.pictures)), "step": range(MOST_STEPS + 1),
               "start": tuple(starts)}
@@ -373,7 +373,7 @@ def readable(net: dict[str, Any] | None, of: Scenes) -> bool:
             and net["convolutions.0.weight"]["shape"][1] == of.pictures.shape[2])
 
 
-def specification(starts: dict[str, Start], of: Scenes, state: State) -> dict[str, Any]:
+def specification(starts: dict[str, Start], of: Scenes, state: FigureState) -> dict[str, Any]:
     "What the script needs to know: weights, images, names."
     def one(begin: Start) -> dict[str, Any]:
         own = None if begin.plain else type(begin.J.inner).__name__

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..plots import figure, legend
-from .figure import LiveFigure, Picture, State, finite
+from .figure import LiveFigure, Picture, FigureState, finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +46,9 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
     """
     state = checked(controls, start)
 
-    def position(state: State) -> tuple[Any, ...]: return tuple(state[key] for key in controls)
-    states: list[State] = [dict(zip(controls, values, strict=True))
+    def position(state: FigureState) -> tuple[Any, ...]:
+        return tuple(state[key] for key in controls)
+    states: list[FigureState] = [dict(zip(controls, values, strict=True))
                            for values in itertools.product(*controls.values())]
     known = {position(state): lines_of(compute, state) for state in states}
     window = ranges(list(known.values()), log) | ({"y": list(y)} if y else {})
@@ -62,7 +63,7 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
     )
 
 # %% ../../nbs/8_figures/86_explore.ipynb #27e7e835
-def checked(controls: dict[str, Sequence[Any]], start: State) -> State:
+def checked(controls: dict[str, Sequence[Any]], start: FigureState) -> FigureState:
     "The values at first; `ValueError` for too many combinations, and for a start that is no value."
     count = math.prod(len(values) for values in controls.values())
     if count > LIMIT:
@@ -75,7 +76,7 @@ def checked(controls: dict[str, Sequence[Any]], start: State) -> State:
     return {key: start.get(key, values[0]) for key, values in controls.items()}
 
 
-def lines_of(compute: Compute, values: State) -> Picture:
+def lines_of(compute: Compute, values: FigureState) -> Picture:
     "The picture of one position; `ValueError` for a line that is not as long as x."
     x, lines = compute(**values)
     found = finite({"x": _listed(x), "lines": {name: _listed(y) for name, y in lines.items()}})

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['State', 'Picture', 'SCRIPTS', 'finite', 'short', 'pack', 'modules', 'bundle', 'devices', 'Answering', 'LiveFigure',
-           'written', 'as_png', 'as_page']
+__all__ = ['FigureState', 'Picture', 'SCRIPTS', 'finite', 'short', 'pack', 'modules', 'bundle', 'devices', 'Answering',
+           'LiveFigure', 'written', 'as_png', 'as_page']
 
 # %% ../../nbs/8_figures/80_live_figures.ipynb #6285c970
-State = dict[str, Any]
+FigureState = dict[str, Any]
 Picture = dict[str, Any]
 
 
@@ -114,9 +114,10 @@ class Answering(anywidget.AnyWidget):
     answer = traitlets.Dict().tag(sync=True)
     frames = traitlets.List(traitlets.Dict()).tag(sync=True)
 
-    compute: Callable[[State], Picture]
+    compute: Callable[[FigureState], Picture]
 
-    def __init__(self, script: str, spec: dict[str, Any], state: State, frames: Iterable[State]):
+    def __init__(self, script: str, spec: dict[str, Any], state: FigureState,
+                 frames: Iterable[FigureState]):
         super().__init__(_esm=script, spec=spec, state={"device": "cpu"} | state)
         self.frames = [{"state": frame, "picture": self._picture(frame)}
                        for frame in ({"device": "cpu"} | state for state in frames)]
@@ -138,7 +139,7 @@ class Answering(anywidget.AnyWidget):
                            f"{', '.join(self.state)}")
         self.state = self.state | changes
 
-    def _picture(self, state: State) -> Picture:
+    def _picture(self, state: FigureState) -> Picture:
         try:
             if state["device"] not in self.spec["devices"]:
                 raise ValueError(f"there is no device {state['device']!r} here: "
@@ -173,9 +174,10 @@ class LiveFigure(Answering):
     Example: `figure.move(lr=0.1)`, with `from metalit.widgets import sinusoid` and
     `figure = sinusoid()`.
     """
-    def __init__(self, name: str, *, spec: dict[str, Any], state: State,
-                 compute: Callable[[State], Picture], draw: Callable[[State, Picture], Figure],
-                 alt: str, caption: str = "", frames: Iterable[State] = ()):
+    def __init__(self, name: str, *, spec: dict[str, Any], state: FigureState,
+                 compute: Callable[[FigureState], Picture],
+                 draw: Callable[[FigureState, Picture], Figure],
+                 alt: str, caption: str = "", frames: Iterable[FigureState] = ()):
         self.compute, self.draw, self.name = compute, draw, name
         super().__init__(f"{bundle(name)}\nexport default {{ render: ({{ model, el }}) => "
                          f"start({{ compute, build }}, model, el) }};",

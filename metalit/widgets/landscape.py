@@ -17,7 +17,7 @@ from ..meta_loss import MetaLoss
 from ..models import Params, Point
 from ..tasks.quadratics import half_square
 from ..tasks.task import Task
-from .figure import LiveFigure, Picture, State
+from .figure import LiveFigure, Picture, FigureState
 from metalit.widgets.plane import (
     CHOICES,
     GRID,
@@ -50,7 +50,7 @@ RATES = {"maml": (1.5, 0), "fomaml": (1.0, 0), "reptile": (1.0, 0), "norm": (1.5
 OWN_RATE = (1.0, 0)
 
 
-def outer_step(state: State) -> float:
+def outer_step(state: FigureState) -> float:
     "The size β of an outer step."
     rate, power = RATES.get(state["loss"], OWN_RATE)
     return state["outer"] * rate * state["lr"] ** power / (1 + state["weight"])
@@ -83,7 +83,7 @@ def best_start(error: MetaLoss, task: Task, starts: Tensor, errors: Tensor) -> T
     return theta.detach()
 
 # %% ../../nbs/8_figures/83_rewards_figure.ipynb #dd779e1a
-def _show(state: State, task: Task, own: dict[str, MetaLoss], grid: int) -> Picture:
+def _show(state: FigureState, task: Task, own: dict[str, MetaLoss], grid: int) -> Picture:
     "The picture of a state: both surfaces, the path with what it is worth, and the best start."
     task = task.to(state["device"])
     theta = torch.tensor([state["x"], state["y"]], dtype=torch.float64, device=state["device"])
@@ -123,7 +123,7 @@ DEFAULT = {"loss": "written_reptile", "x": 1.2, "y": 1.8, "lr": 0.4, "steps": 3,
            "margin": 1.0, "count": 30, "outer": 1.0}
 
 # %% ../../nbs/8_figures/83_rewards_figure.ipynb #8b7c2901
-def _draw(state: State, picture: Picture) -> Figure:
+def _draw(state: FigureState, picture: Picture) -> Figure:
     "Both surfaces with the path, and the error along it."
     fig, axes = plots.figure(columns=3, width=2.9, height=3.2)
     red, green, grey = (plots.COLOURS[name] for name in ("red", "green", "grey"))

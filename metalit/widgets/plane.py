@@ -23,7 +23,7 @@ from ..tasks.quadratics import curvature, half_square, quadratic_task
 from ..tasks.task import Task
 from ..terms.query import QueryLoss
 from ..terms.sharpness import GradientNorm
-from .figure import LiveFigure, Picture, State
+from .figure import LiveFigure, Picture, FigureState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def four_bowls() -> Task:
     return quadratic_task(A, s, C, s + shift)
 
 # %% ../../nbs/8_figures/82_two_parameters.ipynb #220254d9
-Make = Callable[[Point, State], MetaLoss]
+Make = Callable[[Point, FigureState], MetaLoss]
 
 
 class Choice(NamedTuple):
@@ -70,7 +70,7 @@ def _written(formula: Callable[..., Tensor], **options: str) -> Make:
     )
 
 
-def _norm(model: Point, state: State) -> MetaLoss:
+def _norm(model: Point, state: FigureState) -> MetaLoss:
     return MetaLoss(model, half_square, inner=SGD(state["lr"], state["steps"]),
                     terms=QueryLoss() + state["weight"] * GradientNorm())
 
@@ -96,7 +96,7 @@ CHOICES = {"maml": Choice("MAML, exact gradient", "exact", "#0072B2", _method(MA
                                        _written(as_written.meta_curvature, lam="weight"))}
 
 # %% ../../nbs/8_figures/82_two_parameters.ipynb #2e13ab83
-def set_by_sliders(J: MetaLoss, model: Point, state: State) -> MetaLoss:
+def set_by_sliders(J: MetaLoss, model: Point, state: FigureState) -> MetaLoss:
     "The choices of J for a point and the bowls, with the state's step size and steps."
     if not isinstance(J, MetaLoss):
         raise TypeError("a MetaLoss is needed, such as ml.MAML(model, loss); found "
@@ -109,7 +109,7 @@ def set_by_sliders(J: MetaLoss, model: Point, state: State) -> MetaLoss:
     return twin
 
 
-def made(key: str, theta: Tensor, state: State, own: dict[str, MetaLoss]) -> MetaLoss:
+def made(key: str, theta: Tensor, state: FigureState, own: dict[str, MetaLoss]) -> MetaLoss:
     "The meta-loss of a key, started at θ: one of `CHOICES`, or a reader's own."
     return (set_by_sliders(own[key], Point(theta), state) if key in own
             else CHOICES[key].make(Point(theta), state))
@@ -148,7 +148,7 @@ def gradient_of(J: MetaLoss, task: Task) -> Tensor:
     return torch.zeros_like(theta) if found is None else found
 
 
-def inner_loop(J: MetaLoss, key: str, state: State) -> InnerLoop:
+def inner_loop(J: MetaLoss, key: str, state: FigureState) -> InnerLoop:
     "How a task learns in the figures: by K plain steps, or as a meta-loss of a reader's own says."
     return SGD(state["lr"], state["steps"]) if key in CHOICES else J.inner
 
@@ -167,7 +167,7 @@ def _checked(value: Tensor) -> Tensor:
     return value
 
 
-def _show(state: State, task: Task, own: dict[str, MetaLoss], grid: int) -> Picture:
+def _show(state: FigureState, task: Task, own: dict[str, MetaLoss], grid: int) -> Picture:
     "The picture of a state: value, surface, inner paths and arrows."
     task = task.to(state["device"])
     theta = torch.tensor([state["x"], state["y"]], dtype=torch.float64, device=state["device"])
@@ -204,7 +204,7 @@ def square(ax: Axes) -> None:
            xticks=(-2, 0, 2), yticks=(-2, 0, 2))
 
 
-def _draw(state: State, picture: Picture, task: Task) -> Figure:
+def _draw(state: FigureState, picture: Picture, task: Task) -> Figure:
     """The surface with an arrow for each rule; beside it the inner paths with the optima.
 
     The arrows are of one length.
@@ -254,7 +254,7 @@ def listed(own: dict[str, MetaLoss]) -> list[dict[str, str]]:
             + [{"key": key, "name": key, "short": key, "colour": "currentColor"} for key in own])
 
 
-def frames_of(state: State, key: str, own: dict[str, MetaLoss]) -> list[State]:
+def frames_of(state: FigureState, key: str, own: dict[str, MetaLoss]) -> list[FigureState]:
     "The states that a page without a kernel can show of a reader's own meta-losses."
     return [state | {key: name, "lr": lr, "steps": steps}
             for name in own for steps in (1, 3, 5) for lr in (0.2, 0.4, 0.8)]

@@ -21,7 +21,7 @@ from ..meta_loss import MetaLoss
 from ..methods import MAML
 from ..models import mlp
 from ..tasks.task import Split
-from .figure import LiveFigure, Picture, State, pack
+from .figure import LiveFigure, Picture, FigureState, pack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ POINTS = [[-4.4, 0.0], [-3.5, 0.0], [-2.8, 0.0], [-1.7, 0.0], [-0.9, 0.0], [0.2,
           [2.3, 0.0], [3.2, 0.0], [4.3, 0.0]]
 
 
-def scene(state: State) -> tuple[Split, Split]:
+def scene(state: FigureState) -> tuple[Split, Split]:
     """The support points and the grid that a state speaks of, float64, (1, S, 1) and (1, 100, 1).
 
     Raises `ValueError` where points or inner steps are out of bounds.
@@ -127,7 +127,7 @@ LIMIT = 1e6
 
 
 @torch.no_grad()
-def follow(one: Start, support: Split, query: Split, state: State) -> Picture:
+def follow(one: Start, support: Split, query: Split, state: FigureState) -> Picture:
     """The curves after 0 … K inner steps from one start, and the losses.
 
     Also where they blew up, or None.
@@ -161,7 +161,7 @@ def misfit(one: Start, why: str) -> ValueError:
 INK = {"left": "orange", "right": "blue"}
 
 
-def still(state: State, picture: Picture, starts: Mapping[str, Start]) -> Figure:
+def still(state: FigureState, picture: Picture, starts: Mapping[str, Start]) -> Figure:
     "The figure on paper: both panels, and the losses along the paths."
     fig, axes = plots.figure(columns=3, width=3.0)
     for ax, which in zip(axes, INK, strict=False):
@@ -199,7 +199,7 @@ CAPTION = ("Move the inner steps from 0 to 10, then the step size. Drag the poin
            "does where there are no points.")
 
 
-def shown(state: State, starts: Mapping[str, Start]) -> Picture:
+def shown(state: FigureState, starts: Mapping[str, Start]) -> Picture:
     "The picture of a state: the wave, the points, and what each of both starts makes of them."
     support, query = scene(state)
     return {"x": query.x.flatten(), "truth": query.y.flatten(),
@@ -207,7 +207,7 @@ def shown(state: State, starts: Mapping[str, Start]) -> Picture:
             **{which: follow(starts[state[which]], support, query, state) for which in INK}}
 
 
-def described(state: State, starts: Mapping[str, Start]) -> str:
+def described(state: FigureState, starts: Mapping[str, Start]) -> str:
     "The figure in words."
     left, right = (starts[state[which]].title for which in INK)
     return (f"A sine wave with {len(state['points'])} support points, the curve of a network "
@@ -215,7 +215,7 @@ def described(state: State, starts: Mapping[str, Start]) -> str:
             f"{left} and {right}. Below, the losses along both paths.")
 
 
-def specification(every: Mapping[str, Start], state: State) -> dict[str, Any]:
+def specification(every: Mapping[str, Start], state: FigureState) -> dict[str, Any]:
     "What the script needs to know: weights, bounds, names."
     def one(begin: Start) -> dict[str, Any]:
         lr = None if begin.plain else getattr(begin.J.inner, "lr", None)
@@ -246,9 +246,9 @@ def sinusoid(starts: Mapping[str, MetaLoss] | None = None, *, left: str | None =
     mine = {name: start(name, J) for name, J in (starts or {}).items()}
     every = {name: start(name, MAML(trained(name), F.mse_loss)) for name in LABELS} | mine
     own = next(iter(mine), None)
-    state: State = {"amplitude": amplitude, "phase": phase, "points": points or POINTS,
-                    "steps": steps, "lr": lr, "left": left or ("maml" if own else "joint"),
-                    "right": right or own or "maml"}
+    state: FigureState = {"amplitude": amplitude, "phase": phase, "points": points or POINTS,
+                          "steps": steps, "lr": lr, "left": left or ("maml" if own else "joint"),
+                          "right": right or own or "maml"}
     for which in INK:
         if state[which] not in every:
             raise ValueError(f"{which}={state[which]!r}: no such start; there are "

@@ -19,7 +19,7 @@ from ..tasks.family import Family
 from ..training.checkpoints import Progress, Row
 from ..training.evaluation import evaluate, own_random_numbers
 from ..training.watching import Watcher
-from .figure import LiveFigure, Picture, State, bundle, finite
+from .figure import LiveFigure, Picture, FigureState, bundle, finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ def earlier(at: int) -> list[int]:
     return sorted({i * at // 8 for i in range(8)} - {at})
 
 
-def picture_of(history: dict[str, Any], state: State) -> Picture:
+def picture_of(history: dict[str, Any], state: FigureState) -> Picture:
     "What a history shows with the slider at look `at`; None is the newest."
     looks, at = history["looks"], state["at"]
     shown = {key: history[key] for key in ("inner", "loss", "validation", "step",
