@@ -20,7 +20,7 @@ from .random import Random
 from .task import Split, Task, leaves, mapped
 
 # %% auto #0
-__all__ = ['OWN_SEEDS', 'NamedSinusoids', 'examples', 'check_waves', 'Augmented', 'normal_for', 'check_changes']
+__all__ = ['OWN_SEEDS', 'NamedSinusoids', 'wave_examples', 'check_waves', 'Augmented', 'normal_for', 'check_changes']
 
 # %% ../../nbs/3_choices/37_memorised.ipynb #37000008
 class NamedSinusoids(Family):
@@ -59,8 +59,8 @@ class NamedSinusoids(Family):
         wave = self.amplitudes[name][..., None]
         support, query = (random.uniform((n_tasks, count, 1), *self.x)
                           for count in (self.shots, self.queries))
-        return Task(examples(self, support, name, wave, random),
-                    examples(self, query, name, wave, random))
+        return Task(wave_examples(self, support, name, wave, random),
+                    wave_examples(self, query, name, wave, random))
 
     def draw_held_out(self, n_tasks: int, random: Random) -> Task:
         "Waves of any amplitude under a name of no meaning, with the grid as query points."
@@ -68,13 +68,14 @@ class NamedSinusoids(Family):
         wave = random.uniform((n_tasks, 1, 1), *self.amplitude)
         x = random.uniform((n_tasks, self.shots, 1), *self.x)
         grid = torch.linspace(*self.asked, self.grid).expand(n_tasks, -1)[..., None]
-        return Task(examples(self, x, name, wave, random), examples(self, grid, name, wave, random))
+        return Task(wave_examples(self, x, name, wave, random),
+                    wave_examples(self, grid, name, wave, random))
 
     def __repr__(self) -> str:
         return f"NamedSinusoids(shots={self.shots}, queries={self.queries})"
 
 # %% ../../nbs/3_choices/37_memorised.ipynb #37000009
-def examples(family: NamedSinusoids, x: Tensor, name: Tensor, wave: Tensor,
+def wave_examples(family: NamedSinusoids, x: Tensor, name: Tensor, wave: Tensor,
              random: Random) -> Split:
     "Examples of waves of amplitudes (B, 1, 1) at x (B, S, 1), under their names (B, 1)."
     named = F.one_hot(name, family.names).to(x.dtype).expand(-1, x.shape[1], -1)
