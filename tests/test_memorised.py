@@ -14,7 +14,7 @@ from metalit.judging.judge import QUESTIONS
 from metalit.models import Bottleneck, Point, mlp
 from metalit.tasks import curvature, half_square
 from metalit.terms.information import nats
-from metalit.training.whole_run import Descent, graph_of
+from metalit.training.whole_run import OuterStep, graph_of
 from reproduce.memorised import SETTINGS, Anew, EncoderAnew, summary
 
 DOUBLES = {"dtype": torch.float64}
@@ -442,7 +442,7 @@ def test_what_does_not_go_together(make, message, named):
 def test_a_run_in_one_graph_says_why_it_is_none(kind, named):
     J = made(kind)
     with pytest.raises(ValueError, match="J draws random numbers"):
-        graph_of(Descent(J, torch.optim.Adam(J.parameters()), None), named)
+        graph_of(OuterStep(J, torch.optim.Adam(J.parameters()), None), named)
 
 
 @KINDS
