@@ -41,7 +41,7 @@ def this_step(step: int, steps: int) -> float:
 
 
 def none_yet(step: int, steps: int) -> float:
-    "None, at the begin of each meta-step: a schedule."
+    "None, at the beginning of each meta-step: a schedule."
     return 0.0
 
 

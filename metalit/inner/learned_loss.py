@@ -56,8 +56,8 @@ class LossNetwork(LearnedLoss):
     """A loss that is a network of prediction and truth, as in ML3 (Bechtle et al. 2020).
 
     2 → `width` → `width` → 1 with ReLU, without biases, and a softplus at the end; `width` 50 is
-    the authors'. The weights begin as PyTorch's linear layers do, from `seed`. At first it knows
-    nothing: the truth is nowhere the least. Raises `ValueError` for a width below 1.
+    the authors'. The weights begin as PyTorch's linear layers do, from `seed`. At first it is not
+    least where the prediction is the truth. Raises `ValueError` for a width below 1.
 
     Example: `ml.MetaLoss(model, F.mse_loss, inner=ml.SGD(0.001, 1, loss=ml.LossNetwork()))`.
     """

@@ -37,9 +37,9 @@ class Proximal(SGD):
     `pull` is λ, a number or a schedule; at 0 this is `SGD`. By default 2, with 16 steps of 0.1, as
     Rajeswaran et al. (2019) have it in their code for Omniglot; Zhou et al. (2019) take 0.1 and 10.
     The pull belongs to the loss, so `momentum`, `clip` and the other `options` of `SGD` act on the
-    sum. At θ it is zero: with one step it changes nothing. Steps get shorter than 2 / (a + λ), with
-    a the largest curvature, or they diverge. Where adaptation goes on from elsewhere (`start=`), it
-    is pulled to there.
+    sum. At θ it is zero: with one step it changes nothing. The step size has to stay below
+    2 / (a + λ), with a the largest curvature, or steps diverge. Where adaptation goes on from
+    elsewhere (`start=`), it is pulled to there.
 
     Raises `ValueError` as `SGD` does, and for a pull that is negative or no number.
 
