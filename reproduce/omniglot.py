@@ -93,13 +93,13 @@ def long_jobs(steps: int) -> dict[str, Job]:
             for lr in STEP_SIZES}
 
 
-def short_jobs(methods: list[str]) -> dict[tuple[str, str], Job]:
-    """These methods in every setting, for the same number of meta-steps of that setting."""
+def short_jobs(methods: list[str], settings: list[str]) -> dict[tuple[str, str], Job]:
+    """These methods in these settings, for the same number of meta-steps of a setting."""
     return {(name, method): Job(FOLDER / f"{name.replace(' ', '-')}-{method}", [
                 "--method", method, "--ways", str(setting.ways), "--shots", str(setting.shots),
                 "--steps", str(setting.steps), *schedule(method), "--batch-size",
                 str(setting.batch_size), "--test-tasks", "50"])
-            for name, setting in SETTINGS.items() for method in methods}
+            for name, setting in SETTINGS.items() if name in settings for method in methods}
 
 
 def schedule(method: str) -> list[str]:
@@ -161,7 +161,7 @@ def judge_short(job: Job) -> dict[str, Any]:
 
 
 def reproduce(long_steps: int, processes: int, parts: list[str], methods: list[str],
-              file: str) -> None:
+              settings: list[str], file: str) -> None:
     """Run everything that is not there yet, and write the figures after each run."""
     path = Path("results") / f"{file}.json"
     record: dict[str, Any] = (json.loads(path.read_text()) if path.exists()
@@ -186,7 +186,7 @@ def reproduce(long_steps: int, processes: int, parts: list[str], methods: list[s
                 record["long"][name] = judge_long(jobs[name])
                 write_json(file, record)
         if "methods" in parts:
-            short = short_jobs(methods)
+            short = short_jobs(methods, settings)
             for (name, method), _ in zip(short, pool.map(train, short.values()), strict=True):
                 record["methods"].setdefault(name, {})[method] = judge_short(short[name, method])
                 write_json(file, record)
@@ -204,9 +204,12 @@ def main() -> None:
                         default=["long", "methods"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD",
                         help="only these; the figures of the others stay as they are")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=[*SETTINGS],
+                        metavar="SETTING", help="only these, such as '20-way 1-shot'")
     parser.add_argument("--file", default="omniglot", help="name of the file in results/")
     options = parser.parse_args()
-    reproduce(options.long_steps, options.processes, options.parts, options.methods, options.file)
+    reproduce(options.long_steps, options.processes, options.parts, options.methods,
+              options.settings, options.file)
 
 
 if __name__ == "__main__":

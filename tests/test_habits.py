@@ -581,7 +581,7 @@ def test_the_rates_of_an_adapted_model():
 @pytest.mark.parametrize(("options", "text"), [
     ({"momentum": -0.1}, "momentum=-0.1: a finite number, 0 or more"),
     ({"momentum": float("nan")}, "momentum=nan: a finite"), ({"momentum": "0.9"}, "momentum='0.9'"),
-    ({"momentum": nn.Parameter(torch.tensor(0.0))}, "momentum=Parameter"),
+    ({"momentum": nn.Parameter(torch.tensor(0.0))}, "momentum=a Parameter"),
     ({"momentum": 0.9, "nesterov": "yes"}, "nesterov='yes': True or False"),
     ({"nesterov": True}, "nesterov=True looks ahead along the momentum, and there is none"),
     ({"weight_decay": -1}, "weight_decay=-1: a finite number, 0 or more"),
