@@ -49,7 +49,7 @@ class Choices(Learner):
         self.terms: Sum = as_sum(QueryLoss() if terms is None else terms)
         self.pooling = Mean() if pooling is None else check_choice("pooling", pooling)
         self.gradient = Exact() if gradient is None else check_choice("gradient", gradient)
-        check_derivatives(self, model)
+        check_derivatives(self, model, loss)
 
     def at(self, step: int, steps: int) -> None:
         "Set all weights and rates that have a schedule to those of meta-step `step` of `steps`."
@@ -166,13 +166,14 @@ def check_theta(theta: Params, own: Params, at_once: bool) -> None:
                              f"{tuple(value.shape)}: give all parameters of J.theta(), by name")
 
 
-def check_derivatives(J: Choices, model: nn.Module) -> None:
+def check_derivatives(J: Choices, model: nn.Module, loss: Loss) -> None:
     "Raise an error for a model that cannot be adapted, or not be differentiated as J does it."
     check_learns(model)
     check_shapes_known(model)
     first_order = isinstance(J.gradient, FirstOrder)
     once = all(isinstance(term, (QueryLoss, ParameterDistance)) for _, term in J.terms.addends())
-    if J.batching == "vmap" and not (first_order and once): check_twice(model)
+    if J.batching == "vmap" and not (first_order and once):
+        check_twice(model, [J.inner.loss or loss, *([] if once else [loss])])
     check_nothing_held(J)
 
 
@@ -226,7 +227,7 @@ def check_plain(what: str) -> None:
 
 def on(J: MetaLoss, model: nn.Module, loss: Loss) -> MetaLoss:
     "The same choices for another model and another task loss: see `MetaLoss.on`."
-    check_derivatives(J, model)
+    check_derivatives(J, model, loss)
     for part in (J.inner, J.pooling, J.gradient, *J.terms.each()): check_no_piece(part, J.model)
     twin = copy.deepcopy(J, {id(J.model): model})
     twin.looked = ()

@@ -427,3 +427,38 @@ def test_the_mode_by_itself_and_what_it_leaves_alone():
     for a, b in zip(slopes.values(), expected, strict=True): torch.testing.assert_close(a[1], b)
     for twin in (net, copy.deepcopy(net)): torch.testing.assert_close(twin(x[0])[0], before)
     assert not {torch.add, F.linear, F.conv2d, F.group_norm} & PLAIN.keys()
+
+
+class Reads(nn.Module):
+    "Words, in one of the ways to look them up."
+    def __init__(self, look):
+        super().__init__()
+        self.table, self.look = nn.Parameter(torch.randn(5, 4, dtype=torch.float64)), look
+
+    def forward(self, x): return self.look(self.table, x).mean(1)
+
+
+LOOKS = {"embedding": lambda table, x: F.embedding(x, table, 1),
+         "torch.embedding": torch.embedding,
+         "bag": lambda table, x: F.embedding_bag(x, table)[:, None]}
+
+
+@pytest.mark.parametrize("word", [-1, 5, 7])
+@pytest.mark.parametrize("place", ["support", "query"])
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_word_that_is_not_in_the_table_is_an_error(name, place, word):
+    "After a step each task has its table, and one stands below the other: no row of another's."
+    def split(): return ml.Split(torch.randint(0, 5, (3, 2, 2)), torch.randn(3, 2, 4).double())
+    J, task = ml.MAML(Reads(LOOKS[name]), F.mse_loss, steps=2), ml.Task(split(), split())
+    assert J(task).isfinite()
+    getattr(task, place).x[1, 0, 0] = word
+    with pytest.raises(IndexError, match=r"5 rows knows the words 0 … 4"): J(task)
+
+
+def test_in_a_graph_such_a_word_is_no_number():
+    def split(): return ml.Split(torch.randint(0, 5, (3, 2, 2)), torch.randn(3, 2, 4).double())
+    J, task = ml.MAML(Reads(LOOKS["embedding"]), F.mse_loss, steps=2), ml.Task(split(), split())
+    J.compile(backend="aot_eager")
+    assert J(task).isfinite()
+    task.query.x[1, 0, 0] = 7
+    assert J(task).isnan()

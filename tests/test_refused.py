@@ -59,6 +59,87 @@ def test_scripted_parts(name, models):
     assert ml.Reptile(model, F.mse_loss)(series()).isfinite()
 
 
+def helped(x): return SCRIPTED(x)
+
+
+class Holding(nn.Module):
+    "A scripted function as an attribute, by itself or in a list."
+    def __init__(self, found, several):
+        super().__init__()
+        self.found = [found] if several else found
+
+    def forward(self, x):
+        return self.found[0](x) if isinstance(self.found, list) else self.found(x)
+
+
+class Helped(nn.Module):
+    "One that a function, or a method, or a lambda of the forward calls."
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def own(self, x): return SCRIPTED(x)
+
+    def forward(self, x):
+        if self.how == "function": return helped(x)
+        if self.how == "method": return self.own(x)
+        return (lambda: SCRIPTED(x))()
+
+
+def enclosed(found):
+    class Enclosed(nn.Module):
+        def forward(self, x): return found(x)
+    return Enclosed()
+
+
+HIDDEN = {"attribute": lambda found: Holding(found, False), "closure": enclosed,
+          "list": lambda found: Holding(found, True), "function": lambda found: Helped("function"),
+          "method": lambda found: Helped("method"), "lambda": lambda found: Helped("lambda")}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_scripted_functions_are_found_where_they_hide(name, scripted, monkeypatch):
+    monkeypatch.setitem(globals(), "SCRIPTED", scripted[1])
+    model = drawn(Mean(lambda layer, x: layer(x), HIDDEN[name](scripted[1])))
+    with pytest.raises(ValueError, match=r"the function \w+ in layer 'layer' .*torch\.jit"):
+        ml.MAML(model, F.mse_loss)
+    assert ml.FOMAML(model, F.mse_loss)(series()).isfinite()
+    with pytest.raises(ValueError, match=r"torch\.jit"):
+        ml.MAML(drawn(Mean(lambda layer, x: layer(x), Gate())), F.mse_loss).on(model, F.mse_loss)
+
+
+class Asks:
+    "A loss that is no function and no module."
+    def __init__(self, found): self.found = found
+    def __call__(self, prediction, y): return self.found(prediction - y).square().mean()
+
+
+class Judge(nn.Module):
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def forward(self, prediction, y): return self.found(prediction - y).square().mean()
+
+
+def test_a_scripted_loss_is_refused_where_it_is_differentiated_twice(scripted):
+    def squared(a, b): return ((a - b) ** 2).mean()
+    loss = torch.jit.script(squared)
+    model = drawn(Mean(lambda layer, x: layer(x), Gate()))
+    asks = Judge(scripted[0]), Judge(scripted[1]), Asks(scripted[1])
+    for bad in (loss, *asks, lambda a, b: loss(a, b)):
+        with pytest.raises(ValueError, match=r"task loss.*torch\.jit.*batching='loop'"):
+            ml.MAML(model, bad)
+        with pytest.raises(ValueError, match=r"torch\.jit"):
+            ml.MetaLoss(model, F.mse_loss, inner=ml.SGD(loss=bad))
+        ml.MetaLoss(model, bad, inner=ml.SGD(loss=F.mse_loss))      # once is right
+        with pytest.raises(ValueError, match=r"torch\.jit"):
+            ml.MAML(model, F.mse_loss).on(model, bad)
+        assert off(by_library(model, bad, series(), batching="loop"),
+                   by_loop(model, bad, series())) < 1e-12
+        ml.FOMAML(model, bad)
+
+
 @pytest.mark.parametrize("register", ["register_full_backward_hook",
                                       "register_full_backward_pre_hook"])
 def test_backward_hooks(register):

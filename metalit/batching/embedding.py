@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .norms import Mended, by_names
 from .slope import in_transform
+from ..tasks.task import values_in
 
 # %% ../../nbs/7_workshop/63a_embedding.ipynb #5f842549
 def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None,
@@ -21,7 +22,7 @@ def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None,
         _refuse_max_norm()
         return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq,
                            sparse)
-    rows = F.embedding(input, weight)
+    rows = _looked_up(input, weight)
     if scale_grad_by_freq:
         often, fixed = _counts(input, weight.shape[0])[input].unsqueeze(-1), rows.detach()
         rows = fixed + (rows - fixed) / often
@@ -29,6 +30,19 @@ def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None,
         padding = (input == padding_idx % weight.shape[0]).unsqueeze(-1)
         rows = torch.where(padding, rows.detach(), rows)
     return rows
+
+
+def _looked_up(input: Tensor, weight: Tensor) -> Tensor:
+    "The rows of some words; of a word that is not in the table an error, or NaN where none can be."
+    if not in_transform(): return F.embedding(input, weight)
+    words, size = _beneath(input), len(weight)
+    if words is None:
+        known = (input >= 0) & (input < size)
+        return torch.where(known.unsqueeze(-1), F.embedding(input, weight), torch.nan)
+    if words.numel() and not ((words >= 0) & (words < size)).all():
+        raise IndexError(f"an embedding of {size} rows knows the words 0 … {size - 1}; what is "
+                         f"read holds {int(words.min())} … {int(words.max())}")
+    return F.embedding(input, weight)
 
 
 def _counts(words: Tensor, size: int) -> Tensor:
@@ -103,10 +117,7 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
 
 def _beneath(tensor: Tensor) -> Tensor | None:
     "The numbers of all tasks, if they can be seen."
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu": return None
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
+    return None if tensor.device.type != "cpu" else values_in(tensor)
 
 # %% ../../nbs/7_workshop/63a_embedding.ipynb #3b5aa51e
 EMBEDDING: Mended = by_names({"embedding": _torch_embedding, "one_hot": _one_hot}) | {

@@ -4,12 +4,17 @@
 
 # %% auto #0
 __all__ = ['LOOP', 'MARKED', 'SOUND', 'Held', 'TRIED', 'REGISTERED', 'MEANING', 'REPORT', 'ErrorKind', 'scripted_in',
-           'check_twice', 'marked_in', 'check_twice_differentiable', 'looking_once', 'check_hooks', 'check_vmap',
-           'held', 'check_unchanged', 'once_tried', 'explained', 'said', 'unreported', 'noted', 'told']
+           'scripted_loss', 'check_twice', 'marked_in', 'check_twice_differentiable', 'looking_once', 'check_hooks',
+           'check_vmap', 'held', 'check_unchanged', 'once_tried', 'explained', 'said', 'unreported', 'noted', 'told']
 
 # %% ../../nbs/7_workshop/63e_refused.ipynb #a7e0a0bd
+import contextlib
+import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -29,29 +34,74 @@ def scripted_in(model: nn.Module) -> str | None:
     for name, part in model.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             return f"layer {name!r} ({part.original_name})" if name else "the model"
-        code, around = _code_of(part)
-        for word in code:
-            if isinstance(around.get(word), torch.jit.ScriptFunction):
-                return f"the function {word} in layer {name!r} ({type(part).__name__})"
+        word = next(_scripted(part.forward, part, set()), None)
+        if word: return f"the function {word} in layer {name!r} ({type(part).__name__})"
     return None
 
 
-def _code_of(part: nn.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
-    "The names that the forward of a layer uses, and what stands for them."
-    forward = getattr(type(part).forward, "__code__", None)
-    if forward is None: return (), {}
-    return forward.co_names, getattr(type(part).forward, "__globals__", {})
+def _scripted(function: Any, owner: Any, known: set[Any]) -> Iterator[str]:
+    "The scripted functions that a function names, or a function that it names, of one owner."
+    function = inspect.unwrap(function) if isinstance(function, FunctionType) else function
+    code = getattr(function, "__code__", None)
+    home = getattr(function, "__module__", None) or ""
+    if code is None or code in known or home.startswith("torch."): return
+    known.add(code)
+    for word, value in _behind(function, code, owner):
+        if isinstance(value, torch.jit.ScriptFunction): yield word
+        elif isinstance(value, FunctionType): yield from _scripted(value, owner, known)
+
+# %% ../../nbs/7_workshop/63e_refused.ipynb #63e00011
+def _behind(function: Any, code: Any, owner: Any) -> Iterator[tuple[str, Any]]:
+    "What stands behind the names in a function: around it, in modules, and in its owner."
+    inside = [part for part in code.co_consts if isinstance(part, CodeType)]
+    words = {word for part in (code, *inside) for word in (*part.co_names, *part.co_freevars)}
+    around = function.__globals__
+    modules = [vars(around[word]) for word in words if isinstance(around.get(word), ModuleType)]
+    places = around, _enclosed(function, code), _own(owner), *modules
+    for word, place in itertools.product(sorted(words), places):
+        value = place.get(word)
+        several = value.values() if isinstance(value, dict) else value
+        yield from ((word, one) for one in (several if isinstance(value, (list, tuple, dict))
+                                            else [value]))
 
 
-def check_twice(model: nn.Module) -> None:
-    """Raise an error where the second derivatives of a model are wrong under `vmap`.
+def _enclosed(function: Any, code: Any) -> dict[str, Any]:
+    "What a function has taken along from where it was defined."
+    found: dict[str, Any] = {}
+    for word, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError): found[word] = cell.cell_contents     # it is empty
+    return found
+
+
+def _own(owner: Any) -> dict[str, Any]:
+    "What a layer, or a loss, has by name: its methods, too, but for those that all have."
+    kinds = [vars(kind) for kind in reversed(type(owner).__mro__)
+             if not kind.__module__.startswith(("torch.", "builtins"))]
+    return {name: value for place in (*kinds, getattr(owner, "__dict__", {}))
+            for name, value in place.items()}
+
+# %% ../../nbs/7_workshop/63e_refused.ipynb #63e00012
+def scripted_loss(loss: Any) -> str | None:
+    "What of a loss is compiled by `torch.jit`, in words; None if nothing is."
+    if isinstance(loss, torch.jit.ScriptFunction): return f"the task loss {loss.name}"
+    if isinstance(loss, nn.Module):
+        found = scripted_in(loss)
+        return found and (f"{found} of the task loss" if "layer" in found else "the task loss")
+    if isinstance(loss, partial): return scripted_loss(loss.func)
+    call = loss if hasattr(loss, "__code__") else type(loss).__call__
+    word = next(_scripted(call, loss, set()), None)
+    return f"the function {word} in the task loss" if word else None
+
+
+def check_twice(model: nn.Module, losses: Iterable[Any] = ()) -> None:
+    """Raise an error where second derivatives of a model, or a loss, are wrong under `vmap`.
 
     Example: `check_twice(nn.Linear(1, 1))`.
     """
-    found = scripted_in(model)
+    found = next(filter(None, [scripted_in(model), *map(scripted_loss, losses)]), None)
     if found is not None:
         raise ValueError(f"{found} is compiled by torch.jit, whose second derivatives are wrong "
-                         f"under vmap: use the module in Python, or {LOOP}")
+                         f"under vmap: use what it was made from, in Python, or {LOOP}")
 
 # %% ../../nbs/7_workshop/63e_refused.ipynb #63e00004
 MARKED = once_differentiable(lambda ctx: None).__code__     # all marked ones have this code
