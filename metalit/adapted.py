@@ -19,7 +19,7 @@ from .inner.rates import Rate, Rates, rates
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop, Walk
 from .models import Params, places
-from .tasks.task import Split
+from .tasks.task import Split, brief
 
 # %% auto #0
 __all__ = ['holding', 'evaluation_mode', 'end_of', 'delta']
@@ -74,6 +74,8 @@ def evaluation_mode(module: nn.Module, unless: bool = False) -> Iterator[None]:
 def end_of(walk: Walk, split: Split, steps: int | None = None, lr: Rate | None = None,
            start: nn.Module | None = None) -> Params:
     "φ_K of one task, as numbers: from θ, or on from where the model `start` stands."
+    if not isinstance(start, nn.Module | None):
+        raise TypeError(f"start is {brief(start)}; a model that J.adapted gave is needed")
     inner = (walk.inner if lr is None else _with_rate(walk.inner, lr)).for_task(split, start)
     if start is not None and steps is None and inner.steps == 0:
         raise ValueError(f"{type(inner).__name__} takes no steps, so it cannot go on from start=: "

@@ -28,8 +28,8 @@ from .inner.masked import once
 from .inner.rates import Rate
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
-from .losses import (Loss, TaskLoss, check_judge, loss_on, measured, reduction_of,
-                            takes_mask)
+from .losses import (Loss, TaskLoss, check_judge, its_own, loss_on, measured,
+                            reduction_of, takes_mask)
 from .models import Params, called, check_shapes_known, given, places
 from .tasks.task import Split, Task, Tree, brief, check_split, leaves, mapped
 from .tasks.task import transformed
@@ -173,7 +173,7 @@ class ModelCall:
         if unknown:
             raise ValueError(f"this model has no parameter and no buffer {unknown[0]!r}: the inner "
                              "loop was made for another model. Make it anew for this one")
-        positions, keywords = given(x)
+        positions, keywords = given(its_own(x))
         try:
             with PlainOperations():
                 return self.called(self.model, self.places, phi, *positions, **keywords)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batching.refused import explained, noted
+from .batching.slope import in_transform
 from .models import Params
 from .tasks.task import Split, Tree, brief, leaves, length, mapped, values_in
 
 # %% auto #0
 __all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'ENOUGH', 'scalar', 'check_loss',
-           'check_judge', 'no_labels', 'out_of_range', 'in_shapes', 'takes_mask', 'over_real', 'check_target',
-           'measured', 'are_numbers', 'as_logits', 'TaskLoss', 'loss_on', 'reduction_of']
+           'check_judge', 'no_labels', 'out_of_range', 'in_shapes', 'takes_mask', 'over_real', 'what_to_choose',
+           'its_own', 'check_target', 'measured', 'are_numbers', 'as_logits', 'TaskLoss', 'loss_on', 'reduction_of']
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00009
 def scalar(value: Any) -> Tensor:
@@ -121,6 +123,24 @@ def over_real(loss: Loss, prediction: Any, y: Tree, mask: Tensor, reduction: str
     total = torch.where(mask, each, 0).sum()
     return total if reduction == "sum" else total / mask.sum()
 
+# %% ../nbs/7_workshop/61a_losses.ipynb #61a00041
+def what_to_choose(prediction: Any) -> str:
+    "What to write for a model that returns more than one thing; nothing for one that does not."
+    if isinstance(prediction, Tensor): return ""
+    if isinstance(prediction, dict): place = repr(next(iter(prediction), "name"))
+    else: place = "0"
+    return ("; the model returns several things, and the loss has to choose: "
+            f"lambda output, y: loss(output[{place}], y)")
+
+
+def its_own(tree: Any) -> Any:
+    """The tensors of one call, so that a derivative by them is of this call alone.
+
+    Whoever says `x.requires_grad_()` for it does so to a tensor that the next call does not see:
+    else what an inner step has learned from x would count as a way from x to the next answer.
+    """
+    return tree if in_transform() else mapped(lambda tensor: tensor.view_as(tensor), tree)
+
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00013
 PAIRWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 PAIRWISE_KINDS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -131,6 +151,7 @@ OF_CLASSES_KINDS = (nn.CrossEntropyLoss, nn.NLLLoss)
 def check_target(loss: Loss, prediction: Any, y: Tree) -> None:
     "Raise `ValueError` where one of PyTorch's losses would misread its target, or not read it."
     if not (isinstance(prediction, Tensor) and isinstance(y, Tensor)): return
+    if isinstance(loss, partial): loss = loss.func
     pairwise = any(loss is one for one in PAIRWISE) or type(loss) in PAIRWISE_KINDS
     if pairwise and prediction.shape != y.shape:
         raise ValueError(f"the model's output has shape {tuple(prediction.shape)} and y "
@@ -162,7 +183,7 @@ def measured(loss: Loss, prediction: Any, y: Tree, mask: Tensor | None = None,
         # cross-entropy raises the one, under vmap the other
         if not known or not isinstance(error, (IndexError, RuntimeError)):
             noted(error, "metalit called the task loss for one task, on the model's output, "
-                  f"{in_shapes(prediction)}, and y, {in_shapes(y)}")
+                  f"{in_shapes(prediction)}, and y, {in_shapes(y)}{what_to_choose(prediction)}")
             raise
         raise ValueError("the task loss cannot measure predictions of shape "
                          f"{tuple(prediction.shape)} against labels of shape {tuple(y.shape)} "
@@ -222,7 +243,7 @@ class TaskLoss(nn.Module):
 def loss_on(loss: Loss, predict: Callable[[Params, Tree], Any], phi: Params,
             split: Split, reduction: str = "mean") -> Tensor:
     "The loss of one task at φ, whichever of the two kinds the loss is of."
-    if isinstance(loss, TaskLoss): return scalar(loss(predict, split, phi))
+    if isinstance(loss, TaskLoss): return scalar(loss(predict, its_own(split), phi))
     return measured(loss, predict(phi, split.x), split.y, split.mask, reduction)
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00023

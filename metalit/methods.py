@@ -177,19 +177,19 @@ class MetaCurvature(MetaLoss):
         super().__init__(model, loss, inner=Kronecker(model, lr, steps), **choices)
 
 # %% ../nbs/3_choices/33_masked.ipynb #35e90001
-from .inner.masked import HEAD, Context, Masked
+from .inner.masked import HEAD, Context, Masked, Patterns
 
 # %% ../nbs/3_choices/33_masked.ipynb #bc86744c
 class ANIL(MetaLoss):
     """Almost no inner loop (Raghu et al. 2020): MAML whose inner loop adapts the head alone.
 
-    `head` is a pattern for the head's parameters, by default those of the last layer
-    that the model uses.
+    `head` is a pattern for the head's parameters, or a list of patterns, by default those of the
+    last layer that the model uses.
 
     Example: `J = ANIL(ml.models.Conv4(ways=5), F.cross_entropy, lr=0.4)`.
     """
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
-                 head: str | None = None, **choices: Any):
+                 head: Patterns = None, **choices: Any):
         super().__init__(model, loss, inner=Masked(model, lr, steps, only=head or HEAD),
                          **choices)
 
@@ -197,13 +197,13 @@ class ANIL(MetaLoss):
 class BOIL(MetaLoss):
     """Body only in inner loop (Oh et al. 2021): MAML that adapts everything but the head.
 
-    `head` is a pattern for the head's parameters, by default those of the last layer
-    that the model uses. The default step size is that of the authors' code.
+    `head` is a pattern for the head's parameters, or a list of patterns, by default those of the
+    last layer that the model uses. The default step size is that of the authors' code.
 
     Example: `J = BOIL(ml.models.Conv4(ways=5), F.cross_entropy)`.
     """
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.5, steps: int = 1, *,
-                 head: str | None = None, **choices: Any):
+                 head: Patterns = None, **choices: Any):
         super().__init__(model, loss,
                          inner=Masked(model, lr, steps, without=head or HEAD), **choices)
 

@@ -171,6 +171,9 @@ def test_what_is_wrong_is_said():
         (lambda: delta(nn.Linear(3, 1), J.model), "was not adapted from this Sequential"),
         (lambda: J.adapted(x[:0], y[:0]), "no examples")):
         with pytest.raises(ValueError, match=message): call()
+    with pytest.raises(TypeError, match=r"start is 'model\.pt'; a model that J\.adapted gave"):
+        J.adapted(x, y, start="model.pt")
+
     class Still(ml.InnerLoop):
         def step(self, loss, phi, state, k): return phi, state
     still = ml.MetaLoss(small(), F.mse_loss, inner=Still())

@@ -5,6 +5,7 @@ without `torch.func`: a model is run with other parameters by hand, one attribut
 """
 import contextlib
 import copy
+import dataclasses
 import shutil
 
 import pytest
@@ -291,6 +292,34 @@ def test_inputs_and_targets_are_trees(kind, options):
           steps=2)
 
 
+@dataclasses.dataclass
+class Pair:
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class OfPair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 1).double()
+
+    def forward(self, x): return self.layer(x.first + x.second)
+
+
+def test_a_dataclass_is_a_tree_once_pytorch_knows_it():
+    def split(seed):
+        return ml.Split(Pair(random(3, 5, 3, seed=seed), random(3, 5, 3, seed=seed + 9)),
+                        random(3, 5, 1, seed=seed + 20))
+    task = ml.Task(split(0), split(1))
+    message = r"support\.x is a Pair; .*torch\.export\.register_dataclass\(Pair\)"
+    with pytest.raises(ValueError, match=message): ml.MAML(OfPair(), F.mse_loss)(task)
+    torch.export.register_dataclass(Pair)
+    J = ml.MAML(OfPair(), F.mse_loss, lr=LR)
+    plain = ml.MAML(copy.deepcopy(J.model.layer), F.mse_loss, lr=LR)
+    close(J(task), plain(((task.support.x.first + task.support.x.second, task.support.y),
+                          (task.query.x.first + task.query.x.second, task.query.y))), 1e-12)
+
+
 def test_trees_everywhere(tmp_path):
     task, model = named_task(), Named()
     model.place.requires_grad_(False)
@@ -336,6 +365,12 @@ def test_the_head_is_the_last_layer_that_is_used(method, of_head):
     agree(J, numbers(), steps=2, adapts=lambda name: name.startswith("head") == of_head)
     named = method(HeadFirst(), F.mse_loss, lr=LR, steps=2, head="head.*")
     close(named(numbers()), J(numbers()), 0)
+    for several in (["head.weight", "head.bias"], "head.weight, head.bias"):
+        listed = method(HeadFirst(), F.mse_loss, lr=LR, steps=2, head=several)
+        close(listed(numbers()), J(numbers()), 0)
+        close(listed.on(HeadFirst(), F.mse_loss)(numbers()), J(numbers()), 0)
+    with pytest.raises(TypeError, match=r"\{'head'\} is no pattern of names"):
+        method(HeadFirst(), F.mse_loss, head={"head"})
 
 
 def test_a_frozen_part_of_what_is_to_adapt_stays():

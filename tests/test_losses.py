@@ -3,6 +3,7 @@
 The referee is a loop over tasks and steps of `torch.autograd.grad`, in float64.
 """
 import copy
+import functools
 
 import pytest
 import torch
@@ -229,3 +230,66 @@ def test_a_copy_of_J_has_losses_of_its_own():
     twin = copy.deepcopy(J)
     with torch.no_grad(): J.inner.loss.bend.fill_(2.0)
     assert twin(waves()) != J(waves())
+
+
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+@pytest.mark.parametrize(("wrap", "chosen"), [
+    (lambda out: {"logits": out, "other": out}, r"output\['logits'\]"),
+    (lambda out: (out, out), r"output\[0\]")])
+def test_a_loss_that_does_not_choose_is_told_to(wrap, chosen, batching):
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x): return wrap(self.net(x))
+    message = rf"(?s)several things, and the loss has to choose.*lambda output, y: loss\({chosen}"
+    with pytest.raises((AttributeError, TypeError), match=message):
+        ml.MAML(Several(), F.mse_loss, batching=batching)(waves())
+
+
+def test_partial_losses_are_looked_at_as_what_they_are_made_of():
+    task = waves()
+    flat = ml.Task(*(ml.Split(part.x, part.y[..., 0]) for part in task))
+    with pytest.raises(ValueError, match=r"output has shape \(4, 1\) and y \(4,\)"):
+        ml.MAML(net(), functools.partial(F.huber_loss, delta=0.5))(flat)
+    smooth = functools.partial(F.cross_entropy, label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"Class labels are whole numbers: y.long\(\)"):
+        ml.MAML(net(3), smooth)(classes(torch.zeros(2, 4)))
+
+
+def and_its_slope(f, x):
+    "A function of x and its derivative by x, taken the plain way, added up."
+    with torch.enable_grad():
+        y = f(x)
+        return y + torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+
+
+class Slope(ml.TaskLoss):
+    "Squared error of the model and its derivative by its input."
+    def forward(self, predict, split, phi):
+        found = and_its_slope(lambda x: predict(phi, x), split.x.requires_grad_())
+        return ((found - split.y) ** 2).mean()
+
+
+class Sloped(nn.Module):
+    "A model that adds its own derivative."
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x): return and_its_slope(self.net, x.requires_grad_())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_derivative_by_an_input_is_of_one_call(steps):
+    "Not of what earlier steps have learned from this input."
+    def right(p, x, y):
+        own = x.detach().clone().requires_grad_()
+        return ((and_its_slope(lambda x: by_hand(p, x), own) - y) ** 2).mean()
+    J, task = ml.MAML(net(), Slope(), lr=LR, steps=steps, batching="loop"), waves()
+    agree(J, task, looped(J.model, task, right, right, steps))
+    assert not task.support.x.requires_grad
+    twin = ml.MAML(Sloped(), F.mse_loss, lr=LR, steps=steps, batching="loop")
+    twin.model.net.load_state_dict(J.model.state_dict())
+    close(twin(task), J(task), 1e-12)

@@ -249,6 +249,38 @@ class Signs(nn.Module):
     def forward(self, x): return Straight.apply(x) + x
 
 
+class Does(nn.Module):
+    "What a function does to its inputs."
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x): return self.function(x)
+
+
+def slope_of(x):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad((x ** 3).sum(), x)[0]
+
+
+WRITTEN = {"keep its gradient": slope_of,
+           "makes a new tensor of one": lambda x: x + torch.tensor(x),
+           "detaches it in place": lambda x: (x * 1).detach_(),
+           "PyTorch cannot batch": lambda x: x * torch.allclose(x, x),
+           "picks out entries": lambda x: x + torch.masked_select(x, x > 0).sum()}
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+@pytest.mark.parametrize("message", WRITTEN)
+def test_what_vmap_does_not_run_names_the_loop(message):
+    model = drawn(Mean(lambda layer, x: layer(x), Does(WRITTEN[message])))
+    with pytest.raises(ValueError, match=rf"{message}.*batching='loop'"):
+        ml.MAML(model, F.mse_loss)(series())
+    found = by_library(model, F.mse_loss, series(), batching="loop")
+    assert off(found, by_loop(model, F.mse_loss, series())) < 1e-12
+
+
 @pytest.mark.parametrize(("layer", "message"), [
     (lambda: Again(False), "computes a part of itself anew"), (Impatient, "looks at a number"),
     (Signs, "function of the old style")])

@@ -5,6 +5,7 @@
 # %% ../../nbs/3_choices/33_masked.ipynb #9e78cbb5
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,10 +18,10 @@ from .rates import Rate, matches
 from .sgd import SGD
 from .walk import InnerLoss, Predict, check_made_for
 from ..models import Params, given, places
-from ..tasks.task import Split, Tree, a_few, mapped
+from ..tasks.task import Split, Tree, a_few, brief, mapped
 
 # %% auto #0
-__all__ = ['HEAD', 'matching', 'owning', 'called_in_order', 'once', 'head_of', 'names_chosen', 'Masked', 'Context', 'check_noiseless', 'take_sigmas', 'Noisy']
+__all__ = ['HEAD', 'Patterns', 'matching', 'owning', 'called_in_order', 'once', 'head_of', 'in_one_pattern', 'names_chosen', 'Masked', 'Context', 'check_noiseless', 'take_sigmas', 'Noisy']
 
 # %% ../../nbs/3_choices/33_masked.ipynb #b24e325a
 def matching(model: nn.Module, pattern: str | None) -> set[str]:
@@ -98,6 +99,18 @@ def head_of(model: nn.Module, x: Tree | None = None) -> str:
     return pattern
 
 # %% ../../nbs/3_choices/33_masked.ipynb #33c0de03
+Patterns = str | Sequence[str] | None
+
+
+def in_one_pattern(patterns: Patterns) -> str | None:
+    "Several patterns with commas between them: `['a', 'b.*']` is `'a, b.*'`."
+    if patterns is None or isinstance(patterns, str): return patterns
+    if isinstance(patterns, (list, tuple)) and all(isinstance(one, str) for one in patterns):
+        return ", ".join(patterns)
+    raise TypeError(f"{brief(patterns)} is no pattern of names: give one such as 'head.*', several "
+                    "with commas between them, or a list of them")
+
+
 def names_chosen(model: nn.Module, only: str | None, without: str | None,
                  head: str | None = None) -> list[str]:
     "The names of a model that match `only` (None: all) and not `without`; `ValueError` for none."
@@ -113,11 +126,11 @@ class Masked(SGD):
 
     m is 1 for parameters whose name a pattern in `only` matches (default: all) and none in
     `without` (default: none). `"head.*"` matches all parameters of the module `head`; commas join
-    patterns; `HEAD` in one is the last layer that the model uses, found at the first call. The
-    others stay at θ inside the loop, and the meta-loss learns them as before; frozen ones stay as
-    they are. The gradient is taken of the adapted parameters alone, so a loop over the head does
-    not flow back through the body. With `only=HEAD` this is ANIL's loop (Raghu et al. 2020), with
-    `without=HEAD` BOIL's (Oh et al. 2021).
+    patterns, or they stand in a list; `HEAD` in one is the last layer that the model uses, found at
+    the first call. The others stay at θ inside the loop, and the meta-loss learns them as
+    before; frozen ones stay as they are. The gradient is taken of the adapted parameters alone,
+    so a loop over the head does not flow back through the body. With `only=HEAD` this is ANIL's
+    loop (Raghu et al. 2020), with `without=HEAD` BOIL's (Oh et al. 2021).
 
     Raises `ValueError` as `SGD` does, for a pattern that matches no parameter, where nothing is
     left to adapt, and, when it adapts, for a model without these parameters.
@@ -125,11 +138,12 @@ class Masked(SGD):
     Example: `Masked(model, lr=0.4, only="2.*")`.
     """
     def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 1, *,
-                 only: str | None = None, without: str | None = None, **options: Any):
+                 only: Patterns = None, without: Patterns = None, **options: Any):
         super().__init__(lr, steps, **options)
-        self.only, self.without, self.options = only, without, options
+        self.only, self.without = in_one_pattern(only), in_one_pattern(without)
+        self.options = options
         self.head: str | None = None  # found when it meets the model's inputs
-        self.names = names_chosen(model, only, without)
+        self.names = names_chosen(model, self.only, self.without)
 
     def meet(self, model: nn.Module, x: Tree) -> None:
         "Find the head, once, if it is asked for; the parameters to adapt have to be the model's."

@@ -9,7 +9,7 @@ import math
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -262,7 +262,10 @@ def _place(split: Split, name: str, number: int) -> str:
 def _wrong(tensor: Any, first: Any, mask: Any) -> str | None:
     "What is wrong with a tensor beside the first one of its set; None where nothing is."
     if not isinstance(tensor, Tensor):
-        return f"{{here}} is a {type(tensor).__name__}; a tensor is needed"
+        kind = type(tensor).__name__
+        if not is_dataclass(tensor): return f"{{here}} is a {kind}; a tensor is needed"
+        return (f"{{here}} is a {kind}; a tensor is needed, or a dataclass of tensors that PyTorch "
+                f"knows: torch.export.register_dataclass({kind})")
     if tensor.is_nested:
         return ("{here} is a nested tensor; a plain one is needed: give the tasks of each size a "
                 "batch of their own")
