@@ -28,7 +28,7 @@ from .inner.masked import once
 from .inner.rates import Rate
 from .inner.sgd import SGD
 from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
-from .losses import (Loss, TaskLoss, check_judge, its_own, loss_on, measured,
+from .losses import (Loss, TaskLoss, check_judge, check_loss, its_own, loss_on, measured,
                             reduction_of, takes_mask)
 from .models import Params, called, check_shapes_known, given, places
 from .tasks.task import Split, Task, Tree, brief, check_split, leaves, mapped
@@ -180,7 +180,7 @@ class ModelCall:
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError) or LOOP in str(error): raise
             if why := explained(error): raise why from error
-            noted(error, told(self.model, x))
+            noted(error, told(self.model, x, error))
             raise
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62c0de10
@@ -441,6 +441,7 @@ class Parts(Shown):
         check_not_exported()
         if torch.compiler.is_compiling(): return
         check_model(self.model)
+        check_judge(self.loss, self.model)
         check_axes(self.model, x)
         named = list(self.model.named_parameters())
         check_hooks(named)
@@ -559,6 +560,7 @@ def curve(learner: Learner, task: Task | Unequal, steps: Sequence[int], metrics:
     if isinstance(task, Unequal):
         return in_groups(lambda same: [curve(learner, same, steps, metrics, transductive)], task)[0]
     for metric in metrics:
+        check_loss(metric)
         if isinstance(metric, TaskLoss) and not transductive:
             raise ValueError(f"{type(metric).__name__} asks the model itself, and with "
                              "transductive=False each query goes through it alone: give a metric "

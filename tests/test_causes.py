@@ -619,3 +619,19 @@ def test_hooks_of_tools_that_look_on_are_let_through():
     with FlopCounterMode(display=False) as counter: value = J(task())
     assert counter.get_total_flops() > 0
     torch.testing.assert_close(value, ml.MAML(J.model, F.mse_loss)(task()))
+
+
+@pytest.mark.parametrize("batching", HOWS)
+def test_whole_numbers_are_no_mistake_unless_the_error_speaks_of_kinds(batching):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(5, 2))
+
+        def forward(self, x): return self.table[x]
+    x = torch.tensor([[0, 1], [2, 7]])
+    split = ml.Split(x, torch.zeros(2, 2, 2))
+    with pytest.raises(IndexError, match="index 7 is out of bounds") as found:
+        ml.MAML(Rows(), F.mse_loss, batching=batching)(ml.Task(split, split))
+    assert "makes them agree" not in words(found.value)
+    assert "model(x[0]) is the same call without metalit" in words(found.value)

@@ -293,3 +293,22 @@ def test_a_derivative_by_an_input_is_of_one_call(steps):
     twin = ml.MAML(Sloped(), F.mse_loss, lr=LR, steps=steps, batching="loop")
     twin.model.net.load_state_dict(J.model.state_dict())
     close(twin(task), J(task), 1e-12)
+
+
+def test_a_judge_is_looked_at_whenever_it_judges():
+    judge = Huber().requires_grad_(False)
+    J = ml.MAML(net(), judge)
+    assert J(waves()).isfinite()
+    judge.requires_grad_(True)
+    with pytest.raises(ValueError, match="has parameters, and would learn to call everything good"):
+        J(waves())
+    J.loss = judge.requires_grad_(False)
+    J(waves())
+
+
+@pytest.mark.parametrize("metric", [nn.MSELoss, "mse", 3])
+def test_what_is_no_metric(metric):
+    J = ml.MAML(net(), F.mse_loss)
+    for call in (lambda: J.curve(waves(), metric=metric),
+                 lambda: ml.evaluate(J, waves(), metric=metric)):
+        with pytest.raises(TypeError, match="loss is"): call()

@@ -462,3 +462,32 @@ def test_in_a_graph_such_a_word_is_no_number():
     assert J(task).isfinite()
     task.query.x[1, 0, 0] = 7
     assert J(task).isnan()
+
+
+class Padded(nn.Module):
+    "An encoder of texts, of which the last word is padding."
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 6, 0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x):
+        padding = (torch.arange(x.shape[1]) == x.shape[1] - 1).expand(x.shape[:2])
+        return self.encoder(x, src_key_padding_mask=padding)[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+@pytest.mark.parametrize("training", [False, True])
+def test_an_encoder_with_a_padding_mask(training):
+    generator = torch.Generator().manual_seed(0)
+    def numbers(*shape): return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    task = ml.Task(*(ml.Split(numbers(3, 2, 5, 4), numbers(3, 2, 4)) for _ in range(2)))
+    model = Padded().double().train(training)
+    found = [ml.MAML(model, F.mse_loss, lr=0.1, steps=2, batching=how) for how in ("vmap", "loop")]
+    values = [J(task) for J in found]
+    slopes = [torch.autograd.grad(value, list(model.parameters())) for value in values]
+    torch.testing.assert_close(values[0], values[1], rtol=0, atol=1e-12)
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[0].curve(task, (0, 2)), found[1].curve(task, (0, 2)))
+    assert ml.evaluate(found[0], task, steps=(2,)).mean == pytest.approx([values[0].item()])

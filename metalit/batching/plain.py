@@ -34,9 +34,15 @@ def _hooked(tensor: Tensor, hook: Callable[..., Any]) -> Any:
                      "the meta-loss with batching='loop', which runs one task after another")
 
 
+def _never(states: Tensor, mask: Tensor) -> bool:
+    "In place of the question whether an encoder may leave padding out, in tensors of many sizes."
+    return False
+
+
 GETTER: Any = torch.Tensor.data
 PLAIN: Mended = (NORMS | EMBEDDING | RECURRENT | ATTENTION
-                | {GETTER.__get__: _data, torch.Tensor.register_hook: _hooked})
+                | {GETTER.__get__: _data, torch.Tensor.register_hook: _hooked,
+                   torch._nested_tensor_from_mask_left_aligned: _never})
 
 # %% ../../nbs/7_workshop/63d_plain.ipynb #3e6d9134
 class PlainOperations(TorchFunctionMode):

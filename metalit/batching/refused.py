@@ -318,19 +318,19 @@ def noted(error: ErrorKind, sentence: str) -> ErrorKind:
     return error
 
 
-def told(model: nn.Module, x: Tree) -> str:
+def told(model: nn.Module, x: Tree, error: Exception) -> str:
     "What was done when a model raised an error, and where to look: for `noted`."
     shapes = mapped(lambda tensor: tuple(tensor.shape), x)
     return (f"metalit called {type(model).__name__} on the examples of one task, x of shape "
-            f"{shapes}: {_hint(model, x)}")
+            f"{shapes}: {_hint(model, x, error)}")
 
 
-def _hint(model: nn.Module, x: Tree) -> str:
+def _hint(model: nn.Module, x: Tree, error: Exception) -> str:
     one, own = leaves(x)[0], next(model.parameters()).dtype
     if _lost_axis(model, one):
         return "tensors of a task have the shape (tasks, examples, …); is the task axis missing?"
     looks_up = any(isinstance(part, (nn.Embedding, nn.EmbeddingBag)) for part in model.modules())
-    if one.dtype != own and not looks_up:
+    if one.dtype != own and not looks_up and "type" in str(error):
         cast = f"task.to(dtype={own})" if one.is_floating_point() else f"x.to({own})"
         return f"x is {one.dtype} and the model's parameters are {own}; {cast} makes them agree"
     parts: dict[type, str] = {dict: "**{name: part[0] for name, part in x.items()}",
