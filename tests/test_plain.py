@@ -491,3 +491,26 @@ def test_an_encoder_with_a_padding_mask(training):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     torch.testing.assert_close(found[0].curve(task, (0, 2)), found[1].curve(task, (0, 2)))
     assert ml.evaluate(found[0], task, steps=(2,)).mean == pytest.approx([values[0].item()])
+
+
+class Heads(nn.Module):
+    "Attention with a padding mask."
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        padding = (torch.arange(x.shape[1]) == x.shape[1] - 1).expand(x.shape[:2])
+        return self.heads(x, x, x, key_padding_mask=padding)[0][:, 0]
+
+
+def test_attention_with_a_padding_mask_compiles():
+    x, y = torch.randn(3, 2, 5, 4).double(), torch.randn(3, 2, 4).double()
+    task = ml.Task(ml.Split(x, y), ml.Split(x + 1, y))
+    J = ml.MAML(Heads().double(), F.mse_loss, lr=0.1)
+    expected = J(task)
+    J.compile(backend="aot_eager")
+    torch.testing.assert_close(J(task), expected, rtol=0, atol=1e-12)
+    layer, words = nn.MultiheadAttention(4, 2).double(), x[:, 0]
+    with PlainOperations(), pytest.raises(AssertionError, match="key_padding_mask has shape"):
+        layer(words, words, words, key_padding_mask=torch.zeros(2, 3).bool())

@@ -57,7 +57,15 @@ def _with_names(function: Callable[..., Any], **names: Any) -> Callable[..., Any
     return twin
 
 
+def _check_padding(mask: Tensor, length: int, texts: int) -> None:
+    "PyTorch's own check of a padding mask cannot be compiled where function modes are at work."
+    if tuple(mask.shape) != (texts, length):
+        raise AssertionError(f"key_padding_mask has shape {tuple(mask.shape)}; one yes or no for "
+                             f"each word of each text is needed, ({texts}, {length})")
+
+
 _multi_head = _with_names(F.multi_head_attention_forward, scaled_dot_product_attention=_attention,
+                          _check_key_padding_mask=_check_padding,
                           has_torch_function=lambda tensors: False)
 _aten = torch.ops.aten.scaled_dot_product_attention
 ATTENTION: Mended = {F.scaled_dot_product_attention: _attention, _aten: _attention,
