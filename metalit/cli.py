@@ -56,7 +56,7 @@ __all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'method_and_tasks', 'inner
            'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'units_of', 'draw',
            'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of',
            'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught',
-           'rows_taught', 'csv_line', 'compare', 'report_comparison']
+           'rows_taught', 'csv_line', 'compare', 'check_results', 'report_comparison']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
 class Names(click.ParamType):
@@ -749,6 +749,7 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
                f"--seeds {','.join(map(str, seeds))} --inner-lr {inner_lr} --batch-size "
                f"{batch_size}" + " --compile" * compile)
     with plain_errors():
+        check_results(results)
         if results: results.parent.mkdir(parents=True, exist_ok=True)
         with saved_when_stopped():
             runs = comparison.compare(
@@ -758,16 +759,25 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
         report_comparison(runs, out, results, budget, command)
 
 # %% ../nbs/7_workshop/74_command.ipynb #5d0dfe14
+def check_results(path: Path | None) -> None:
+    "Raise `ValueError` where a file that is no comparison.json would be replaced."
+    if path is None or not path.exists(): return
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        if path.is_file() and comparison.read_record(path): return
+    raise ValueError(f"--results {path} is there already, and no comparison.json: choose another "
+                     "name, or move it away")
+
+
 def report_comparison(runs: list[comparison.Result], folder: Path, results: Path | None,
                       budget: dict[str, Any], command: str) -> None:
     "Print the table of a comparison; write it as CSV, JSON and a picture."
     lines, record = comparison.summarise(runs), comparison.record(runs, budget, command)
-    comparison.save_csv(lines, folder / "comparison.csv")
-    for file in (folder / "comparison.json", results):
-        if file: comparison.save(record, file)
     say(f"\n{comparison.as_table(lines)}\n\nQuery loss on 600 unseen tasks after so many inner "
                "steps: mean over seeds ± 95 % over tasks; seconds of training.")
     for sentence in record["diverged"]: say(sentence)
+    comparison.save_csv(lines, folder / "comparison.csv")
+    for file in (folder / "comparison.json", results):
+        if file: comparison.save(record, file)
     say(f"\nTable: {folder / 'comparison.csv'}, {folder / 'comparison.json'}")
     if lines:
         height = 1.2 + 0.35 * len({line.method for line in lines})

@@ -2,7 +2,10 @@
 import csv
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -260,6 +263,24 @@ def test_a_result_that_cannot_be_written_is_printed(tmp_path, monkeypatch, capsy
     assert "maml " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["comparison.csv", "comparison.json", "run.json", "checkpoint.pt"])
+def test_what_a_comparison_did_not_make_is_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"holds {name}, but no settings\.json"): small(tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_nobody_who_reads_does_not_stop_a_comparison(tmp_path):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, "-m", "metalit", "compare", "--methods", "maml",
+                           "--steps", "2", "--seeds", "0", "--batch-size", "2", "--out", tmp_path],
+                          stdout=theirs, stderr=subprocess.PIPE, timeout=100)
+    os.close(theirs)
+    assert done.returncode == 0 and b"Error" not in done.stderr
+    assert (tmp_path / "comparison.csv").exists()
+
+
 def test_the_environment_names_what_was_used():
     found = comparison.environment()
     assert found["metalit"] == ml.__version__
@@ -295,6 +316,27 @@ def test_the_command_writes_table_record_and_picture(run):
     assert [row["method"] for row in rows] == ["maml"] * 5 + ["reptile"] * 5
     assert [float(row["loss"]) for row in rows] == [line["loss"] for line in record["summary"]]
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_is_printed_before_a_file_that_cannot_be_written(run, monkeypatch):
+    folder, output = run
+    def full(path, content): raise OSError(28, f"could not write {path}: No space left")
+    monkeypatch.setattr(comparison, "write_whole", full)
+    monkeypatch.setattr(comparison, "same_settings", lambda folder, settings: None)
+    again = metalit(*COMMAND, "--out", folder, code=1)
+    assert output.split("\nTable: ")[0] in again
+    assert again.index("seconds of training") < again.index("comparison.csv: No space left")
+
+
+@pytest.mark.parametrize("content", ["mine", "[]", "{}", '{"runs": [1]}', None])
+def test_a_file_that_is_no_comparison_is_not_replaced_by_one(run, tmp_path, content):
+    path = tmp_path / "results.json"
+    if content is None: os.mkfifo(path)
+    else: path.write_text(content)
+    output = metalit(*COMMAND, "--out", run[0], "--results", path, code=1)
+    assert "is there already, and no comparison.json: choose another name" in output
+    assert path.is_fifo() if content is None else path.read_text() == content
+    metalit(*COMMAND, "--out", run[0], "--results", run[0].parent / "results" / "comparison.json")
 
 
 def test_the_command_stopped_and_resumed_gives_the_same_table(run, tmp_path, monkeypatch):

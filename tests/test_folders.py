@@ -168,6 +168,33 @@ def test_half_files_are_swept_in_a_folder_of_ours_and_by_their_whole_pattern(tmp
     assert [name for name in (*ours, *others) if (tmp_path / name).exists()] == others
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_leaves_no_trace_of_a_run_that_did_not_begin(tmp_path, monkeypatch, there):
+    folder, write = tmp_path / "run", checkpoints.write_whole
+    if there:
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+    def full(path, content):
+        if path.name == "checkpoint.pt": raise OSError(28, "No space left on device")
+        write(path, content)
+    monkeypatch.setattr(checkpoints, "write_whole", full)
+    fails(folder, {}, OSError)
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"could not write .*pipe: a pipe or a device is there"):
+        checkpoints.write_whole(tmp_path / "pipe", b"x")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="checkpoint='': a folder needs a name"):
+        quick(maml(), steps=1, checkpoint="")
+    assert not list(tmp_path.iterdir())
+
+
 class Watches(ml.Watcher):
     "Does something with the folder at a step."
     def __init__(self, at, does): self.left, self.does = at, does

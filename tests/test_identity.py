@@ -3,14 +3,18 @@
 Every constructor argument of every public class, one at a time; one number in a part of one's own
 of each kind; two processes; what may differ, and what is refused.
 """
+import argparse
 import enum
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
 import types
+from collections import deque
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,6 +314,9 @@ def test_the_source_of_ones_own_classes_and_what_it_uses_is_told(monkeypatch, ch
     assert any(f"{place}." in f"{found.place}." for found in differences(before, identity(Uses())))
 
 
+NORMALS = [torch.distributions.Normal(0.0, scale) for scale in (1.0, 2.0)]
+
+
 def made_of(source: str, **around):
     "A function as another file, or another version of a file, would have it."
     scope = {"F": F, "torch": torch, "__name__": "__main__"} | around
@@ -330,8 +337,15 @@ def made_of(source: str, **around):
     (made_of("def f(p, y): return F.nll_loss(p, y, W)", W=torch.tensor([1.0, 2.0])),
      made_of("def f(p, y): return F.nll_loss(p, y, W)", W=torch.tensor([1.0, 3.0]))),
     (made_of("def f(p, y): return s.D", s=types.SimpleNamespace(D=1)),
-     made_of("def f(p, y): return s.D", s=types.SimpleNamespace(D=1)))],
-    ids=["source", "global", "default", "caught", "function", "tensor", "library thing"])
+     made_of("def f(p, y): return s.D", s=types.SimpleNamespace(D=1))),
+    (made_of("def f(p, y): return a.D", a=argparse.Namespace(D=1, of=[torch.ones(1)])),
+     made_of("def f(p, y): return a.D", a=argparse.Namespace(D=2, of=[torch.ones(1)]))),
+    (made_of("def g(n):\n def f(p, y): return n.log_prob(p)\n return f\nf = g(n)", n=NORMALS[0]),
+     made_of("def g(n):\n def f(p, y): return n.log_prob(p)\n return f\nf = g(n)", n=NORMALS[1])),
+    (made_of("def f(p, y): return q[0]", q=deque([1, 2])),
+     made_of("def f(p, y): return q[0]", q=deque([1, 3])))],
+    ids=["source", "global", "default", "caught", "function", "tensor", "library thing",
+         "namespace", "distribution", "deque"])
 def test_functions_of_ones_own(request, one, other):
     differ = "library thing" not in request.node.callspec.id
     assert (identity(one) != identity(other)) == differ
@@ -343,6 +357,29 @@ def test_a_number_in_a_module_of_ones_own_is_told():
     f, trees = made_of("def f(p, y): return s.D * p", s=settings), []
     for settings.D in (1, 2): trees.append(identity(f))
     assert trees[0] != trees[1]
+    package = types.ModuleType("my_package")
+    package.settings, package.itself = settings, package
+    g, trees = made_of("def f(p, y): return k.settings.D * k.itself.settings.D", k=package), []
+    for settings.D in (1, 2): trees.append(identity(g))
+    assert trees[0] != trees[1]
+
+
+def test_what_a_function_uses_of_a_library_and_changes_is_told_by_its_class():
+    log = logging.getLogger("mine")
+    f = made_of("def f(p, y): log.info(p)", log=log)
+    before = identity(f)
+    log.addHandler(logging.NullHandler())
+    assert identity(f) == before
+
+
+@pytest.mark.parametrize("make", [
+    lambda: {F.mse_loss: 1}, lambda: {twice: 1}, lambda: {(twice, 1): 1}, lambda: {Slotted(1): 1},
+    lambda: {"a": {Slotted: {twice: 1}}}, lambda: {Path("a"): 1, 2: 3}])
+def test_a_key_of_a_dictionary_is_told_without_an_address(make):
+    one, other = MyTerm(make()), MyTerm(make())
+    assert identity(one) == identity(other)
+    assert "0x" not in json.dumps(identity(one))
+    assert identity(MyTerm({Slotted(1): 1})) != identity(MyTerm({Slotted(2): 1}))
 
 
 def test_what_does_not_say_what_it_is_asks_for_a_name(tmp_path):

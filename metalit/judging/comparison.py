@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from torch import nn
 
 from .. import plots
 from metalit.training.checkpoints import (
+    RUN_FILES,
     DivergedError,
     check_same_settings,
     load_checkpoint,
@@ -45,8 +47,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['METHODS', 'REPTILE', 'MethodMaker', 'OTHER_FOLDER', 'RESULT', 'ASTRAY', 'compared', 'made_method', 'Result',
-           'compare', 'step_times', 'forget_compiled', 'read_json', 'same_settings', 'number', 'or_nan', 'Line',
+__all__ = ['METHODS', 'REPTILE', 'MethodMaker', 'OTHER_FOLDER', 'OF_ALL', 'RESULT', 'ASTRAY', 'compared', 'made_method', 'Result',
+           'compare', 'step_times', 'tell', 'forget_compiled', 'read_json', 'same_settings', 'number', 'or_nan', 'Line',
            'summarise', 'diverged', 'as_table', 'blows_up', 'cell', 'within', 'student', 'Difference', 'against',
            'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
 
@@ -147,13 +149,13 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     plan = [(seed, name) for seed in dict.fromkeys(seeds) for name in of]
     runs: list[Result] = []
     for seed, name in plan:
-        if progress: print(f"{len(runs) + 1} of {len(plan)}: {name}, seed {seed}", flush=True)
+        if progress: tell(f"{len(runs) + 1} of {len(plan)}: {name}, seed {seed}")
         runs.append(_one(name, seed, make[name](seed), compared(of[name], classes), tasks, steps,
                          batch_size, Path(folder) / f"{name}-seed{seed}", inner_steps, compile,
                          progress))
         if compile: forget_compiled()
     if any(run.ms is None for run in runs if run.method in timed):
-        if progress: print("timing one meta-step of each method, in turns", flush=True)
+        if progress: tell("timing one meta-step of each method, in turns")
         ms = step_times(timed, tasks.batch(batch_size), compile)
         runs = [run._replace(ms=ms.get(run.method)) for run in runs]
         for run in runs: _timed(run, Path(folder) / f"{run.method}-seed{run.seed}")
@@ -181,6 +183,12 @@ def step_times(methods: dict[str, MetaLoss], task: Task, compile: bool = False,
     return {name: statistics.median(of_one) for name, of_one in times.items()}
 
 
+def tell(line: str) -> None:
+    "Print a line at once, as long as somebody reads it."
+    try: print(line, flush=True)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def forget_compiled() -> None:
     "Give back the memory of compiled graphs whose meta-losses are gone: PyTorch keeps them else."
     torch.compiler.reset()
@@ -206,14 +214,19 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #86f818d5
 OTHER_FOLDER = "choose another folder"
+OF_ALL = ("comparison.csv", "comparison.json", "comparison.png")  # what the command writes at last
 
 
 def same_settings(folder: Path, settings: dict[str, Any]) -> None:
-    "Write settings.json; `ValueError` where the folder holds a comparison of other things."
+    "Write settings.json; `ValueError` where the folder holds other things, or a run."
     file = folder / "settings.json"
+    there = [name for name in (*RUN_FILES, *OF_ALL) if (folder / name).exists()]
     if file.exists():
         check_same_settings(read_json(file, "comparison"), settings, folder, older=OTHER_FOLDER,
                        over=False)
+    elif there:
+        raise ValueError(f"{folder} holds {there[0]}, but no {file.name} of a comparison that it "
+                         f"could belong to: move it away, or {OTHER_FOLDER}")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps({"metalit": "comparison"} | settings, indent=1).encode())
 
@@ -263,7 +276,7 @@ def _keep(run: Result, folder: Path, run_of: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RESULT, json.dumps(content, allow_nan=False).encode())
     except OSError:
-        print(as_table(summarise([run])), flush=True)           # it was measured: do not lose it
+        tell(as_table(summarise([run])))                        # it was measured: do not lose it
         raise
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -61,6 +62,8 @@ def write_whole(path: Path, content: bytes) -> None:
     Several processes and threads may write the same file at once: the last one's content stays.
     Raises `OSError` where it cannot be written; what was at `path` before is untouched then.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EEXIST, f"could not write {path}: a pipe or a device is there")
     part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     try:
         with open(part, "xb") as file:
@@ -213,7 +216,8 @@ def _kind_at(name: str, tensors: dict[str, Tensor]) -> tuple[Any, str]:
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #19afcdd3
 Row = dict[str, float]
 FILES = ("checkpoint.pt", "best.pt", "validation.csv", "log.csv")
-RUN_FILES = (*FILES, "run.json", "result.json")  # what we write into a folder
+RUN_FILES = (*FILES, "run.json", "result.json", "evaluation.csv",
+             "adaptation.png")                               # what we write into a folder
 
 
 @dataclass
@@ -273,6 +277,7 @@ class Folder:
     def _write(self, path: Path, progress: Progress, **more: Any) -> None:
         save_checkpoint(path, self.J, trainable_only=self.trainable_only, run=self.run,
                         settings=self.settings, progress=vars(progress), **more)
+        if self.lock: self.lock.used = True                  # the folder is not as it was before
 
     def _write_all(self, progress: Progress) -> None:
         more = {} if self.descends is None else \
@@ -459,7 +464,6 @@ class Lock:
 
     def check(self) -> None:
         "Before a write: `CheckpointError` where the folder was removed, or made anew, meanwhile."
-        self.used = True
         if _mark(self.folder) != self.mark:
             raise CheckpointError(f"{self.folder} was removed while this run was writing to it; "
                                   "nothing more is written there, and the run ends")
@@ -481,6 +485,7 @@ def locked(folder: str | Path) -> Iterator[Lock]:
     Raises `OSError` where it cannot be written, and `CheckpointError` where another run writes to
     it.
     """
+    if not str(folder): raise ValueError("checkpoint='': a folder needs a name; '.' is this one")
     folder = Path(folder)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     new = not (folder / ".lock").exists()

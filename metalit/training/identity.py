@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import textwrap
 import types
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,12 +35,12 @@ from ..meta_loss import MetaLoss
 from ..schedule import Scheduled
 
 # %% auto #0
-__all__ = ['LIBRARIES', 'AROUND', 'OF_A_THING', 'FOUND_OUT', 'OF_EVERY_MODULE', 'LEAF_WORDS', 'NOTHING', 'MAY_DIFFER', 'checksum',
-           'tensor_words', 'from_library', 'full_name', 'source_of', 'code_words', 'names_used', 'Named', 'named',
-           'kept_by', 'Look', 'own_identity', 'Functions', 'refuse', 'opened_up', 'holds_tensors', 'is_told', 'Classes',
-           'of_list', 'of_set', 'of_number', 'of_builtin', 'identity', 'digest', 'label', 'settings_of',
-           'optimizer_words', 'library_version', 'versions', 'Mismatch', 'differences', 'are_trees', 'kind_of',
-           'tree_in_short', 'first_lines', 'named_by']
+__all__ = ['LIBRARIES', 'AROUND', 'OF_A_THING', 'FOUND_OUT', 'OF_EVERY_MODULE', 'PLAIN', 'LEAF_WORDS', 'NOTHING', 'MAY_DIFFER',
+           'checksum', 'tensor_words', 'from_library', 'full_name', 'source_of', 'code_words', 'names_used', 'Named',
+           'named', 'kept_by', 'Look', 'own_identity', 'key_in', 'Functions', 'refuse', 'opened_up', 'holds_tensors',
+           'is_told', 'is_plain', 'Classes', 'of_list', 'of_set', 'of_number', 'of_builtin', 'identity', 'digest',
+           'label', 'settings_of', 'optimizer_words', 'library_version', 'versions', 'Mismatch', 'differences',
+           'are_trees', 'kind_of', 'tree_in_short', 'first_lines', 'named_by']
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a00001
 def checksum(content: Any) -> str:
@@ -191,7 +192,9 @@ class Look:
 
     def each(self, things: Mapping[Any, Any], place: str) -> dict[str, Any]:
         "The trees of several things, by name."
-        return {str(name): self.at(thing, f"{place}.{name}") for name, thing in things.items()}
+        named = {key_in(type(self)(self.weights, self.strict), name, place): thing
+                 for name, thing in things.items()}
+        return {name: self.at(thing, f"{place}.{name}") for name, thing in named.items()}
 
     def of_object(self, thing: Any, place: str) -> Any:
         "Its class and what it keeps; or what its own method `identity()` says."
@@ -222,6 +225,13 @@ def own_identity(thing: Any) -> Callable[[], Any] | None:
     method = getattr(type(thing), "identity", None)
     if not isinstance(method, types.FunctionType): return None
     return partial(method, thing) if len(inspect.signature(method).parameters) == 1 else None
+
+
+def key_in(look: Look, key: Any, place: str) -> str:
+    "A key of a dictionary: a word or a number as it is; of a thing, what it is."
+    if isinstance(key, (str, int, float)): return str(key)
+    tree = look.at(key, f"{place}.key")
+    return tree if isinstance(tree, str) else json.dumps(tree, sort_keys=True)
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a00010
 class Functions(Look):
@@ -277,12 +287,14 @@ def refuse(place: str, what: str) -> None:
 def opened_up(around: dict[str, Any], function: types.FunctionType) -> dict[str, Any]:
     "The same, with what a function may take from one's own modules; those of libraries left out."
     dotted = sorted(names_used(function.__code__, OF_A_THING))
-    found = {}
-    for name, value in around.items():
-        if not isinstance(value, types.ModuleType): found[name] = value
-        elif not from_library(value.__name__):
-            found[name] = {n: vars(value)[n] for n in dotted if n in vars(value)}
-    return found
+    return {name: _opened(value, dotted) for name, value in around.items()
+            if not (isinstance(value, types.ModuleType) and from_library(value.__name__))}
+
+
+def _opened(thing: Any, names: list[str], deep: int = 4) -> Any:
+    if not isinstance(thing, types.ModuleType) or from_library(thing.__name__): return thing
+    there = vars(thing)
+    return {n: _opened(there[n], names, deep - 1) for n in names if n in there and deep}
 
 
 def holds_tensors(thing: Any) -> bool:
@@ -295,7 +307,24 @@ def holds_tensors(thing: Any) -> bool:
 def is_told(thing: Any) -> bool:
     "Whether what a function uses is told in full, or by its class alone."
     if any(isinstance(thing, kinds) for kinds, _ in LEAF_WORDS): return True
-    return not from_library(type(thing).__module__)
+    return not from_library(type(thing).__module__) or is_plain(thing)
+
+
+PLAIN = (bool, int, float, complex, str, bytes, types.NoneType, torch.dtype, Path, np.generic,
+         np.ndarray, Tensor)
+
+
+def is_plain(thing: Any, deep: int = 6) -> bool:
+    """Whether all that a thing keeps are numbers, words and tensors, as in an `argparse.Namespace`.
+
+    Example: `is_plain(types.SimpleNamespace(delta=1.0))`.
+    """
+    if isinstance(thing, PLAIN): return True
+    if isinstance(thing, Mapping): thing = list(thing.values())
+    if isinstance(thing, (list, tuple, set, frozenset, deque)):
+        return deep > 0 and all(is_plain(part, deep - 1) for part in thing)
+    kept = getattr(thing, "__dict__", None)
+    return bool(kept) and is_plain(kept, deep)
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a00020
 class Classes(Functions):
@@ -354,7 +383,7 @@ LEAF_WORDS: tuple[tuple[Any, Callable[[Any, Any, str], Any]], ...] = (
     (Tensor, lambda look, thing, place: tensor_words(thing)),
     (np.generic, lambda look, thing, place: look.at(thing.item(), place)),
     (np.ndarray, lambda look, thing, place: look.at(torch.from_numpy(np.array(thing)), place)),
-    ((list, tuple), of_list),
+    ((list, tuple, deque), of_list),
     ((set, frozenset), of_set),
     (Mapping, lambda look, thing, place: look.each(thing, place)),
     ((torch.dtype, torch.layout, torch.memory_format, Path, range, complex, slice, re.Pattern),
