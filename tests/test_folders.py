@@ -112,6 +112,16 @@ def test_what_fails_leaves_every_byte_of_a_run(tmp_path, name, resume):
     fails(tmp_path, options | {"resume": resume}, (CheckpointError, error) if resume else error)
 
 
+def test_a_run_that_goes_on_compiled_and_cannot_is_as_it_was(tmp_path):
+    def J(seed): return NoGraph(ml.models.mlp(1, 8, 1, seed=seed), F.mse_loss)
+    quick(J(0), steps=2, checkpoint=tmp_path, optimizer=partial(torch.optim.SGD, lr=0.1,
+                                                                momentum=0.5))
+    options = {"J": J(1), "compile": True, "scheduler": None}
+    with pytest.warns(UserWarning, match="compiled was False, now True"):
+        _, optimizer = fails(tmp_path, options, RuntimeError)
+    assert not optimizer.state
+
+
 def test_an_optimizer_that_a_scheduler_has_changed_is_given_back(tmp_path):
     quick(maml(), steps=2, checkpoint=tmp_path)
     groups, optimizer = fails(tmp_path, {}, CheckpointError)

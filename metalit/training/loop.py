@@ -54,7 +54,7 @@ from .watching import Bar, Board, Looks, Watcher, as_watcher, looks_on, watched
 # %% auto #0
 __all__ = ['Maker', 'Batched', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'check_value',
            'meta_step', 'tried', 'descend', 'next_batch', 'Plan', 'Setup', 'in_one_graph', 'only_if_ready', 'found',
-           'OuterLoop', 'meta_train']
+           'over', 'may_fail', 'OuterLoop', 'meta_train']
 
 # %% ../../nbs/7_workshop/64_training.ipynb #d0d2ad99
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -169,14 +169,19 @@ def meta_step(run: Setup, together: torch.nn.Module, batch: Task | Unequal, step
     return value
 
 
-def tried(run: Setup, batches: Batched) -> Batched:
-    "The batches, after the first meta-loss and its gradient, for the errors that they may raise."
+def tried(run: Setup, batches: Batched, start: int = 0) -> Batched:
+    """The batches, after the first meta-loss and its gradient, for the errors that they may raise.
+
+    Of a run that goes on the parameters are not there yet: with them alone J must be finite.
+    """
     if run.whole:
         check_value(run.whole.first(), next_batch(run, batches, 0), 0)
         return batches
     with own_random_numbers(run.plan.seed, run.device):
         batch = next(batches)
-        try: meta_loss(run, run.J, batch, 0)[0].backward()
+        try: meta_loss(run, run.J, batch, start)[0].backward()
+        except DivergedError:
+            if not start: raise
         finally: run.optimizer.zero_grad()
     return chain([batch], batches)
 
@@ -311,6 +316,20 @@ def found(run: Setup) -> dict[str, Any] | None:
                               "others do not: all need the same folder")
     return saved
 
+# %% ../../nbs/7_workshop/64_training.ipynb #64a00005
+def over(run: Setup, state: Progress) -> bool:
+    "Whether the budget or the patience is used up."
+    minutes = run.plan.max_minutes
+    late = minutes is not None and state.seconds >= 60 * minutes
+    return late or (run.validation is not None and run.validation.exhausted(state))
+
+
+def may_fail(run: Setup, saved: dict[str, Any] | None, start: int) -> bool:
+    "Whether the next step is to be tried first, while J and the folder are as they were."
+    if not run.files or start == run.plan.steps: return False
+    if saved is None: return True
+    return run.compiles and not run.whole and not over(run, Progress(**saved["progress"]))
+
 # %% ../../nbs/7_workshop/64_training.ipynb #facae663
 class OuterLoop(Setup):
     "A training run; `go` takes the steps. See `meta_train`."
@@ -321,11 +340,11 @@ class OuterLoop(Setup):
             asked_to_stop = stack.enter_context(stop_requested())
             if self.team.size > 1: stack.enter_context(launched())
             self.placed()
-            batches = self._batches(only_if_ready(self, saved))
-            if self.files and saved is None and self.plan.steps: batches = tried(self, batches)
+            batches = self._batches(start := only_if_ready(self, saved))
+            if may_fail(self, saved, start): batches = tried(self, batches, start)
             stack.enter_context(own_random_numbers(self.plan.seed, self.device))
             state = self.files.restore(saved) if self.files and saved else Progress()
-            late = any(value > 0 for value in summed(self._over(state)))
+            late = any(value > 0 for value in summed(over(self, state)))
             by = self.watchers(tensorboard, progress, watchers)
             if self.writes and saved is None: self.writes.begin(state)
             stack.callback(self.hand_over)
@@ -338,12 +357,6 @@ class OuterLoop(Setup):
         plan = self.plan
         return iter(self.tasks.stream(plan.batch_size or 0, plan.steps, plan.seed, start))
 
-    def _over(self, state: Progress) -> bool:
-        "Whether the budget or the patience is used up."
-        minutes = self.plan.max_minutes
-        late = minutes is not None and state.seconds >= 60 * minutes
-        return late or (self.validation is not None and self.validation.exhausted(state))
-
     def _descend(self, state: Progress, batches: Batched, by: list[Watcher],
                  asked_to_stop: Callable[[], bool]) -> None:
         "Step by step: record, let others look, save where it is due."
@@ -354,7 +367,7 @@ class OuterLoop(Setup):
                     state.record(loss, seconds, plan.log_every)
                     for watcher in by: watcher.step(loss)
                 self.looked(state)
-                stop, ended = (n > 0 for n in summed(asked_to_stop(), self._over(state)))
+                stop, ended = (n > 0 for n in summed(asked_to_stop(), over(self, state)))
                 due = state.step % plan.save_every == 0 or state.step == plan.steps
                 if writes and (due or stop or ended): writes.save(state)
                 if stop: raise KeyboardInterrupt(f"stopped after step {state.step}")
