@@ -148,7 +148,8 @@ def test_a_checkpoint_that_is_not_ours_is_not_replaced(tmp_path, content):
     assert snapshot(tmp_path) == before
 
 
-def test_a_best_of_an_earlier_run_is_never_loaded(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_best_of_an_earlier_run_is_never_loaded(tmp_path, monkeypatch, seed):
     "A new run that is killed just after its first checkpoint, before the older best is removed."
     watch = Validation(sines, every=2, n_tasks=2)
     quick(maml(), steps=2, checkpoint=tmp_path, validation=watch)
@@ -159,7 +160,7 @@ def test_a_best_of_an_earlier_run_is_never_loaded(tmp_path, monkeypatch):
         if path.name == "best.pt": raise Killed
     monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(Killed):
-        quick(maml(seed=1), steps=2, checkpoint=tmp_path, validation=watch, resume=False)
+        quick(maml(seed=seed), steps=2, checkpoint=tmp_path, validation=watch, resume=False)
     monkeypatch.undo()
     assert (tmp_path / "best.pt").exists()
     assert parameters_file(tmp_path).name == "checkpoint.pt"

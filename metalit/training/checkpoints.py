@@ -30,6 +30,7 @@ from metalit.training.identity import (
     MAY_DIFFER,
     NOTHING,
     Mismatch,
+    checksum,
     differences,
     digest,
     library_version,
@@ -329,11 +330,13 @@ class Checkpoints(Folder):
 
     def begin(self, progress: Progress) -> None:
         "A new run: its start is saved first, and then what an older one left goes."
-        self.run = digest([self.settings, {name: tensor_words(value)
-                                           for name, value in self.J.state_dict().items()}])
+        best = self.folder / "best.pt"
+        left = [checksum(best.read_bytes())] if best.exists() else []  # of the same run, begun anew
+        values = {name: tensor_words(value) for name, value in self.J.state_dict().items()}
+        self.run = digest([self.settings, values, *left])
         self.check_lock()
         self._write_all(progress)
-        (self.folder / "best.pt").unlink(missing_ok=True)
+        best.unlink(missing_ok=True)
         self._write_tables(progress)
 
     def save_best(self, progress: Progress) -> None:
