@@ -35,10 +35,10 @@ from ..meta_loss import MetaLoss
 from ..schedule import Scheduled
 
 # %% auto #0
-__all__ = ['LIBRARIES', 'AROUND', 'OF_A_THING', 'FOUND_OUT', 'OF_EVERY_MODULE', 'PLAIN', 'LEAF_WORDS', 'NOTHING', 'MAY_DIFFER',
+__all__ = ['LIBRARIES', 'AROUND', 'OF_A_THING', 'FOUND_OUT', 'OF_EVERY_MODULE', 'DATA', 'LEAF_WORDS', 'NOTHING', 'MAY_DIFFER',
            'checksum', 'tensor_words', 'from_library', 'full_name', 'source_of', 'code_words', 'names_used', 'Named',
            'named', 'kept_by', 'Look', 'own_identity', 'key_in', 'Functions', 'refuse', 'opened_up', 'holds_tensors',
-           'is_told', 'is_plain', 'Classes', 'of_list', 'of_set', 'of_number', 'of_builtin', 'identity', 'digest',
+           'is_told', 'is_data', 'Classes', 'of_list', 'of_set', 'of_number', 'of_builtin', 'identity', 'digest',
            'label', 'settings_of', 'optimizer_words', 'library_version', 'versions', 'Mismatch', 'differences',
            'are_trees', 'kind_of', 'tree_in_short', 'first_lines', 'named_by']
 
@@ -307,24 +307,24 @@ def holds_tensors(thing: Any) -> bool:
 def is_told(thing: Any) -> bool:
     "Whether what a function uses is told in full, or by its class alone."
     if any(isinstance(thing, kinds) for kinds, _ in LEAF_WORDS): return True
-    return not from_library(type(thing).__module__) or is_plain(thing)
+    return not from_library(type(thing).__module__) or is_data(thing)
 
 
-PLAIN = (bool, int, float, complex, str, bytes, types.NoneType, torch.dtype, Path, np.generic,
+DATA = (bool, int, float, complex, str, bytes, types.NoneType, torch.dtype, Path, np.generic,
          np.ndarray, Tensor)
 
 
-def is_plain(thing: Any, deep: int = 6) -> bool:
+def is_data(thing: Any, deep: int = 6) -> bool:
     """Whether all that a thing keeps are numbers, words and tensors, as in an `argparse.Namespace`.
 
-    Example: `is_plain(types.SimpleNamespace(delta=1.0))`.
+    Example: `is_data(types.SimpleNamespace(delta=1.0))`.
     """
-    if isinstance(thing, PLAIN): return True
+    if isinstance(thing, DATA): return True
     if isinstance(thing, Mapping): thing = list(thing.values())
     if isinstance(thing, (list, tuple, set, frozenset, deque)):
-        return deep > 0 and all(is_plain(part, deep - 1) for part in thing)
+        return deep > 0 and all(is_data(part, deep - 1) for part in thing)
     kept = getattr(thing, "__dict__", None)
-    return bool(kept) and is_plain(kept, deep)
+    return bool(kept) and is_data(kept, deep)
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a00020
 class Classes(Functions):
