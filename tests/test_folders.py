@@ -3,6 +3,7 @@
 And the counts of faults that `python -m benchmarks.faults` prints, here with small numbers.
 """
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -302,8 +303,29 @@ def test_another_base_is_said_to_be_another(tmp_path):
     load_checkpoint(tmp_path / "all.pt", maml(seed=1))
 
 
+WITH_IDENTITY = "0.2.0, with its identity"
+
+
+def test_a_run_that_says_what_it_is_goes_on_or_says_what_is_another(tmp_path):
+    """Made on 2026-11-29. Where a later metalit writes down more, it has to name that."""
+    shutil.copytree(Path(__file__).parent / "old_runs" / WITH_IDENTITY, tmp_path / "run")
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt", J := maml(seed=1, width=4))
+    assert state["progress"]["step"] == 3 and same(J.state_dict(), state["J"])
+    before = snapshot(tmp_path / "run")
+    go_on = partial(quick, steps=5, checkpoint=tmp_path / "run", log_every=1)
+    with pytest.raises(CheckpointError, match=r"is of another run:\n"): go_on(maml(width=5))
+    assert {name: value for name, value in snapshot(tmp_path / "run").items()
+            if name.name != ".lock"} == before
+    try: log, why = go_on(maml(width=4)), ""
+    except CheckpointError as error: log, why = [], str(error)
+    if why:
+        assert re.search(r"is of another run:\n +\S+ was .* now ", why)
+        log = go_on(maml(width=4), allow={"identity"})
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("version", sorted(path.name for path in (
-    Path(__file__).parent / "old_runs").iterdir()))
+    Path(__file__).parent / "old_runs").iterdir() if path.name != WITH_IDENTITY))
 def test_runs_of_older_versions_load_or_say_why_not(tmp_path, version):
     "Made by these versions, as `quick(maml(width=4), steps=3, checkpoint=…, log_every=1)`."
     shutil.copytree(Path(__file__).parent / "old_runs" / version, tmp_path / "run")
