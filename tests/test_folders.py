@@ -53,6 +53,10 @@ class Holes(ml.tasks.Sinusoids):
         return task
 
 
+class Gone(ml.tasks.Sinusoids):
+    def draw_held_out(self, n_tasks, random): raise OSError("the file of unseen tasks is gone")
+
+
 class NoGraph(ml.MAML):
     "Stands for a machine without a compiler: the first call of the graph fails."
     def compile(self, **options):
@@ -66,6 +70,7 @@ FAILURES = {
     "compiler": ({"J": NoGraph(ml.models.mlp(1, 8, 1), F.mse_loss), "compile": True}, RuntimeError),
     "a lambda": ({"J": ml.MAML(ml.models.mlp(1, 8, 1), lambda p, y: 0)}, ValueError),
     "chunks and compiling": ({"J": maml(chunk_size=2), "compile": True}, ValueError),
+    "validation": ({"validation": Validation(Gone(), every=2)}, OSError),
     "blows up at once": ({"J": maml(lr=1e30, steps=9)}, DivergedError),
 }
 IN_A_RUN = {
@@ -303,7 +308,7 @@ def test_another_base_is_said_to_be_another(tmp_path):
     load_checkpoint(tmp_path / "all.pt", maml(seed=1))
 
 
-WITH_IDENTITY = "0.2.0, with its identity"
+WITH_IDENTITY = "0.2.0-identity"
 
 
 def test_a_run_that_says_what_it_is_goes_on_or_says_what_is_another(tmp_path):

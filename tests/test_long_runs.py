@@ -236,7 +236,7 @@ def looked(value):
 
 
 def test_early_stop_keeps_the_best_and_a_resumed_run_ends_at_once(tmp_path, monkeypatch):
-    losses = iter([3.0, 1.0, float("nan"), 2.0, 1.0, 0.5])
+    losses = iter([9.0, 3.0, 1.0, float("nan"), 2.0, 1.0, 0.5])  # the first is a try
     def found(J, tasks, **options): return looked(next(losses))
     monkeypatch.setattr(evaluation, "evaluate", found)
     watch = Validation(sines, every=2, n_tasks=2, patience=3)

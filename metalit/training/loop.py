@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from metalit.training.checkpoints import (
     check_finite,
     locked,
 )
-from .evaluation import Validation, own_random_numbers
+from .evaluation import Validation, measure, own_random_numbers
 from .identity import settings_of
 from .outer import Around, Batches, Stepper, batches_of
 from metalit.training.processes import (
@@ -168,12 +168,14 @@ def meta_step(run: Setup, together: torch.nn.Module, batch: Task | Unequal, step
     run.descended(step)
     return value
 
-
+# %% ../../nbs/7_workshop/64_training.ipynb #64a00009
 def tried(run: Setup, batches: Batched, start: int = 0) -> Batched:
     """The batches, after the first meta-loss and its gradient, for the errors that they may raise.
 
+    So may validation: two of its tasks are looked at.
     Of a run that goes on the parameters are not there yet: with them alone J must be finite.
     """
+    if run.validation: measure(replace(run.validation, n_tasks=2), run.J)
     if run.whole:
         check_value(run.whole.first(), next_batch(run, batches, 0), 0)
         return batches
