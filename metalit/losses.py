@@ -139,7 +139,8 @@ def its_own(tree: Any) -> Any:
     Whoever says `x.requires_grad_()` for it does so to a tensor that the next call does not see:
     else what an inner step has learned from x would count as a way from x to the next answer.
     """
-    return tree if in_transform() else mapped(lambda tensor: tensor.view_as(tensor), tree)
+    def new(leaf: Any) -> Any: return leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf
+    return tree if in_transform() else mapped(new, tree)
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00013
 PAIRWISE = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
