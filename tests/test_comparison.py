@@ -52,6 +52,23 @@ def test_the_summary_is_what_one_computes_by_hand():
     assert diverged(RUNS) == ["fomaml, seed 0: diverged: at step 3"]
 
 
+def test_graphs_are_given_back_after_each_run(tmp_path, monkeypatch):
+    "Compiling stands aside here: what is looked at is the order."
+    order, one = [], comparison._one
+
+    def run(name, seed, *rest):
+        order.append((name, seed))
+        assert rest[-2] is True, "compiled"
+        return one(name, seed, *rest[:-2], False, rest[-1])
+    monkeypatch.setattr(comparison, "_one", run)
+    monkeypatch.setattr(comparison, "forget_compiled", lambda: order.append("given back"))
+    monkeypatch.setattr(comparison, "step_times", lambda methods, task, compile: {})
+    compare(ml.tasks.Sinusoids(3), sine_network, F.mse_loss, methods=["maml", "anil"], steps=1,
+            seeds=[0, 1], batch_size=2, folder=tmp_path, compile=True, progress=False)
+    plan = [(name, seed) for seed in (0, 1) for name in ("maml", "anil")]
+    assert order == [step for pair in plan for step in (pair, "given back")]
+
+
 def test_one_seed_has_no_spread_and_without_maml_there_is_no_relative_time():
     assert summarise([made_up("conml", 0, {1: 2.0})]) == [
         Line("conml", 1, 2.0, 0.1, None, 2.0, None, 1)

@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 import warnings
+import weakref
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import metalit as ml
 from metalit.batching import many_steps
+from metalit.judging.comparison import forget_compiled
 from metalit.training import whole_run
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
@@ -222,6 +224,18 @@ def test_a_batch_of_another_shape_is_a_step_of_its_own(quick, pieces, monkeypatc
     train(one, Growing(), steps=8)
     train(other, Growing(), steps=8, compile=True)
     assert pieces == [1, 1, 2, 2] and apart(one, other) < 1e-14
+
+
+def test_graphs_go_with_their_meta_loss(quick):
+    before = len(whole_run.GRAPHS)
+    for _ in range(3):
+        train(J := maml(), WAVES, steps=3, compile=True)
+        gone = weakref.ref(J)
+        assert J in whole_run.GRAPHS
+        del J
+        forget_compiled()
+        assert gone() is None
+    assert len(whole_run.GRAPHS) == before
 
 
 def test_a_second_run_compiles_nothing_and_a_changed_one_does(quick):
