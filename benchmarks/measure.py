@@ -69,6 +69,13 @@ def versions(*packages: str) -> dict[str, str]:
             else importlib.metadata.version(package) for package in packages}
 
 
+def resampled(values: torch.Tensor, seed: int = 0, times: int = 10_000) -> list[float]:
+    """95 % of the means of values that are drawn again, with replacement, so many times."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(values), (times, len(values)), generator=generator)
+    return torch.quantile(values[drawn].mean(1), torch.tensor([0.025, 0.975]).double()).tolist()
+
+
 def write_json(name: str, record: dict[str, Any]) -> Path:
     """Write `record` to `results/<name>.json`, and return the path."""
     RESULTS.mkdir(exist_ok=True)

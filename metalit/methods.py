@@ -372,7 +372,7 @@ class MRMAML(MetaLoss):
     """
     def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 1, *,
                  information: str = "weights", weight: float | None = None,
-                 only: str | None = None, sigma: float = 0.01, **choices: Any):
+                 only: Patterns = None, sigma: float = 0.01, **choices: Any):
         if information not in BETAS:
             raise ValueError(f"{information=}: choose one of {', '.join(map(repr, BETAS))}")
         weight = check_weight(BETAS[information] if weight is None else weight)

@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metalit as ml
-from benchmarks.measure import machine, versions, write_json
+from benchmarks.measure import machine, resampled, versions, write_json
 from metalit.judging.baselines import GaussianProcess, InContext, Joint
 from metalit.tasks.task import Split, Task
 
-MORNING, SEEDS, SHARES, RESAMPLES = 12, (0, 1, 2), (0.6, 0.15, 0.25), 10_000
-STEPS, LAST_STEPS, INNER_STEPS, SEED = (300, 1000), 1000, 3, 0
+MORNING, SEEDS, SHARES = 12, (0, 1, 2), (0.6, 0.15, 0.25)
+STEPS, INNER_STEPS, SEED = (300, 1000), 3, 0
 Forecast = Callable[[Split, Tensor], Tensor]                 # support, x (B, Q, 3) → (B, Q)
 
 
@@ -272,22 +272,15 @@ def forecasts(train: Days, choice: Days) -> Iterator[tuple[str, list[Any], list[
         yield name, list(best), [make(train, *best, *one) for one in seeds]
 
 
-def interval(values: Tensor) -> list[float]:
-    """95 % of the means of days that are drawn again, with replacement."""
-    generator = torch.Generator().manual_seed(SEED)
-    drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    return torch.quantile(values[drawn].mean(1), torch.tensor([0.025, 0.975]).double()).tolist()
-
-
 def table(answers: dict[str, list[Forecast]], days: Days) -> dict[str, Any]:
     """For each rival its error, the mean over its seeds, and the difference from the best tree."""
     errors = {name: torch.stack([error(one, days) for one in of_seeds])
               for name, of_seeds in answers.items()}
     rival = errors["trees on the morning"].mean(0)
-    return {name: {"mean": values.mean().item(), "interval": interval(values.mean(0)),
+    return {name: {"mean": values.mean().item(), "interval": resampled(values.mean(0)),
                    "seeds": values.mean(1).tolist(), "worst day": values.mean(0).max().item(),
                    "less trees": (values.mean(0) - rival).mean().item(),
-                   "interval less trees": interval(values.mean(0) - rival)}
+                   "interval less trees": resampled(values.mean(0) - rival)}
             for name, values in errors.items()}
 
 

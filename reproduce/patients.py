@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metalit as ml
-from benchmarks.measure import machine, versions, write_json
+from benchmarks.measure import machine, resampled, versions, write_json
 from metalit.data.patients import (
     Curve,
     Fit,
@@ -39,7 +39,7 @@ from metalit.tasks.task import Split, Task
 SHOTS, STEPS, TRIAL, SEED = (2, 3, 4), 3000, 300, 0
 RATES, META_RATES, INNER_STEPS = (0.01, 0.03), (1e-3, 3e-3), 5
 GRID = [0.25 * i for i in range(1, 101)]                     # hours at which curves are drawn
-SIMULATED, RESAMPLES = 600, 10_000
+SIMULATED = 600
 Answer = Callable[[Split, Tensor], Tensor]
 
 
@@ -120,20 +120,13 @@ def rivals(shots: int, steps: int, rates: dict[str, float], folder: Path,
             "in context": in_context(shots, steps)}
 
 
-def interval(values: Tensor) -> list[float]:
-    """95 % of the means of patients that are drawn again, with replacement."""
-    generator = torch.Generator().manual_seed(SEED)
-    drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-    return torch.quantile(values[drawn].mean(1), torch.tensor([0.025, 0.975]).double()).tolist()
-
-
 def table(answers: dict[str, Answer], task: Task) -> dict[str, Any]:
     """For each rival the mean and the worst patient, and its difference from MAP."""
     errors = {name: error(answer, task) for name, answer in answers.items()}
-    return {name: {"mean": values.mean().item(), "interval": interval(values),
+    return {name: {"mean": values.mean().item(), "interval": resampled(values),
                    "worst": values.max().item(),
                    "less MAP": (values - errors["MAP"]).mean().item(),
-                   "interval less MAP": interval(values - errors["MAP"]),
+                   "interval less MAP": resampled(values - errors["MAP"]),
                    "patients": values.tolist()} for name, values in errors.items()}
 
 

@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import close, quick, value_and_gradient
+from helpers import close, value_and_gradient
 from torch import nn
-from ways import in_one_way
+from ways import check_goes_on, in_one_way
 
 import metalit as ml
 
@@ -77,14 +77,7 @@ def test_trials_are_refused_where_something_is_held_constant(name, small_net):
 
 @pytest.mark.parametrize("name", INNER)
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(name, tmp_path):
-    def fresh(): return meta_loss(name, ml.models.mlp(1, 4, 1, seed=0))
-    whole, first, second = fresh(), fresh(), fresh()
-    quick(whole, steps=5)
-    quick(first, steps=5, checkpoint=tmp_path, max_minutes=1e-9)
-    assert not torch.equal(first.model[0].weight, whole.model[0].weight)
-    quick(second, steps=5, checkpoint=tmp_path)
-    for one, other in zip(whole.parameters(), second.parameters(), strict=True):
-        assert torch.equal(one, other)
+    check_goes_on(lambda: meta_loss(name, ml.models.mlp(1, 4, 1, seed=0)), tmp_path)
 
 
 @pytest.mark.parametrize("name", INNER)

@@ -46,6 +46,23 @@ def test_the_whole_in_a_way(way, step, sines):
     close(found[1], right[1][:len(found[1])])                # some ways give θ's part alone
 
 
+@pytest.mark.parametrize(("until", "of_four"), [
+    (0, "eeee"), (0.25, "feee"), (0.5, "ffee"), (0.6, "fffe"), (1, "ffff")])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_gradient_is_first_order_until_its_share_of_the_run_and_then_exact(until, of_four,
+                                                                               compiled, sines):
+    def of(gradient): return ml.MetaLoss(net(), F.mse_loss, inner=ml.SGD(0.1, 2), gradient=gradient)
+    right = {"f": value_and_gradient(of(ml.FirstOrder()), sines),
+             "e": value_and_gradient(of(ml.Exact()), sines)}
+    assert (right["f"][1] - right["e"][1]).norm() > 1e-3
+    J = of(ml.AnnealedOrder(until))
+    if compiled: J.compile(backend="eager")
+    for step, order in enumerate(of_four):
+        J.at(step, 4)
+        for one, other in zip(value_and_gradient(J, sines), right[order], strict=True):
+            close(one, other)
+
+
 def test_a_compiled_one_has_two_graphs_however_often_it_goes_over_the_border(sines):
     J, graphs = small_plus_plus(net(), multi_step=False), []
     J.compile(backend=counting(graphs))

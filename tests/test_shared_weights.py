@@ -240,3 +240,30 @@ def test_untouched_when_the_call_raises(kind, form, sines):
     J = ml.MAML(made(kind), fails, lr=LR, steps=STEPS, **FORMS.get(form, {}))
     if form == "compiled": J.compile(backend="eager")
     with Untouched(J.model), pytest.raises(Exception, match="in the middle"): J(sines)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_weight_that_is_tied_between_calls_is_adapted_in_both_places(compiled):
+    "No name is new, but one stands in one more place of the model."
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(1, 1), nn.Linear(1, 1)
+
+        def forward(self, x): return self.b(self.a(x))
+
+    def shared():
+        torch.manual_seed(0)
+        model = Twice().double()
+        return ml.MAML(model, F.mse_loss, lr=LR, steps=STEPS), model
+    task = ml.tasks.Sinusoids(shots=3).batch(4).to(torch.float64)
+    (J, model), (fresh, other) = shared(), shared()
+    other.b.weight = other.a.weight
+    if compiled: J.compile(backend="eager")
+    J(task)
+    model.b.weight = model.a.weight
+    J(task).backward()
+    fresh(task).backward()
+    torch.testing.assert_close(J(task), fresh(task), rtol=1e-12, atol=0)
+    for one, right in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, right.grad, rtol=1e-12, atol=0)

@@ -3,7 +3,7 @@
 `make(**options)` makes the meta-loss; each way gives its value and its gradient as one vector.
 """
 import torch
-from helpers import flat, value_and_gradient
+from helpers import flat, quick, value_and_gradient
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import metalit as ml
@@ -75,3 +75,14 @@ def in_one_way(way, make, task):
     "The value and the gradient, computed in the way of this name."
     if way in WAYS: return WAYS[way](make, task)
     return value_and_gradient(make(**OPTIONS[way]), task)
+
+
+def check_goes_on(fresh, folder):
+    "A run that was stopped after its first step ends where one does that was not, to the last bit."
+    whole, first, second = fresh(), fresh(), fresh()
+    quick(whole, steps=5)
+    quick(first, steps=5, checkpoint=folder, max_minutes=1e-9)
+    assert not torch.equal(first.model[0].weight, whole.model[0].weight)
+    quick(second, steps=5, checkpoint=folder)
+    for one, other in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)

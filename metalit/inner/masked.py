@@ -245,7 +245,7 @@ class Noisy(Masked):
     ml.WeightInformation())`.
     """
     def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 1, *,
-                 only: str | None = HEAD, without: str | None = None, sigma: float = 0.01,
+                 only: Patterns = HEAD, without: Patterns = None, sigma: float = 0.01,
                  **options: Any):
         super().__init__(model, lr, steps, only=only, without=without, **options)
         start = check_number("sigma", sigma, above=True)

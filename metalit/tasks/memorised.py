@@ -76,7 +76,7 @@ class NamedSinusoids(Family):
 
 # %% ../../nbs/3_choices/37_memorised.ipynb #37000009
 def wave_examples(family: NamedSinusoids, x: Tensor, name: Tensor, wave: Tensor,
-             random: Random) -> Split:
+                  random: Random) -> Split:
     "Examples of waves of amplitudes (B, 1, 1) at x (B, S, 1), under their names (B, 1)."
     named = F.one_hot(name, family.names).to(x.dtype).expand(-1, x.shape[1], -1)
     y = wave * torch.sin(x) + family.noise * random.normal(tuple(x.shape))
