@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from numbers import Integral
 from threading import RLock
@@ -30,19 +30,19 @@ from .inner.sgd import SGD
 from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
 from .losses import (Loss, TaskLoss, check_judge, check_loss, its_own, loss_on, measured,
                             reduction_of, takes_mask)
-from .models import Params, called, check_shapes_known, given, places
+from .models import Params, called, check_shapes_known, given, places, places_in
 from .tasks.task import Split, Task, Tree, brief, check_split, leaves, mapped
 from .tasks.task import transformed
 from .tasks.unequal import Unequal, batches_in, check_tasks, in_groups, one_by_one
 from .tasks.unequal import stacked, unpadded
 
 # %% auto #0
-__all__ = ['BATCH_NORMS', 'READS', 'LOOKED', 'LIST', 'TOLD', 'Method', 'LOCKS', 'theta_of', 'frozen_of', 'check_learns',
-           'check_model', 'is_sharded', 'first_input', 'check_axes', 'ModelCall', 'check_inner', 'line_for',
-           'line_like', 'choice_words', 'counted', 'check_same', 'Shown', 'in_mode', 'check_apart', 'check_minds',
-           'check_norms', 'meet', 'reductions_in', 'looked_at', 'real_answers', 'draws', 'with_model',
-           'check_not_exported', 'check_parts', 'Parts', 'alone_with', 'in_turn', 'Learner', 'learned', 'check_counts',
-           'curve']
+__all__ = ['BATCH_NORMS', 'READS', 'LOOKED', 'LIST', 'TOLD', 'Method', 'LOCKS', 'theta_of', 'parameters_in', 'frozen_of',
+           'check_learns', 'check_asks', 'check_model', 'check_layers', 'is_sharded', 'first_input', 'check_axes',
+           'ModelCall', 'check_inner', 'line_for', 'line_like', 'choice_words', 'counted', 'check_same', 'Shown',
+           'in_mode', 'check_apart', 'check_minds', 'check_norms', 'meet', 'reductions_in', 'looked_at', 'real_answers',
+           'draws', 'with_model', 'check_not_exported', 'check_parts', 'Parts', 'alone_with', 'in_turn', 'Learner',
+           'learned', 'check_counts', 'curve']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -57,6 +57,16 @@ def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
             if (p.requires_grad if isinstance(p, nn.Parameter) else name not in frozen)}
 
 
+def parameters_in(layers: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Tensor]]:
+    "The parameters of layers that are at hand, by name, each once: as `named_parameters` does."
+    found: dict[int, tuple[str, Tensor]] = {}
+    for prefix, layer in layers:
+        for attribute, p in layer._parameters.items():
+            if p is not None:
+                found.setdefault(id(p), (f"{prefix}.{attribute}" if prefix else attribute, p))
+    return list(found.values())
+
+
 def frozen_of(named: Sequence[tuple[str, Tensor]]) -> tuple[str, ...] | None:
     "The names of frozen ones of parameters; None where other tensors stand in their places."
     if not all(isinstance(p, nn.Parameter) for _, p in named): return None
@@ -67,10 +77,14 @@ def check_learns(model: nn.Module) -> None:
     "Raise `TypeError` for what is no module, `ValueError` for one with nothing to learn."
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model is a {type(model).__name__}; a torch.nn.Module is needed")
-    if not any(p.requires_grad or not isinstance(p, nn.Parameter) for p in model.parameters()):
-        count = len(list(model.parameters()))
-        raise ValueError(f"{type(model).__name__} has nothing to learn: of its {count} parameters "
-                         "none asks for a gradient (requires_grad)")
+    check_asks(model, list(model.parameters()))
+
+
+def check_asks(model: nn.Module, parameters: Sequence[Tensor]) -> None:
+    "Raise `ValueError` where none of the parameters of a model is to be learned."
+    if not any(p.requires_grad or not isinstance(p, nn.Parameter) for p in parameters):
+        raise ValueError(f"{type(model).__name__} has nothing to learn: of its {len(parameters)} "
+                         "parameters none asks for a gradient (requires_grad)")
 
 
 def check_model(model: nn.Module) -> None:
@@ -79,9 +93,13 @@ def check_model(model: nn.Module) -> None:
     Example: `check_model(nn.Linear(1, 1))`.
     """
     check_learns(model)
-    for layer in model.modules():
+    check_layers(model.named_modules())
+
+
+def check_layers(layers: Iterable[tuple[str, nn.Module]]) -> None:
+    "Raise `ValueError` for a layer, by its name, that is no function of parameters and examples."
+    for name, layer in layers:
         if layer.training and isinstance(layer, BATCH_NORMS) and layer.running_mean is not None:
-            name = next(name for name, part in model.named_modules() if part is layer)
             raise ValueError(f"layer {name!r} ({type(layer).__name__}) keeps running statistics, "
                              "which in training mode carry information from one task to another: "
                              "put it into eval mode, if they were trained, or build it with "
@@ -335,7 +353,8 @@ def meet(learner: Any, batches: list[Task]) -> None:
     elif torch.compiler.is_compiling(): return
     inside = learner.loss if learner.inner.loss is None else learner.inner.loss
     first = (masked or batches)[0]
-    learner.reductions = tuple(reductions_in(learner, first, [learner.loss, inside]))
+    words = tuple(reductions_in(learner, first, [learner.loss, inside]))
+    if words != learner.reductions: learner.reductions = words
 
 
 def reductions_in(learner: Any, task: Task, losses: Sequence[Loss]) -> list[str]:
@@ -440,14 +459,16 @@ class Parts(Shown):
         "A look at the model as it is now, before a batch with inputs x (B, S, …) is computed."
         check_not_exported()
         if torch.compiler.is_compiling(): return
-        check_model(self.model)
+        layers = list(self.model.named_modules())            # one walk for all who look
+        named = parameters_in(layers)
+        check_asks(self.model, [parameter for _, parameter in named])
+        check_layers(layers)
         check_judge(self.loss, self.model)
         check_axes(self.model, x)
-        named = list(self.model.named_parameters())
         check_hooks(named)
-        self.places = places(self.model)                     # a trace has tensors without identity
-        frozen = frozen_of(named)
-        if frozen is not None: self.frozen = frozen
+        found, frozen = places_in(layers), frozen_of(named)
+        if found != self.places: self.places = found         # a trace has tensors without identity
+        if frozen not in (None, self.frozen): self.frozen = frozen
         self.inner.meet(self.model, x)
 
     def checked(self, given: Any) -> Task | Unequal:

@@ -53,8 +53,8 @@ def check_judge(loss: Any, model: nn.Module | None = None) -> Loss:
     One that keeps the `model` itself, to ask it something, does not.
     """
     check_loss(loss)
-    known = set() if model is None else {id(p) for p in model.parameters()}
-    own = loss.parameters() if isinstance(loss, nn.Module) else ()
+    own = list(loss.parameters()) if isinstance(loss, nn.Module) else []
+    known = {id(p) for p in model.parameters()} if model is not None and own else set()
     if any(p.requires_grad and id(p) not in known for p in own):
         raise ValueError(f"the task loss {type(loss).__name__} has parameters, and would learn to "
                          "call everything good: as what the inner loop descends it may learn, "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.func import functional_call
 Params = dict[str, Tensor]  # parameters by name: θ, or what became of them, φ
 
 # %% auto #0
-__all__ = ['Params', 'places', 'called', 'given', 'check_shapes_known', 'mlp', 'Point', 'Contextual', 'Bottleneck', 'Conv4']
+__all__ = ['Params', 'places', 'places_in', 'called', 'given', 'check_shapes_known', 'mlp', 'Point', 'Contextual', 'Bottleneck', 'Conv4']
 
 # %% ../nbs/1_idea/06_models.ipynb #288279e0
 def places(module: nn.Module) -> dict[str, str]:
@@ -30,9 +30,14 @@ def places(module: nn.Module) -> dict[str, str]:
 
     Example: `places(mlp(1, 8, 1))["0.weight"]`, which is `"0.weight"`.
     """
+    return places_in(module.named_modules())
+
+
+def places_in(layers: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
+    "`places` of a module whose layers are at hand, by name."
     found: dict[str, str] = {}
     names: dict[int, str] = {}  # of each tensor, the first under which it is met
-    for prefix, part in module.named_modules():
+    for prefix, part in layers:
         for attribute, tensor in [*part._parameters.items(), *part._buffers.items()]:
             if tensor is None: continue
             place = f"{prefix}.{attribute}" if prefix else attribute
