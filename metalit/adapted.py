@@ -22,7 +22,7 @@ from .models import Params, places
 from .tasks.task import Split, brief
 
 # %% auto #0
-__all__ = ['holding', 'evaluation_mode', 'end_of', 'delta']
+__all__ = ['holding', 'check_copies', 'evaluation_mode', 'end_of', 'delta']
 
 # %% ../nbs/7_workshop/62a_adapted.ipynb #62a00009
 def holding(model: nn.Module, phi: Params) -> nn.Module:
@@ -35,6 +35,7 @@ def holding(model: nn.Module, phi: Params) -> nn.Module:
 
     Example: `holding(model, {"2.bias": torch.ones(1)})(torch.ones(5, 1))`.
     """
+    check_copies(model)
     twin = copy.deepcopy(model).eval()
     there, put = places(twin), dict[str, Tensor]()
     unknown = phi.keys() - there.keys() - set(there.values())
@@ -48,6 +49,17 @@ def holding(model: nn.Module, phi: Params) -> nn.Module:
             if name not in put: put[name] = _in_place_of(getattr(layer, attribute), phi[name])
             _put(layer, attribute, put[name])
     return twin
+
+
+def check_copies(model: nn.Module) -> None:
+    "Raise `ValueError` for a layer that keeps a computed tensor, which cannot be copied."
+    for name, layer in model.named_modules():
+        for key, value in vars(layer).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise ValueError(f"layer {name!r} ({type(layer).__name__}) keeps {key!r}, which "
+                                 "was computed, and the model cannot be copied with it (so does "
+                                 "the old torch.nn.utils.weight_norm; the one in torch.nn.utils."
+                                 "parametrizations does not): compute it in the forward")
 
 
 def _in_place_of(there: Tensor, value: Tensor) -> Tensor:

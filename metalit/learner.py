@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial, wraps
 from numbers import Integral
 from threading import RLock
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from .adapted import end_of, evaluation_mode, holding
 from .batching.chunks import in_chunks, random_state, restore_random_state
 from .batching.modes import MODES, Each, check_mode
-from .batching.plain import PlainOperations
+from .batching.plain import PlainOperations, needs_nothing
 from .batching.refused import (LOOP, check_hooks, check_vmap, explained, noted, once_tried,
                                       told, unreported)
+from .batching.slope import differentiated_once
 from .inner.adam import Adam
 from .inner.masked import once
 from .inner.rates import Rate
@@ -30,7 +32,7 @@ from .inner.sgd import SGD
 from .inner.walk import InnerLoop, LossOn, Predict, Walk, check_steps, whole
 from .losses import (Loss, TaskLoss, check_judge, check_loss, its_own, loss_on, measured,
                             reduction_of, takes_mask)
-from .models import Params, called, check_shapes_known, given, places, places_in
+from .models import Layers, Params, called, check_shapes_known, given, places, places_in
 from .tasks.task import Split, Task, Tree, brief, check_split, leaves, mapped
 from .tasks.task import transformed
 from .tasks.unequal import Unequal, batches_in, check_tasks, in_groups, one_by_one
@@ -41,8 +43,8 @@ __all__ = ['BATCH_NORMS', 'READS', 'LOOKED', 'LIST', 'TOLD', 'Method', 'LOCKS', 
            'check_learns', 'check_asks', 'check_model', 'check_layers', 'is_sharded', 'first_input', 'check_axes',
            'ModelCall', 'check_inner', 'line_for', 'line_like', 'choice_words', 'counted', 'check_same', 'Shown',
            'in_mode', 'check_apart', 'check_minds', 'check_norms', 'meet', 'reductions_in', 'looked_at', 'real_answers',
-           'draws', 'with_model', 'check_not_exported', 'check_parts', 'Parts', 'alone_with', 'in_turn', 'Learner',
-           'learned', 'check_counts', 'curve']
+           'draws', 'with_model', 'check_not_exported', 'check_now', 'check_parts', 'Parts', 'alone_with', 'in_turn',
+           'Learner', 'learned', 'check_counts', 'curve']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -57,7 +59,7 @@ def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
             if (p.requires_grad if isinstance(p, nn.Parameter) else name not in frozen)}
 
 
-def parameters_in(layers: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, Tensor]]:
+def parameters_in(layers: Layers) -> list[tuple[str, Tensor]]:
     "The parameters of layers that are at hand, by name, each once: as `named_parameters` does."
     found: dict[int, tuple[str, Tensor]] = {}
     for prefix, layer in layers:
@@ -96,7 +98,7 @@ def check_model(model: nn.Module) -> None:
     check_layers(model.named_modules())
 
 
-def check_layers(layers: Iterable[tuple[str, nn.Module]]) -> None:
+def check_layers(layers: Layers) -> None:
     "Raise `ValueError` for a layer, by its name, that is no function of parameters and examples."
     for name, layer in layers:
         if layer.training and isinstance(layer, BATCH_NORMS) and layer.running_mean is not None:
@@ -185,6 +187,7 @@ class ModelCall:
         self.model, self.places = model, places(model) if at is None else at
         self.called = once_tried(called, model)
         self.names = set(self.places.values())
+        self.plain = not torch.compiler.is_compiling() and needs_nothing(model)
 
     def __call__(self, phi: Params, x: Tree) -> Any:
         unknown = [name for name in phi if name not in self.names]
@@ -193,7 +196,7 @@ class ModelCall:
                              "loop was made for another model. Make it anew for this one")
         positions, keywords = given(its_own(x))
         try:
-            with PlainOperations():
+            with nullcontext() if self.plain or differentiated_once() else PlainOperations():
                 return self.called(self.model, self.places, phi, *positions, **keywords)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError) or LOOP in str(error): raise
@@ -426,6 +429,15 @@ def check_not_exported() -> None:
                          "with metalit.program.as_program(J, x, y, asked), and export that")
 
 
+def check_now(parts: Any, layers: Layers, named: list[tuple[str, Tensor]], x: Tree) -> None:
+    "Raise `ValueError` where the model, as it is now, cannot learn tasks with inputs x (B, S, …)."
+    check_asks(parts.model, [parameter for _, parameter in named])
+    check_layers(layers)
+    check_judge(parts.loss, parts.model)
+    check_axes(parts.model, x)
+    check_hooks(named)
+
+
 def check_parts(model: nn.Module, loss: Loss, chunk_size: int | None) -> None:
     "Raise `TypeError` or `ValueError` for a model, a loss or a size that cannot be worked with."
     check_learns(model)
@@ -461,11 +473,7 @@ class Parts(Shown):
         if torch.compiler.is_compiling(): return
         layers = list(self.model.named_modules())            # one walk for all who look
         named = parameters_in(layers)
-        check_asks(self.model, [parameter for _, parameter in named])
-        check_layers(layers)
-        check_judge(self.loss, self.model)
-        check_axes(self.model, x)
-        check_hooks(named)
+        check_now(self, layers, named, x)
         found, frozen = places_in(layers), frozen_of(named)
         if found != self.places: self.places = found         # a trace has tensors without identity
         if frozen not in (None, self.frozen): self.frozen = frozen

@@ -21,7 +21,8 @@ from .tasks.task import Split, Tree, brief, leaves, length, mapped, values_in
 # %% auto #0
 __all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'ENOUGH', 'scalar', 'check_loss',
            'check_judge', 'no_labels', 'out_of_range', 'in_shapes', 'takes_mask', 'over_real', 'what_to_choose',
-           'its_own', 'check_target', 'measured', 'are_numbers', 'as_logits', 'TaskLoss', 'loss_on', 'reduction_of']
+           'labels_hint', 'its_own', 'check_target', 'measured', 'are_numbers', 'as_logits', 'TaskLoss', 'loss_on',
+           'reduction_of']
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00009
 def scalar(value: Any) -> Tensor:
@@ -133,6 +134,12 @@ def what_to_choose(prediction: Any) -> str:
             f"lambda output, y: loss(output[{place}], y)")
 
 
+def labels_hint(prediction: Any, y: Any) -> str | None:
+    "What to write if y are class labels, which only the loss knows; None where they can be."
+    both = isinstance(prediction, Tensor) and isinstance(y, Tensor)
+    return no_labels(prediction, y) if both and prediction.ndim > 1 else None
+
+
 def its_own(tree: Any) -> Any:
     """The tensors of one call, so that a derivative by them is of this call alone.
 
@@ -179,16 +186,18 @@ def measured(loss: Loss, prediction: Any, y: Tree, mask: Tensor | None = None,
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError): raise
         if why := explained(error): raise why from error
-        labels = isinstance(y, Tensor) and y.dtype == torch.int64
+        labels, hint = isinstance(y, Tensor) and y.dtype == torch.int64, labels_hint(prediction, y)
         known = labels and isinstance(prediction, Tensor)
         # cross-entropy raises the one, under vmap the other
         if not known or not isinstance(error, (IndexError, RuntimeError)):
             noted(error, "metalit called the task loss for one task, on the model's output, "
-                  f"{in_shapes(prediction)}, and y, {in_shapes(y)}{what_to_choose(prediction)}")
+                  f"{in_shapes(prediction)}, and y, {in_shapes(y)}{what_to_choose(prediction)}"
+                  f"{f'; if y are class labels: {hint}' if hint else ''}")
             raise
         raise ValueError("the task loss cannot measure predictions of shape "
                          f"{tuple(prediction.shape)} against labels of shape {tuple(y.shape)} "
-                         f"({str(error).splitlines()[0]}). {out_of_range(prediction)}") from error
+                         f"({str(error).splitlines()[0]}). "
+                         f"{hint or out_of_range(prediction)}") from error
     return scalar(value)
 
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00031

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+Layers = Iterable[tuple[str, nn.Module]]  # of a module, by name: `named_modules()`
 Params = dict[str, Tensor]  # parameters by name: θ, or what became of them, φ
 
 # %% auto #0
-__all__ = ['Params', 'places', 'places_in', 'called', 'given', 'check_shapes_known', 'mlp', 'Point', 'Contextual', 'Bottleneck', 'Conv4']
+__all__ = ['Layers', 'Params', 'places', 'places_in', 'called', 'given', 'check_shapes_known', 'mlp', 'Point', 'Contextual', 'Bottleneck', 'Conv4']
 
 # %% ../nbs/1_idea/06_models.ipynb #288279e0
 def places(module: nn.Module) -> dict[str, str]:
@@ -33,7 +34,7 @@ def places(module: nn.Module) -> dict[str, str]:
     return places_in(module.named_modules())
 
 
-def places_in(layers: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
+def places_in(layers: Layers) -> dict[str, str]:
     "`places` of a module whose layers are at hand, by name."
     found: dict[str, str] = {}
     names: dict[int, str] = {}  # of each tensor, the first under which it is met

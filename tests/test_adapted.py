@@ -16,6 +16,7 @@ from torch import nn
 
 import metalit as ml
 from metalit.adapted import delta, holding
+from metalit.batching.slope import differentiated_once, hvp
 from metalit.training.evaluation import measure
 
 LR = 0.1
@@ -369,3 +370,70 @@ def test_the_path_of_one_task_is_one_line(sines):
     path = [J.adapted(task.support.x, task.support.y, steps=k) for k in range(4)]
     losses = torch.stack([F.mse_loss(model(task.query.x), task.query.y) for model in path])
     close(J.curve(sines, range(4))[2], losses.detach(), 1e-13)
+
+
+def test_a_model_that_keeps_a_computed_tensor_is_refused_by_name():
+    with pytest.warns(FutureWarning): model = nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 1)))
+    J = ml.MetaLoss(model, F.mse_loss, batching="loop")
+    x, y = torch.rand(3, 5, 2), torch.rand(3, 5, 1)
+    J(((x, y), (x, y)))
+    with pytest.raises(ValueError, match=r"layer '0'.*'weight'.*parametrizations"):
+        J.adapted(x[0], y[0])
+
+
+class Told(nn.Module):
+    "A model that notes whether its call is known to be differentiated once only."
+    def __init__(self):
+        super().__init__()
+        self.layer, self.notes = nn.Linear(1, 1).double(), []
+
+    def forward(self, x):
+        self.notes.append(differentiated_once())
+        return self.layer(x)
+
+
+def test_where_a_derivative_is_the_last_one_is_known():
+    J = ml.MAML(Told(), F.mse_loss, lr=0.1, steps=2)
+    waves = ml.tasks.Sinusoids(shots=4).batch(2).to(torch.float64)
+    alone = ml.MetaLoss(J.model, F.mse_loss, inner=J.inner, batching="loop")
+    def once(): return alone(waves).backward()
+    def stays(): return hvp(lambda phi: J.walk()(phi).loss(phi, waves.support.select(0)))(
+        *[dict(J.theta())] * 2)
+    for call, wanted in ((lambda: J.adapted(*waves.support.select(0)), {True}), (once, {False}),
+                         (lambda: J(waves).backward(), {False}), (stays, {False})):
+        J.model.notes.clear()
+        call()
+        assert set(J.model.notes) == wanted
+    J.model.notes.clear()
+    with torch.no_grad(): stays()                            # its outer derivative is the last one
+    assert set(J.model.notes) == {False}
+
+
+class Slopes(ml.TaskLoss):
+    "Squared error, and the derivative of the answer by its input, which the model's kernels need."
+    def __call__(self, predict, split, phi):
+        x = split.x.clone().requires_grad_()
+        slope = torch.autograd.grad(predict(phi, x).sum(), x, create_graph=True)[0]
+        return F.mse_loss(predict(phi, split.x), split.y) + slope.square().mean()
+
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.head = nn.Linear(2, 12), nn.Linear(4, 1)
+
+    def forward(self, x):
+        parts = self.into(x).unflatten(-1, (3, 1, 4)).permute(2, 0, 3, 1, 4)
+        return self.head(F.scaled_dot_product_attention(*parts)[:, 0, -1])
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, Slopes()])
+def test_kernels_without_a_second_derivative_are_used_where_they_may_be(loss):
+    model = Attends().double()
+    x, y = torch.rand(4, 5, 2).double(), torch.rand(4, 1).double()
+    J = ml.MAML(model, loss, lr=0.1, steps=3, batching="loop")
+    plain = ml.MAML(model, loss, lr=0.1, steps=3)
+    found = J.adapted(x, y)(x)
+    wanted = plain.predict(plain.adapt(ml.Split(x[None], y[None])), x[None])[0] \
+        if loss is F.mse_loss else J.predict(J.adapt(ml.Split(x[None], y[None])), x[None])[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)

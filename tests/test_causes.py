@@ -54,6 +54,8 @@ OWN = {"KeyError": KeyError("wieght"), "ValueError": ValueError("my own"),
 
 NOTE = ("metalit called Broken on the examples of one task, x of shape (4, 1): model(x[0]) is the "
         "same call without metalit")
+OR_LOOP = (". Where that works, build the meta-loss with batching='loop', which runs one task "
+           "after another")
 
 
 @pytest.mark.parametrize("batching", HOWS)
@@ -65,7 +67,7 @@ def test_an_error_of_the_models_own_is_itself(kind, batching):
     assert found.value is mine and words(mine).startswith(str(OWN[kind]).rstrip("'"))
     if hasattr(mine, "add_note"):
         assert str(mine) == str(OWN[kind]) and mine.args == OWN[kind].args
-        assert mine.__notes__ == [NOTE]
+        assert mine.__notes__ == [NOTE + OR_LOOP * (batching == "vmap")]
 
 
 @pytest.mark.parametrize("batching", HOWS)
@@ -635,3 +637,47 @@ def test_whole_numbers_are_no_mistake_unless_the_error_speaks_of_kinds(batching)
         ml.MAML(Rows(), F.mse_loss, batching=batching)(ml.Task(split, split))
     assert "makes them agree" not in words(found.value)
     assert "model(x[0]) is the same call without metalit" in words(found.value)
+
+
+class Through(nn.Module):
+    "A model that does something with its layer."
+    def __init__(self, does):
+        super().__init__()
+        self.layer, self.does = nn.Linear(1, 3).double(), does
+
+    def forward(self, x): return self.does(self.layer, x)
+
+
+def sparsely(layer, x): return torch.sparse.mm(x.to_sparse(), layer.weight.t()) + layer.bias
+
+
+def by_condition(layer, x): return torch.cond(x.sum() > 0, layer, lambda x: -layer(x), (x,))
+
+
+def of_one(p, y): return (p.sum(-1) - y[..., 0]).square().mean()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")           # PyTorch's, of its compiler
+@pytest.mark.parametrize("does", [by_condition, sparsely])
+def test_what_vmap_cannot_run_names_the_loop_whatever_pytorch_says(does):
+    J, kinds = ml.MAML(Through(does), of_one, lr=0.1), (AssertionError, NotImplementedError)
+    with pytest.raises(kinds) as raised: J(task())
+    assert OR_LOOP in words(raised.value)
+    values = [ml.MetaLoss(Through(way), of_one, inner=J.inner, batching="loop")
+              for way in (does, lambda layer, x: layer(x) * (x.sum().sign() if does is by_condition
+                                                             else 1))]
+    values[1].model.layer = values[0].model.layer
+    torch.testing.assert_close(*(one(task()) for one in values), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(("change", "hint"), [
+    (lambda y: y.double(), "y.long()"), (lambda y: y[..., None], "y.squeeze(-1)")])
+def test_labels_of_another_kind_are_told_where_a_lambda_hides_the_loss(how, change, hint):
+    x, y = torch.rand(3, 5, 2), torch.arange(15).reshape(3, 5) % 3
+    J = ml.MAML(nn.Linear(2, 3), lambda p, y: F.cross_entropy(p, y), lr=0.1)
+    J = ml.MetaLoss(J.model, J.loss, inner=J.inner, batching=how)
+    assert J(((x, y), (x, y))).isfinite()
+    kinds = (RuntimeError, AssertionError, ValueError)
+    with pytest.raises(kinds) as raised: J(((x, change(y)), (x, change(y))))
+    assert hint in words(raised.value)

@@ -393,3 +393,10 @@ def test_the_graph_is_looked_at_once(sines, monkeypatch):
     J.eval()
     J(sines)
     assert len(calls) == 2
+
+
+def test_a_checkpoint_that_passes_no_gradient_on_is_refused_in_a_loop_too():
+    J = ml.MetaLoss(nn.Sequential(Again(True), nn.Linear(4, 1)), F.mse_loss, batching="loop")
+    x, y = torch.rand(2, 5, 4), torch.rand(2, 5, 1)
+    for _ in range(2):                                       # the second call is no other
+        with pytest.raises(ValueError, match="use_reentrant=False"): J(((x, y), (x, y)))

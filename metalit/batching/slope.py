@@ -5,7 +5,9 @@
 # %% ../../nbs/3_choices/30_slope.ipynb #6179cbdd
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial, reduce
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from ..models import Params
 
 # %% auto #0
-__all__ = ['in_transform', 'grad', 'hvp']
+__all__ = ['LAST_ONE', 'in_transform', 'grad', 'differentiated_once', 'hvp']
 
 # %% ../../nbs/3_choices/30_slope.ipynb #85bf0dcd
 def in_transform() -> bool:
@@ -44,8 +46,15 @@ def grad(f: Callable[..., Tensor]) -> Callable[..., Params]:
 
 
 def _by_autograd(f: Callable[..., Tensor], phi: Params, *others: Any) -> Params:
-    keep = torch.is_grad_enabled()
-    with torch.enable_grad():
+    if torch.is_grad_enabled(): return _slopes(f, phi, others, keep=True)
+    with _once(True):
+        try: return _slopes(f, phi, others, keep=False)
+        except RuntimeError: LAST_ONE.set(False)                 # f takes derivatives itself, say
+        return _slopes(f, phi, others, keep=False)
+
+
+def _slopes(f: Callable[..., Tensor], phi: Params, others: Any, keep: bool) -> Params:
+    with torch.enable_grad(), _once(LAST_ONE.get() and not keep):
         at = {name: value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
               for name, value in phi.items()}
         value = f(at, *others)
@@ -54,7 +63,22 @@ def _by_autograd(f: Callable[..., Tensor], phi: Params, *others: Any) -> Params:
                                  materialize_grads=True)
     return dict(zip(at, slopes, strict=True))
 
+# %% ../../nbs/3_choices/30_slope.ipynb #30e00002
+LAST_ONE = ContextVar("LAST_ONE", default=False)
 
+
+def differentiated_once() -> bool:
+    "Whether what is computed here is differentiated once and no more, by plain autograd."
+    return not in_transform() and LAST_ONE.get()
+
+
+@contextmanager
+def _once(now: bool) -> Iterator[None]:
+    before = LAST_ONE.set(now)
+    try: yield
+    finally: LAST_ONE.reset(before)
+
+# %% ../../nbs/3_choices/30_slope.ipynb #30e00003
 def hvp(f: Callable[[Params], Tensor]) -> Callable[[Params, Params], Params]:
     """The Hessian of a scalar function times a vector, as a function of the point and the vector.
 
