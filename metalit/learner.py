@@ -22,8 +22,8 @@ from .adapted import end_of, evaluation_mode, holding
 from .batching.chunks import in_chunks, random_state, restore_random_state
 from .batching.modes import MODES, Each, check_mode
 from .batching.plain import PlainOperations, needs_nothing
-from .batching.refused import (LOOP, check_hooks, check_vmap, explained, noted, once_tried,
-                                      told, unreported)
+from .batching.refused import (NotAtOnceError, check_hooks, check_vmap, explained, noted,
+                                      once_tried, told, unreported)
 from .batching.slope import differentiated_once
 from .inner.adam import Adam
 from .inner.masked import once
@@ -199,7 +199,7 @@ class ModelCall:
             with nullcontext() if self.plain or differentiated_once() else PlainOperations():
                 return self.called(self.model, self.places, phi, *positions, **keywords)
         except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError) or LOOP in str(error): raise
+            if isinstance(error, (torch.OutOfMemoryError, NotAtOnceError)): raise
             if why := explained(error): raise why from error
             noted(error, told(self.model, x, error))
             raise

@@ -5,6 +5,7 @@
 # %% ../nbs/7_workshop/61a_losses.ipynb #61a00004
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -93,14 +94,11 @@ def takes_mask(loss: Any, needs: bool = False) -> bool:
 
     Example: `takes_mask(lambda prediction, y, mask: prediction[mask].mean())`.
     """
-    calls: list[Any] = [loss, *(getattr(loss, name, None) for name in ("forward", "__call__"))]
-    call = next((call for call in calls if hasattr(call, "__code__")), None)
-    if call is None: return False
-    code = call.__code__
-    names = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
-    may_lack = {*names[code.co_argcount - len(call.__defaults__ or ()):code.co_argcount],
-                *(call.__kwdefaults__ or {})}
-    return "mask" in names and not (needs and "mask" in may_lack)
+    if isinstance(loss, partial) and "mask" in loss.keywords: return False     # it has one already
+    call = loss.forward if isinstance(loss, nn.Module) else loss
+    try: mask = inspect.signature(call).parameters.get("mask")
+    except (TypeError, ValueError): return False             # not all that is built in says it
+    return mask is not None and not (needs and mask.default is not mask.empty)
 
 
 def _value(loss: Loss, prediction: Any, y: Tree, mask: Tensor | None, reduction: str) -> Tensor:

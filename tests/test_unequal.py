@@ -2,6 +2,8 @@
 
 The referee is a plain loop over tasks, one after another, of `torch.autograd.grad` in float64.
 """
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch.func import functional_call
 
 import metalit as ml
 from metalit import as_written
+from metalit.losses import takes_mask
 from metalit.tasks.unequal import Unequal, check_tasks, in_groups
 
 SIZES = ((3, 4), (5, 2), (3, 4), (2, 6))                      # (support, query) of each task
@@ -258,6 +261,16 @@ def root_with_mask(prediction, y, mask):
     return ((prediction - y).square().mean(1) * mask).sum().div(mask.sum()).sqrt()
 
 
+def decorated(function):
+    @functools.wraps(function)
+    def called(*args): return function(*args)
+    return called
+
+
+def power_with_mask(prediction, y, mask, power):
+    return ((prediction - y).abs().pow(power).mean(1) * mask).sum() / mask.sum()
+
+
 CHOICES = {
     "minibatches": {"inner": lambda: ml.SGD(0.1, 4, batch_size=3)},
     "Adam": {"inner": lambda: ml.Adam(0.1, 3)},
@@ -298,7 +311,9 @@ def test_halves_of_classes_follow_the_mask():
         close(a, b, 1e-12)
 
 
-@pytest.mark.parametrize("loss", [huber_sum, nn.L1Loss(), root_with_mask, F.smooth_l1_loss])
+@pytest.mark.parametrize("loss", [huber_sum, nn.L1Loss(), root_with_mask, F.smooth_l1_loss,
+                                  decorated(root_with_mask),
+                                  functools.partial(power_with_mask, power=3)])
 def test_losses_that_are_sums_means_or_know_the_mask(loss):
     J = ml.MAML(net(), loss, lr=0.1, steps=2)
     found = value_and_gradient(J, spoiled(regression()))
@@ -370,6 +385,16 @@ def test_batch_normalisation_and_class_weights_are_refused_with_padding():
     trained = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).double()
     J = ml.MAML(trained.eval(), F.cross_entropy)
     close(J(spoiled(tasks)), J(tasks), 1e-12)
+
+
+@pytest.mark.parametrize(("loss", "takes", "needs"), [
+    (F.mse_loss, False, False), (nn.MSELoss(), False, False), (torch.add, False, False),
+    (root_with_mask, True, True), (decorated(root_with_mask), True, True),
+    (lambda prediction, y, mask=None: prediction.mean(), True, False),
+    (functools.partial(power_with_mask, power=2), True, True),
+    (functools.partial(power_with_mask, mask=None, power=2), False, False)])
+def test_who_takes_a_mask(loss, takes, needs):
+    assert (takes_mask(loss), takes_mask(loss, needs=True)) == (takes, needs)
 
 
 def test_a_task_loss_that_minds_the_mask():

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOOP', 'MARKED', 'SOUND', 'Held', 'TRIED', 'PASSES_ON', 'REGISTERED', 'MEANING', 'AT_ONCE', 'REPORT', 'ErrorKind',
-           'scripted_in', 'scripted_loss', 'check_twice', 'marked_in', 'check_twice_differentiable', 'looking_once',
-           'check_hooks', 'check_vmap', 'held', 'check_unchanged', 'once_tried', 'explained', 'said', 'unreported',
-           'noted', 'told']
+           'NotAtOnceError', 'scripted_in', 'scripted_loss', 'check_twice', 'marked_in', 'check_twice_differentiable',
+           'looking_once', 'check_hooks', 'check_vmap', 'held', 'check_unchanged', 'once_tried', 'explained', 'said',
+           'unreported', 'noted', 'told', 'is_about_types']
 
 # %% ../../nbs/7_workshop/63e_refused.ipynb #a7e0a0bd
 import contextlib
@@ -31,6 +31,10 @@ from ..tasks.task import Tree, leaves, mapped
 LOOP = "build the meta-loss with batching='loop', which runs one task after another"
 
 
+class NotAtOnceError(ValueError):
+    "What a model or a loss does cannot be done for all tasks at once, and a loop is the way out."
+
+
 def scripted_in(model: nn.Module) -> str | None:
     "What of a model is compiled by `torch.jit`, in words; None if nothing is."
     for name, part in model.named_modules():
@@ -42,7 +46,11 @@ def scripted_in(model: nn.Module) -> str | None:
 
 
 def _scripted(function: Any, owner: Any, known: set[Any]) -> Iterator[str]:
-    "The scripted functions that a function names, or a function that it names, of one owner."
+    """The scripted functions that a function names, or a function that it names, of one owner.
+
+    Its code has to tell: a call would say what it reaches, and come too late, for the value of a
+    scripted function is right, and so is its first derivative.
+    """
     function = inspect.unwrap(function) if isinstance(function, FunctionType) else function
     code = getattr(function, "__code__", None)
     home = getattr(function, "__module__", None) or ""
@@ -111,7 +119,10 @@ SOUND: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
 
 
 def marked_in(function: Any) -> str | None:
-    "The name of an autograd function that can be differentiated once, as it is or inside another."
+    """The name of an autograd function that can be differentiated once, as it is or inside another.
+
+    The code of its backward has to tell: PyTorch's mark is a wrapper, which leaves no other trace.
+    """
     backward = getattr(function, "backward", None)
     if getattr(backward, "__code__", None) is MARKED: return function.__name__
     inside = (cell.cell_contents for cell in getattr(backward, "__closure__", None) or ())
@@ -223,9 +234,9 @@ def check_unchanged(model: nn.Module, before: Held) -> None:
         elif (name, key) in before: part.__dict__[key] = was
         else: del part.__dict__[key]
         what = "writes its buffer" if is_buffer else "keeps a tensor of the call as"
-        raise ValueError(f"layer {name!r} ({type(part).__name__}) {what} {key!r}, which would hold "
-                         "numbers of all tasks at once, and of none: let the forward return what "
-                         f"it needs and write nothing, or {LOOP}")
+        raise NotAtOnceError(f"layer {name!r} ({type(part).__name__}) {what} {key!r}, which would "
+                             "hold numbers of all tasks at once, and of none: let the forward "
+                             f"return what it needs and write nothing, or {LOOP}")
 
 
 def _not_reentrant(model: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -289,15 +300,15 @@ AT_ONCE = {"Can't detach views in-place": "it makes a new tensor of one (torch.t
                                           "detaches it in place, where x.detach() or x would do"}
 
 
-def explained(error: Exception) -> ValueError | None:
+def explained(error: Exception) -> NotAtOnceError | None:
     """What an error of PyTorch's under `vmap` means, and the way out; None for any other error.
 
     Its words have to tell: PyTorch raises a plain `RuntimeError` for all of these.
     """
     for words, meaning in (MEANING | (AT_ONCE if in_transform() else {})).items():
         if words in str(error):
-            return ValueError("this model, or its loss, cannot run for all tasks at once: "
-                              f"{meaning}; {LOOP}. PyTorch says: {said(error)}")
+            return NotAtOnceError("this model, or its loss, cannot run for all tasks at once: "
+                                  f"{meaning}; {LOOP}. PyTorch says: {said(error)}")
     return None
 
 
@@ -334,7 +345,7 @@ def noted(error: ErrorKind, sentence: str) -> ErrorKind:
     elif len(error.args) == 1: error.args = (f"{error.args[0]}\n{sentence}",)
     return error
 
-
+# %% ../../nbs/7_workshop/63e_refused.ipynb #63e00015
 def told(model: nn.Module, x: Tree, error: Exception) -> str:
     "What was done when a model raised an error, and where to look: for `noted`."
     shapes = mapped(lambda tensor: tuple(tensor.shape), x)
@@ -342,12 +353,21 @@ def told(model: nn.Module, x: Tree, error: Exception) -> str:
             f"{shapes}: {_hint(model, x, error)}")
 
 
+def is_about_types(error: Exception) -> bool:
+    """Whether an error of PyTorch's is about numbers of different kinds.
+
+    Its words have to tell: PyTorch raises a plain `RuntimeError` for kinds as well as for shapes,
+    and whole numbers may be just what a model of one's own takes.
+    """
+    return "type" in str(error)
+
+
 def _hint(model: nn.Module, x: Tree, error: Exception) -> str:
     one, own = leaves(x)[0], next(model.parameters()).dtype
     if _lost_axis(model, one):
         return "tensors of a task have the shape (tasks, examples, …); is the task axis missing?"
     looks_up = any(isinstance(part, (nn.Embedding, nn.EmbeddingBag)) for part in model.modules())
-    if one.dtype != own and not looks_up and "type" in str(error):
+    if one.dtype != own and not looks_up and is_about_types(error):
         cast = f"task.to(dtype={own})" if one.is_floating_point() else f"x.to({own})"
         return f"x is {one.dtype} and the model's parameters are {own}; {cast} makes them agree"
     parts: dict[type, str] = {dict: "**{name: part[0] for name, part in x.items()}",

@@ -81,7 +81,10 @@ def full_name(thing: Any) -> str:
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a00006
 def source_of(function: types.FunctionType) -> str:
-    "The text of a function, or a checksum of its code where there is none, and of a lambda."
+    """The text of a function, or a checksum of its code where there is none, and of a lambda.
+
+    Two lambdas on one line have the same text, so that nothing but their code tells them apart.
+    """
     if function.__name__ != "<lambda>":
         try: return textwrap.dedent(inspect.getsource(function.__code__)).strip()
         except (OSError, TypeError): pass
