@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from dataclasses import dataclass, is_dataclass
 from typing import Any
@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 # %% auto #0
-__all__ = ['Tree', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'traced', 'transformed', 'values_in', 'check_task',
-           'brief', 'a_few', 'check_split', 'filled']
+__all__ = ['Tree', 'Index', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'traced', 'transformed', 'values_in',
+           'check_task', 'brief', 'a_few', 'check_split', 'filled']
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #fecb6185
 Tree = Any  # a tensor, or a dictionary, list, tuple or `Container` of trees
+Index = int | slice | Tensor | Sequence[int]
 
 
 def leaves(tree: Tree) -> list[Tensor]:
@@ -92,7 +93,7 @@ class Split(Container):
     y: Tree
     mask: Tensor | None = None
 
-    def select(self, index: Any) -> Split:
+    def select(self, index: Index) -> Split:
         "Some rows along the first axis."
         return mapped(lambda tensor: tensor[index], self)
 
@@ -129,7 +130,7 @@ class Task(Container):
         "The same batch on another device, or its floating-point tensors in another dtype."
         return self.map(lambda tensor: _to(tensor, *args, **kwargs))
 
-    def select(self, index: Any) -> Task:
+    def select(self, index: Index) -> Task:
         "Some tasks of this batch: `task.select(slice(0, 4))`, or a tensor of indices."
         if isinstance(index, int): index = slice(index, index + 1 or None)
         return self.map(lambda tensor: tensor[index])

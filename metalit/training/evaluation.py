@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -100,15 +100,29 @@ def _under(found: Evaluation) -> str:
     if found.seed is None: return f"{found.n_tasks} tasks at hand"
     return f"{found.n_tasks} unseen tasks, seed {found.seed}"
 
-# %% ../../nbs/7_workshop/65_evaluation.ipynb #3e0d85af
+# %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0eb
 Metrics = dict[str, Loss] | list[Loss]
 Unseen = Family | Task | list[Task]
 
 
+@overload
+def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
+             steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0, metric: Loss | None = None,
+             batch_size: int = 100, transductive: bool = True, train: bool = False
+             ) -> Evaluation: ...
+
+
+@overload
+def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
+             steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0, metric: Metrics,
+             batch_size: int = 100, transductive: bool = True, train: bool = False
+             ) -> dict[str, Evaluation]: ...
+
+# %% ../../nbs/7_workshop/65_evaluation.ipynb #3e0d85af
 def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
              steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0,
              metric: Loss | Metrics | None = None, batch_size: int = 100,
-             transductive: bool = True, train: bool = False) -> Any:
+             transductive: bool = True, train: bool = False) -> Evaluation | dict[str, Evaluation]:
     """How well J's model adapts to tasks it never saw.
 
     The query loss, or another metric, after `steps` inner steps: an `Evaluation`. Several metrics,
