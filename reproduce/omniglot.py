@@ -66,7 +66,7 @@ PUBLISHED = {
                  "20-way 1-shot": "95.93 ± 0.38",
                  "source": "Li et al. 2017, max pooling, 60,000 meta-steps"},
     "meta-curvature": {"5-way 1-shot": "99.97", "5-way 5-shot": "99.89", "20-way 1-shot": "99.12",
-                       "source": "Park & Oliva 2019, MC2, best row"},
+                       "source": "Park & Oliva 2019, MC2 (the name from memory), best row"},
     "protonet": {"5-way 1-shot": "98.8", "5-way 5-shot": "99.7",
                  "20-way 1-shot": "96.0 (from memory)",
                  "source": "Snell et al. 2017, max pooling, trained with 60 ways"},
