@@ -159,6 +159,7 @@ def with_derivative(phi: Params, moves: list[Tensor], equation: Equation, at: Pa
 def check_arrives(inner: InnerLoop) -> Proximal:
     "The inner loop, if it can come to rest at a minimum of what the rule differentiates."
     why = _reason(inner)
+    # `_reason` has seen that it is a Proximal, which a checker of types cannot know.
     if not why: return inner  # type: ignore[return-value]
     raise ValueError("gradient=ml.Implicit() differentiates the place where an inner loop comes to "
                      f"rest, a minimum of ℓ(φ) + λ/2·‖φ − θ‖² on all support examples, and {why}")

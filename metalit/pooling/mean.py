@@ -53,6 +53,7 @@ class ByExamples(Pooling):
 
     Example: `ml.MetaLoss(model, loss, pooling=ml.ByExamples())`.
     """
+    # Pooling passes what a forward names, which types cannot say of an override.
     def forward(self, values: Tensor, sizes: Tensor) -> Tensor:  # type: ignore[override]
         "Their mean, weighted by `sizes` (B,)."
         return (values * sizes).sum() / sizes.sum()

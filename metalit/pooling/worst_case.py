@@ -50,6 +50,7 @@ class WorstCase(Pooling):
         "How much each task counts now, (tasks,)."
         return on_simplex(1 / self.tasks + self.scores.detach())
 
+    # Pooling passes what a forward names, which types cannot say of an override.
     def forward(self, values: Tensor, *, ids: Tensor) -> Tensor:  # type: ignore[override]
         "n times the mean of the values, each weighted by the share of its task."
         self.check_ids(ids)
