@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import os
+import random
 import subprocess
 import sys
 import types
@@ -516,7 +517,7 @@ def test_what_is_allowed_to_differ_takes_effect(tmp_path, scheduled):
     assert optimizer.param_groups[0]["lr"] == 0.4
     with pytest.warns(UserWarning, match=r"no longer bit for bit:\n  .*lr"):
         quick(J, steps=4, checkpoint=tmp_path, scheduler=decay, optimizer=optimizer,
-              allow={"lr", "betas", "base_lrs"})
+              allow={"lr", "betas", *["base_lrs"] * scheduled})
     assert optimizer.param_groups[0]["betas"] == (0.5, 0.5)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * (0.5**4 if scheduled else 1))
 
@@ -590,3 +591,24 @@ def test_a_label_is_short_and_tells_families_apart():
         scale = staticmethod(lambda x: x)
     assert label(Own()).startswith("Own ")
     assert ml.evaluate(maml(), sines, n_tasks=2, steps=(0,)).tasks == label(sines)
+
+
+@pytest.mark.parametrize("make", [random.Random, np.random.default_rng, np.random.RandomState,
+                                  lambda seed: np.random.Generator(np.random.MT19937(seed))])
+def test_sources_of_random_numbers_are_told_by_their_seed(make):
+    one, same, other = (identity({"of a part": make(seed)}) for seed in (1, 1, 2))
+    assert one == same != other
+    assert "0x" not in str(one)
+
+
+def test_what_is_allowed_has_to_be_there(tmp_path):
+    quick(maml(), steps=2, checkpoint=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for allow, hint in (({"optimiser.lr"}, r"did you mean 'optimizer\.lr'\?"),
+                        ({"lrr"}, "did you mean 'lr'"), ({"weather"}, "there are 'J'")):
+        with pytest.raises(ValueError, match=f"nothing that a run is made of: {hint}"):
+            quick(maml(), steps=3, checkpoint=tmp_path, allow=allow)
+    with pytest.raises(TypeError, match=r"allow=\{'lr'\}"):
+        quick(maml(), steps=3, checkpoint=tmp_path, allow="lr")
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    quick(maml(), steps=3, checkpoint=tmp_path, allow={"optimizer.lr", "device"})

@@ -30,11 +30,13 @@ from metalit.training.identity import (
     MAY_DIFFER,
     NOTHING,
     Mismatch,
+    check_allow,
     checksum,
     differences,
     digest,
     library_version,
     named_by,
+    names_allowed,
     tensor_words,
 )
 
@@ -251,7 +253,7 @@ class Folder:
                  descends: nn.Module | None = None):
         self.folder, self.J, self.optimizer, self.settings = Path(folder), J, optimizer, settings
         self.scheduler, self.path, self.lock = scheduler, Path(folder) / FILES[0], lock
-        self.allow, self.trainable_only = frozenset(allow), trainable_only
+        self.allow, self.trainable_only = names_allowed(allow), trainable_only
         self.descends = descends
 
     def read(self, resume: bool = True) -> dict[str, Any] | None:
@@ -377,6 +379,7 @@ def allowed_changes(saved: dict[str, Any], here: dict[str, Any], where: str | Pa
 
     `older` and `over` say how to go on.
     """
+    check_allow(allow, saved, here)
     if "identity" in allow: return []
     if "versions" not in saved:
         raise CheckpointError(f"{where} was written by an older metalit, which did not write down "

@@ -5,19 +5,21 @@
 # %% ../../nbs/7_workshop/68_identity.ipynb #c2ef41fe
 from __future__ import annotations
 
+import difflib
 import dis
 import enum
 import hashlib
 import inspect
 import json
 import math
+import random
 import re
 import sys
 import sysconfig
 import textwrap
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,19 +35,34 @@ from ..inner.prototypes import Prototypes
 from ..learner import Parts
 from ..meta_loss import MetaLoss
 from ..schedule import Scheduled
+from ..tasks.task import a_few
 
 # %% auto #0
-__all__ = ['LIBRARIES', 'AROUND', 'OF_A_THING', 'FOUND_OUT', 'OF_EVERY_MODULE', 'DATA', 'LEAF_WORDS', 'NOTHING', 'MAY_DIFFER',
-           'checksum', 'tensor_words', 'from_library', 'full_name', 'source_of', 'code_words', 'names_used', 'Named',
-           'named', 'kept_by', 'Look', 'own_identity', 'key_in', 'Functions', 'refuse', 'opened_up', 'holds_tensors',
-           'is_told', 'is_data', 'Classes', 'of_list', 'of_set', 'of_number', 'of_builtin', 'identity', 'digest',
-           'label', 'settings_of', 'optimizer_words', 'library_version', 'versions', 'Mismatch', 'differences',
-           'are_trees', 'kind_of', 'tree_in_short', 'first_lines', 'named_by']
+__all__ = ['RANDOM', 'LIBRARIES', 'AROUND', 'OF_A_THING', 'FOUND_OUT', 'OF_EVERY_MODULE', 'DATA', 'LEAF_WORDS', 'NOTHING',
+           'MAY_DIFFER', 'checksum', 'random_words', 'tensor_words', 'from_library', 'full_name', 'source_of',
+           'code_words', 'names_used', 'Named', 'named', 'kept_by', 'Look', 'own_identity', 'key_in', 'Functions',
+           'refuse', 'opened_up', 'holds_tensors', 'is_told', 'is_data', 'Classes', 'of_list', 'of_set', 'of_number',
+           'of_builtin', 'identity', 'digest', 'label', 'settings_of', 'optimizer_words', 'library_version', 'versions',
+           'Mismatch', 'differences', 'are_trees', 'kind_of', 'tree_in_short', 'first_lines', 'every_place',
+           'names_allowed', 'check_allow', 'named_by']
 
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a00001
 def checksum(content: Any) -> str:
     "Sixteen characters that are others for other bytes, whatever the process."
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+RANDOM = (torch.Generator, random.Random, np.random.Generator, np.random.BitGenerator,
+          np.random.RandomState)
+
+
+def random_words(source: Any) -> str:
+    "A source of random numbers: its seed, where it tells it, or else where it stands now."
+    if isinstance(source, torch.Generator): return f"random, seed {source.initial_seed()}"
+    bits = source.bit_generator if isinstance(source, np.random.Generator) else source
+    if isinstance(bits, np.random.BitGenerator): return f"random, {bits.seed_seq!r}"
+    state = bits.getstate() if isinstance(bits, random.Random) else bits.get_state()
+    return f"random, {checksum(repr(state).encode())}"
 
 
 def tensor_words(tensor: Tensor, values: bool = True) -> str:
@@ -391,7 +408,7 @@ LEAF_WORDS: tuple[tuple[Any, Callable[[Any, Any, str], Any]], ...] = (
     (Mapping, lambda look, thing, place: look.each(thing, place)),
     ((torch.dtype, torch.layout, torch.memory_format, Path, range, complex, slice, re.Pattern),
      lambda look, thing, place: str(thing)),
-    (torch.Generator, lambda look, thing, place: f"random, seed {thing.initial_seed()}"),
+    (RANDOM, lambda look, thing, place: random_words(thing)),
     (Named, lambda look, thing, place: {"named": thing.name}),
     (partial, lambda look, thing, place: look.of_partial(thing, place)),
     (type, lambda look, thing, place: look.of_class(thing, place)),
@@ -539,6 +556,34 @@ def first_lines(one: str, other: str) -> tuple[str, str]:
     texts = (text.splitlines() + [NOTHING] * length for text in (one, other))
     return next((f"`{a.strip()}`", f"`{b.strip()}`") for a, b in zip(*texts, strict=False)
                 if a != b)
+
+
+def every_place(*trees: Any, at: str = "") -> Iterator[str]:
+    "The places of trees, of their branches too."
+    for tree in trees:
+        parts = dict(enumerate(tree)) if isinstance(tree, list) else tree
+        if not isinstance(parts, dict): continue
+        for name, part in parts.items():
+            yield (place := f"{at}.{name}".lstrip("."))
+            yield from every_place(part, at=place)
+
+
+def names_allowed(allow: Collection[str]) -> frozenset[str]:
+    "The names of what may differ; `TypeError` for one text, which would be its letters."
+    if isinstance(allow, str): raise TypeError(f"allow={allow!r}: a set, allow={{{allow!r}}}")
+    return frozenset(allow)
+
+
+def check_allow(allow: Collection[str], *trees: Any) -> None:
+    "Raise `ValueError` for a name in `allow` that names nothing of what a run is made of."
+    there = {*every_place(*trees), *MAY_DIFFER}
+    words = {*there, *(place.rpartition(".")[2] for place in there)}
+    for name in sorted(set(allow) - {"identity"}):
+        if any(named_by(place, {name}) for place in there): continue
+        near = difflib.get_close_matches(name, words, 1)
+        hint = (f"did you mean {near[0]!r}?" if near
+                else f"there are {a_few(map(repr, sorted(trees[0])))}")
+        raise ValueError(f"allow names {name!r}, which is nothing that a run is made of: {hint}")
 
 
 def named_by(place: str, names: Collection[str]) -> bool:
