@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from .models import Params
 from .tasks.task import Split, Tree, brief, leaves, length, mapped, values_in
 
 # %% auto #0
-__all__ = ['Loss', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'ENOUGH', 'scalar', 'check_loss',
+__all__ = ['Loss', 'MASKS', 'PAIRWISE', 'PAIRWISE_KINDS', 'OF_CLASSES', 'OF_CLASSES_KINDS', 'ENOUGH', 'scalar', 'check_loss',
            'check_judge', 'no_labels', 'out_of_range', 'in_shapes', 'takes_mask', 'over_real', 'what_to_choose',
            'labels_hint', 'its_own', 'check_target', 'measured', 'are_numbers', 'as_logits', 'TaskLoss', 'loss_on',
            'reduction_of']
@@ -95,10 +97,21 @@ def takes_mask(loss: Any, needs: bool = False) -> bool:
     Example: `takes_mask(lambda prediction, y, mask: prediction[mask].mean())`.
     """
     if isinstance(loss, partial) and "mask" in loss.keywords: return False     # it has one already
+    try: mask = MASKS[loss]
+    except (TypeError, KeyError): mask = _mask_of(loss)      # what has no hash is asked each time
+    return mask is not None and not (needs and mask.default is not mask.empty)
+
+
+MASKS: WeakKeyDictionary[Any, inspect.Parameter | None] = WeakKeyDictionary()
+
+
+def _mask_of(loss: Any) -> inspect.Parameter | None:
+    "The argument `mask` of a loss, which is looked up once for each loss."
     call = loss.forward if isinstance(loss, nn.Module) else loss
     try: mask = inspect.signature(call).parameters.get("mask")
-    except (TypeError, ValueError): return False             # not all that is built in says it
-    return mask is not None and not (needs and mask.default is not mask.empty)
+    except (TypeError, ValueError): return None              # not all that is built in says it
+    with suppress(TypeError): MASKS[loss] = mask
+    return mask
 
 
 def _value(loss: Loss, prediction: Any, y: Tree, mask: Tensor | None, reduction: str) -> Tensor:

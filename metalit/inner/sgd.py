@@ -10,50 +10,19 @@ from collections.abc import Callable
 from ..batching.slope import grad
 from .momentum import at_rest, has_momentum
 from .rates import Descent, rate_for, settle
-from .walk import InnerLoss, Predict, State
+from .walk import InnerLoss, Predict, State, constant
 from ..models import Params
 from ..tasks.task import Split
 
 # %% auto #0
-__all__ = ['Direction', 'SGD']
+__all__ = ['Direction', 'Hooks', 'SGD']
 
 # %% ../../nbs/1_idea/07_inner_loop.ipynb #e1703217
 Direction = Callable[[Params], Params]
 
-# %% ../../nbs/1_idea/07_inner_loop.ipynb #cecfff34
-class SGD(Descent):
-    """Gradient descent from θ, `steps` times: φ₀ = θ, φₖ₊₁ = φₖ − lr·∇ℓ(φₖ).
-
-    The inner step of Finn et al. (2017), section 2.2, where the formula has no number.
-    `lr` is the inner step size α, by default the paper's 0.01 for sinusoids, or a schedule of it, a
-    `nn.Parameter`, or a dictionary `{"head": 0.1, "*": 0.01}` from names and patterns to rates (see
-    `Rates`); `learn_lr` makes parameters of them; `steps` is K. `momentum`, `nesterov`,
-    `weight_decay` are those of `torch.optim.SGD`, and `clip` bounds the norm of each task's
-    gradient (see `Push`); none by default. `options` are those of `InnerLoop`. A subclass overrides
-    `direction` to step elsewhere, `slope` to measure another gradient, `first` to start elsewhere.
-
-    Raises `ValueError` as `InnerLoop`, `Rates` and `Push` do.
-
-    Example: `SGD(lr=0.01, steps=5)`.
-    """
-    understands = Descent.understands
-
-    def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:
-        "φ₀ as `first` says, and what is remembered: what an overridden `start` makes, a velocity."
-        remembers = type(self).start is not SGD.start
-        phi, memory = self.first(predict, theta, support), self.start() if remembers else ()
-        settle(self.lr, phi)
-        return phi, (memory, at_rest(phi)) if has_momentum(self.push) else memory
-
-    def step(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
-        "φ − lr·direction, by the hooks below."
-        memory, velocity = state if has_momentum(self.push) else (state, {})
-        gradient = self.slope(loss, phi)
-        if self.push is not None: gradient, velocity = self.push.moved(gradient, phi, velocity)
-        towards = memory(gradient) if callable(memory) else self.direction(gradient)
-        after = {name: phi[name] - rate_for(self.lr, name, d) * d for name, d in towards.items()}
-        return phi | after, (memory, velocity) if has_momentum(self.push) else memory
-
+# %% ../../nbs/1_idea/07_inner_loop.ipynb #07e00001
+class Hooks(Descent):
+    "What a subclass of `SGD` can change: where a task starts, what it follows, and which way."
     def first(self, predict: Predict, theta: Params, support: Split) -> Params:
         "φ₀ of a task: θ. `predict(phi, x)` is the model's output at φ."
         return theta
@@ -69,3 +38,46 @@ class SGD(Descent):
     def direction(self, gradient: Params) -> Params:
         "Where to step, given the gradient (or what momentum makes of it): P·(m ⊙ ∇ℓ)."
         return gradient
+
+# %% ../../nbs/1_idea/07_inner_loop.ipynb #cecfff34
+class SGD(Hooks):
+    """Gradient descent from θ, `steps` times: φ₀ = θ, φₖ₊₁ = φₖ − lr·∇ℓ(φₖ).
+
+    The inner step of Finn et al. (2017), section 2.2, where the formula has no number.
+    `lr` is the inner step size α, by default the paper's 0.01 for sinusoids, or a schedule of it, a
+    `nn.Parameter`, or a dictionary `{"head": 0.1, "*": 0.01}` from names and patterns to rates (see
+    `Rates`); `learn_lr` makes parameters of them; `steps` is K. `momentum`, `nesterov`,
+    `weight_decay` are those of `torch.optim.SGD`, and `clip` bounds the norm of each task's
+    gradient (see `Push`); none by default. `options` are those of `InnerLoop`. A subclass overrides
+    `direction` to step elsewhere, `slope` to measure another gradient, `first` to start elsewhere.
+
+    Raises `ValueError` as `InnerLoop`, `Rates` and `Push` do.
+
+    Example: `SGD(lr=0.01, steps=5)`.
+    """
+    understands = Hooks.understands
+
+    def init(self, predict: Predict, theta: Params, support: Split) -> tuple[Params, State]:
+        "φ₀ as `first` says, and what is remembered: what an overridden `start` makes, a velocity."
+        remembers = type(self).start is not SGD.start
+        phi, memory = self.first(predict, theta, support), self.start() if remembers else ()
+        settle(self.lr, phi)
+        return phi, (memory, at_rest(phi)) if has_momentum(self.push) else memory
+
+    def step(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
+        "φ − lr·direction, by the hooks above."
+        return self.taken(loss, phi, phi, state)
+
+    def held(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
+        "The same where the direction is found at a φ that counts as constant."
+        if type(self).step is not SGD.step: return super().held(loss, phi, state, k)
+        return self.taken(loss, constant(phi), phi, state)
+
+    def taken(self, loss: InnerLoss, at: Params, phi: Params, state: State) -> tuple[Params, State]:
+        "φ − lr·direction, with the direction as it is found at another point."
+        memory, velocity = state if has_momentum(self.push) else (state, {})
+        gradient = self.slope(loss, at)
+        if self.push is not None: gradient, velocity = self.push.moved(gradient, at, velocity)
+        towards = memory(gradient) if callable(memory) else self.direction(gradient)
+        after = {name: phi[name] - rate_for(self.lr, name, d) * d for name, d in towards.items()}
+        return phi | after, (memory, velocity) if has_momentum(self.push) else memory

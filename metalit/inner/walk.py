@@ -111,6 +111,14 @@ class Fitting(Scheduled):
         inner: Any = self
         return inner.init(predict, theta, support)
 
+    def held(self, loss: InnerLoss, phi: Params, state: State, k: int) -> tuple[Params, State]:
+        "`step` from a φ that counts as constant, with φ's derivative: see `held_constant`."
+        fixed = constant(phi)
+        inner: Any = self
+        after, state = inner.step(loss, fixed, state, k)
+        return {name: value if name not in fixed else phi[name] if value is fixed[name]
+                else value + (phi[name] - fixed[name]) for name, value in after.items()}, state
+
     def for_model(self, model: nn.Module) -> Any:
         "The same for another model. Override it where parameters depend on the model's shapes."
         return copy.deepcopy(self, {id(model): model})
@@ -269,7 +277,4 @@ def held_constant(step: Step, phi: Params, state: State, k: int) -> tuple[Params
     inner loop itself learns, such as step sizes, keeps its derivative.
     """
     if k == 0 and any(isinstance(value, Tensor) for value in leaves(state)): state = step.begin()
-    fixed = constant(phi)
-    after, state = step(fixed, state, k)
-    return {name: value if name not in fixed else phi[name] if value is fixed[name]
-            else value + (phi[name] - fixed[name]) for name, value in after.items()}, state
+    return step.inner.held(step.loss, phi, state, k)
