@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from helpers import maml, quick, same
 
 import metalit as ml
+from metalit.judging.baselines import Blind
 from metalit.training import accuracy, evaluate, meta_train, pick_device
 from metalit.training.checkpoints import (
     CheckpointError,
@@ -419,3 +420,64 @@ def test_a_model_is_asked_once_for_all_metrics():
         "one": F.mse_loss, "two": lambda p, y: 2 * F.mse_loss(p, y), "norm": Norm()})
     torch.testing.assert_close(found["two"].per_task, 2 * found["one"].per_task)
     assert found["norm"].mean == pytest.approx([model[0].bias.square().sum().item()], rel=1e-5)
+
+
+def shifted():
+    "A model, its family, and two others."
+    J = ml.MAML(ml.models.mlp(1, 8, 1), F.mse_loss, lr=0.01)
+    return J, ml.tasks.Sinusoids(shots=5), {"two": ml.tasks.Sinusoids(shots=2),
+                                            "far": ml.tasks.Sinusoids(shots=5, x=(5.0, 9.0))}
+
+
+def test_a_shift_is_what_evaluating_each_family_alone_finds():
+    J, home, shift = shifted()
+    asked = {"n_tasks": 12, "steps": (0, 2), "seed": 3, "batch_size": 5}
+    found = evaluate(J, home, shift=shift, **asked)
+    assert list(found) == ["as trained", "two", "far"]
+    for name, family in {"as trained": home, **shift}.items():
+        torch.testing.assert_close(found[name].per_task, evaluate(J, family, **asked).per_task,
+                                   rtol=0, atol=0)
+    assert not torch.equal(found["far"].per_task, found["as trained"].per_task)
+    rows = found.rows()
+    assert len(rows) == 6 and rows[3] == {"tasks": "two"} | found["two"].rows()[1]
+    assert str(found).count("±") == 7 and "n  " in str(found)
+    lines = found._repr_markdown_().splitlines()
+    assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
+
+
+def test_tasks_at_hand_metrics_and_baselines_may_be_shifted():
+    J, home, shift = shifted()
+    hand = shift["far"].held_out(4)
+    metrics = {"mse": F.mse_loss, "mae": F.l1_loss}
+    found = evaluate(J, home, n_tasks=6, steps=(1,), shift={"hand": hand}, metric=metrics)
+    assert set(found) == {"mse", "mae"}
+    assert found["mae"]["hand"].n_tasks == 4 and found["mae"]["as trained"].n_tasks == 6
+    assert found["mae"]["hand"].mean == evaluate(J, hand, steps=(1,), metric=F.l1_loss).mean
+    back = evaluate(J, hand, steps=(1,), shift={"home": home}, metric=[F.mse_loss])
+    assert back["mse_loss"]["home"].n_tasks == 600
+    zero = Blind(F.mse_loss).fit(home)
+    assert evaluate(zero, home, n_tasks=4, steps=(0,), shift=shift)["two"].n_tasks == 4
+
+
+def test_differences_of_shifts_are_taken_kind_by_kind():
+    J, home, shift = shifted()
+    one = evaluate(J, home, n_tasks=4, steps=(0, 1), shift=shift)
+    fresh = ml.MAML(ml.models.mlp(1, 8, 1, seed=5), F.mse_loss)
+    other = evaluate(fresh, home, n_tasks=4, steps=(0, 1), shift=shift)
+    apart = one.minus(other)
+    assert apart["far"].mean == one["far"].minus(other["far"]).mean
+    fewer = evaluate(J, home, n_tasks=4, steps=(0, 1), shift={"two": shift["two"]})
+    with pytest.raises(ValueError, match="other kinds"): one.minus(fewer)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({}, "a name"), (ml.tasks.Sinusoids(), "a name"), ({"noise": 0.5}, "make it anew"),
+    ({"as trained": ml.tasks.Sinusoids(shots=2)}, "call the shift"),
+    ({"same": ml.tasks.Sinusoids(shots=5)}, "'same' has the same tasks as 'as trained'"),
+    ({"a": ml.tasks.Sinusoids(shots=1), "b": ml.tasks.Sinusoids(shots=1)},
+     "'b' has the same tasks as 'a'"),
+    ({"patients": ml.Patients()}, "the shift 'patients': "),
+    ({"one": ml.tasks.Sinusoids().held_out(1)}, "at least 2")])
+def test_a_shift_that_makes_no_sense_says_so(wrong, message):
+    J, home, _ = shifted()
+    with pytest.raises(ValueError, match=message): evaluate(J, home, n_tasks=4, shift=wrong)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['identity', 'named', 'settings_of', 'CheckpointError', 'Checkpoints', 'DivergedError', 'Progress', 'load_checkpoint',
-           'save_checkpoint', 'Evaluation', 'Validation', 'accuracy', 'evaluate', 'own_random_numbers',
+           'save_checkpoint', 'Evaluation', 'Shifted', 'Validation', 'accuracy', 'evaluate', 'own_random_numbers',
            'LostProcessError', 'flops', 'keep_freed_memory', 'measured_memory', 'predicted_memory', 'step_memory',
            'Watcher', 'make_optimizer', 'meta_train', 'pick_device', 'stop_requested']
 
@@ -19,6 +19,7 @@ from metalit.training.checkpoints import (
 )
 from metalit.training.evaluation import (
     Evaluation,
+    Shifted,
     Validation,
     accuracy,
     evaluate,
@@ -38,7 +39,7 @@ from .watching import Watcher
 
 # %% ../../nbs/9_rooms/96_room_training.ipynb #bc8f0bdc
 _all_ = [identity, named, settings_of, CheckpointError, Checkpoints, DivergedError, Progress,
-         load_checkpoint, save_checkpoint, Evaluation, Validation, accuracy, evaluate,
-         own_random_numbers, LostProcessError, flops, keep_freed_memory, measured_memory,
+         load_checkpoint, save_checkpoint, Evaluation, Shifted, Validation, accuracy,
+         evaluate, own_random_numbers, LostProcessError, flops, keep_freed_memory, measured_memory,
          predicted_memory, step_memory, Watcher, make_optimizer, meta_train, pick_device,
          stop_requested]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, overload
@@ -26,8 +26,8 @@ from .checkpoints import Progress, Row
 from .identity import digest, label, tensor_words
 
 # %% auto #0
-__all__ = ['Metrics', 'Unseen', 'Evaluation', 'evaluate', 'Answers', 'of_answers', 'named_metrics', 'name_of', 'accuracy',
-           'own_random_numbers', 'Validation', 'measure', 'best_so_far']
+__all__ = ['Metrics', 'Unseen', 'AS_TRAINED', 'Evaluation', 'evaluate', 'Answers', 'of_answers', 'Shifted', 'all_kinds',
+           'named_metrics', 'name_of', 'accuracy', 'own_random_numbers', 'Validation', 'measure', 'best_so_far']
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #67d49d8a
 @dataclass(frozen=True, eq=False)
@@ -108,21 +108,37 @@ Unseen = Family | Task | list[Task]
 @overload
 def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
              steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0, metric: Loss | None = None,
-             batch_size: int = 100, transductive: bool = True, train: bool = False
-             ) -> Evaluation: ...
+             batch_size: int = 100, transductive: bool = True, train: bool = False,
+             shift: None = None) -> Evaluation: ...
 
 
 @overload
 def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
              steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0, metric: Metrics,
-             batch_size: int = 100, transductive: bool = True, train: bool = False
-             ) -> dict[str, Evaluation]: ...
+             batch_size: int = 100, transductive: bool = True, train: bool = False,
+             shift: None = None) -> dict[str, Evaluation]: ...
+
+
+@overload
+def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
+             steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0, metric: Loss | None = None,
+             batch_size: int = 100, transductive: bool = True, train: bool = False,
+             shift: Mapping[str, Unseen]) -> Shifted: ...
+
+
+@overload
+def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
+             steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0, metric: Metrics,
+             batch_size: int = 100, transductive: bool = True, train: bool = False,
+             shift: Mapping[str, Unseen]) -> dict[str, Shifted]: ...
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #3e0d85af
 def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
              steps: Sequence[int] = (0, 1, 2, 5, 10), seed: int = 0,
              metric: Loss | Metrics | None = None, batch_size: int = 100,
-             transductive: bool = True, train: bool = False) -> Evaluation | dict[str, Evaluation]:
+             transductive: bool = True, train: bool = False,
+             shift: Mapping[str, Unseen] | None = None
+             ) -> Evaluation | Shifted | dict[str, Evaluation] | dict[str, Shifted]:
     """How well J's model adapts to tasks it never saw.
 
     The query loss, or another metric, after `steps` inner steps: an `Evaluation`. Several metrics,
@@ -137,14 +153,28 @@ def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
     afterwards it is as it was. In the place of J there may be something that only answers, such as
     a baseline: what it comes to stands at each of `steps`, because it has none.
 
-    Raises `ValueError` for fewer than two tasks, or a number of steps that is none.
+    `shift`: other tasks than those that J was trained for, each with a name, such as `{"one shot":
+    Sinusoids(shots=1)}`; `n_tasks` of each family are looked at, too. The answer is then `Shifted`,
+    with an `Evaluation` for each name, and one of `tasks` as "as trained".
+
+    Raises `ValueError` for fewer than two tasks, a number of steps that is none, and a shift that
+    has no name or is none.
 
     Example: `print(evaluate(J, ml.tasks.Sinusoids(shots=5)))`.
     """
+    check_count("batch_size", batch_size)
+    look = partial(_evaluated, J, seed=seed, steps=steps, metrics=named_metrics(metric),
+                   batch_size=batch_size, transductive=transductive, train=train)
+    found: dict[str, Any] = (look(tasks, n_tasks=n_tasks) if shift is None else
+                             _of_all_kinds(look, all_kinds(tasks, shift), n_tasks))
+    return found if isinstance(metric, dict | list) else next(iter(found.values()))
+
+# %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0f0
+def _evaluated(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None, seed: int,
+               steps: Sequence[int], metrics: dict[str, Loss | None], batch_size: int,
+               transductive: bool, train: bool) -> dict[str, Evaluation]:
     given, about = (_at_hand(tasks, n_tasks) if isinstance(tasks, Task | list | tuple) else
                       (_drawn(tasks, n_tasks, seed), (seed, label(tasks))))
-    check_count("batch_size", batch_size)
-    metrics = named_metrics(metric)
     asked = [one or J.loss for one in metrics.values()]
     look = (partial(_looked, J, steps=steps, metrics=asked, transductive=transductive, train=train)
             if isinstance(J, Learner) else partial(of_answers, J.predict, steps=steps,
@@ -155,9 +185,8 @@ def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
                  for i in range(0, batch.batch_size, batch_size))
         return [torch.cat([look(part) for part in parts]).double()]
     values = in_groups(on, given)[0]
-    found = {name: Evaluation(list(steps), values[..., i], about[0], name, about[1])
-             for i, name in enumerate(metrics)}
-    return found if isinstance(metric, dict | list) else next(iter(found.values()))
+    return {name: Evaluation(list(steps), values[..., i], about[0], name, about[1])
+            for i, name in enumerate(metrics)}
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0ea
 class Answers(Protocol):
@@ -195,6 +224,84 @@ def of_answers(answer: Callable[[Split, Tree], Any], task: Task, steps: Sequence
     rows = [torch.stack([of_one(i, metric) for metric in metrics])
             for i in range(task.batch_size)]
     return torch.stack(rows)[:, None].expand(-1, len(steps), -1)
+
+# %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0f5
+AS_TRAINED = "as trained"
+
+
+class Shifted(dict[str, Evaluation]):
+    """What `evaluate(J, tasks, shift=…)` found: an `Evaluation` for each kind of task, by name.
+
+    The first, "as trained", is of `tasks`. Printed, it is a table.
+
+    Example: `evaluate(J, tasks, shift={"few": ml.tasks.Sinusoids(shots=1)})["few"].mean`.
+    """
+    def minus(self, other: Shifted) -> Shifted:
+        """What each is above that of another model, task by task.
+
+        Raises `ValueError` where the two did not look at the same tasks.
+        """
+        if list(self) != list(other):
+            raise ValueError(f"the two looked at other kinds of tasks: {brief(list(self))} and "
+                             f"{brief(list(other))}")
+        return Shifted({name: found.minus(other[name]) for name, found in self.items()})
+
+    def rows(self) -> list[dict[str, Any]]:
+        "The table as a list of rows, one for each kind of task and number of inner steps."
+        return [{"tasks": name} | row for name, found in self.items() for row in found.rows()]
+
+    def __str__(self) -> str:
+        head, *rows = self._cells()
+        width = max(len(row[0]) for row in [head, *rows])
+        return "\n".join("  ".join([row[0].ljust(width), row[1].rjust(6),
+                                    *(value.rjust(18) for value in row[2:])])
+                         for row in [head, *rows])
+
+    def _repr_markdown_(self) -> str:
+        head, *rows = ("| " + " | ".join(row) + " |" for row in self._cells())
+        return "\n".join([head, "|:---|" + "---:|" * (head.count("|") - 2), *rows])
+
+    def _cells(self) -> list[list[str]]:
+        "The table as text: the steps side by side, and how many tasks of each kind there are."
+        one = next(iter(self.values()))
+        head = [f"query {one.metric} ± 95 %", "n", *(f"after {k}" for k in one.steps)]
+        return [head, *([name, str(found.n_tasks), *(f"{mean:.4f} ± {ci:.4f}" for mean, ci in
+                                                    zip(found.mean, found.ci95, strict=True))]
+                        for name, found in self.items())]
+
+# %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0f6
+def all_kinds(tasks: Unseen, shift: Mapping[str, Unseen]) -> dict[str, Unseen]:
+    "Tasks as trained and those of each shift, by name; `ValueError` for one that is none."
+    if not isinstance(shift, Mapping) or not shift:
+        raise ValueError(f"shift={brief(shift)}: give each kind of tasks a name, as in "
+                         "shift={'one shot': ml.tasks.Sinusoids(shots=1)}")
+    if AS_TRAINED in shift:
+        raise ValueError(f"{AS_TRAINED!r} is what `tasks` themselves are called; call the shift "
+                         "otherwise")
+    found, seen = {AS_TRAINED: tasks, **shift}, dict[str, str]()
+    for name, there in found.items():
+        if not isinstance(there, Family | Task | list | tuple):
+            raise ValueError(f"the shift {name!r} is {brief(there)}: a family, a Task or a list of "
+                             "Tasks is needed. To change one number of a family, make it anew "
+                             "with that number")
+        told = label(there) if isinstance(there, Family) else _at_hand(there, None)[1][1]
+        if told in seen:
+            raise ValueError(f"{name!r} has the same tasks as {seen[told]!r}: that is no shift")
+        seen[told] = name
+    return found
+
+
+def _of_all_kinds(look: Callable[..., dict[str, Evaluation]], where: dict[str, Unseen],
+                   n_tasks: int | None) -> dict[str, Shifted]:
+    found: dict[str, dict[str, Evaluation]] = {}
+    for name, there in where.items():
+        asked = n_tasks if isinstance(there, Family) or name == AS_TRAINED else None
+        try: found[name] = look(there, n_tasks=asked)
+        except (ValueError, RuntimeError) as error:
+            if name == AS_TRAINED: raise
+            raise ValueError(f"the shift {name!r}: {error}") from error
+    return {metric: Shifted({name: of[metric] for name, of in found.items()})
+            for metric in found[AS_TRAINED]}
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0e3
 def named_metrics(metric: Loss | Metrics | None) -> dict[str, Loss | None]:
