@@ -9,6 +9,7 @@ was stopped goes on.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 import time
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metalit as ml
-from benchmarks.measure import machine, resampled, versions, write_json
+from benchmarks.measure import RESULTS, machine, resampled, versions, write_json
 from metalit.data.patients import (
     Curve,
     Fit,
@@ -43,11 +44,11 @@ SIMULATED = 600
 Answer = Callable[[Split, Tensor], Tensor]
 
 
-def meta_learned(shots: int, lr: float, meta_lr: float, steps: int, folder: Path,
+def meta_learned(family: Patients, lr: float, meta_lr: float, steps: int, folder: Path,
                  compile: bool = False) -> ml.MetaLoss:
     """Meta-SGD on simulated patients; a run that is found in the folder goes on."""
     J = ml.MetaSGD(Curve(seed=SEED), F.mse_loss, lr=lr, steps=INNER_STEPS)
-    ml.meta_train(J, Patients(shots), steps=steps, seed=SEED, checkpoint=folder, progress=False,
+    ml.meta_train(J, family, steps=steps, seed=SEED, checkpoint=folder, progress=False,
                   compile=compile, optimizer=partial(torch.optim.Adam, lr=meta_lr),
                   scheduler=schedule("cosine", steps))
     return J
@@ -96,18 +97,23 @@ def chosen_rates(folder: Path) -> dict[str, float]:
     task, found = Patients(3).batch(200, seed=SEED + 1), {}
     for lr in RATES:
         for meta_lr in META_RATES:
-            J = meta_learned(3, lr, meta_lr, TRIAL, folder / f"trial-{lr}-{meta_lr}")
+            J = meta_learned(Patients(3), lr, meta_lr, TRIAL, folder / f"trial-{lr}-{meta_lr}")
             found[lr, meta_lr] = error(adapted(J), task).mean().item()
             print(f"inner {lr}, outer {meta_lr}: {found[lr, meta_lr]:.3f}", flush=True)
     lr, meta_lr = min(found, key=lambda pair: found[pair])
     return {"lr": lr, "meta_lr": meta_lr}
 
 
+def chosen_before() -> dict[str, float]:
+    """The step sizes that this command chose, from its file of results."""
+    return json.loads((RESULTS / "patients.json").read_text(encoding="utf-8"))["chosen"]
+
+
 def rivals(shots: int, steps: int, rates: dict[str, float], folder: Path,
            compile: bool) -> dict[str, Answer]:
     """All who forecast from so many samples, trained and chosen on simulated patients."""
     family, budget = Patients(shots), {"steps": steps, "seed": SEED}
-    J = meta_learned(shots, **rates, steps=steps, folder=folder / f"{shots}-samples",
+    J = meta_learned(family, **rates, steps=steps, folder=folder / f"{shots}-samples",
                      compile=compile)
     joint = Joint(Curve(seed=SEED), F.mse_loss, **budget).fit(family)
     features = Scratch(joint.learner.model, F.mse_loss, **budget)
