@@ -18,8 +18,9 @@ from ..tasks.random import Random
 from ..tasks.task import Split, Task
 
 # %% auto #0
-__all__ = ['THEOPHYLLINE', 'BODY', 'SPREAD', 'HOURS', 'NOISE', 'Objective', 'phi', 'concentration', 'check_shots', 'Patients',
-           'theophylline', 'minimum', 'in_all', 'least_squares', 'posterior', 'Fit', 'MeanCurve', 'Curve']
+__all__ = ['THEOPHYLLINE', 'Of', 'BODY', 'SPREAD', 'HOURS', 'NOISE', 'Objective', 'phi', 'concentration', 'check_shots',
+           'Patients', 'theophylline', 'minimum', 'in_all', 'least_squares', 'improbable', 'posterior', 'Fit',
+           'MeanCurve', 'Curve']
 
 # %% ../../nbs/6_yours/59c_patients.ipynb #59bf1289
 # Weight (kg), dose (mg/kg), hours after it, serum theophylline (mg/L).
@@ -81,6 +82,7 @@ def check_shots(shots: int, hours: int) -> None:
                          "and one is forecast")
 
 # %% ../../nbs/6_yours/59c_patients.ipynb #59b68134
+Of = Callable[[Tensor, Tensor, Tensor], Tensor]              # hours, dose, body → concentrations
 BODY = torch.tensor([1.11, 0.05, 0.484])                     # ka, clearance, volume: the middle
 SPREAD = torch.tensor([0.53, 0.335, 0.17])                   # of their logarithms
 HOURS = (0.25, 0.5, 1.0, 2.0, 3.5, 5.0, 7.0, 9.0, 12.0, 24.0)
@@ -100,6 +102,8 @@ class Patients(Family):
 
     Example: `Patients(shots=3).batch(4).support.x.shape`.
     """
+    curve: Of = staticmethod(concentration)                  # another, where bodies work otherwise
+
     def __init__(self, shots: int = 3, *, hours: Sequence[float] = HOURS,
                  dose: tuple[float, float] = (3.0, 6.0), jitter: float = 0.1,
                  body: Sequence[float] = tuple(BODY.tolist()),
@@ -113,7 +117,7 @@ class Patients(Family):
         "Patients, their doses, the hours and what is measured then."
         shape = (n_tasks, len(self.hours))
         body, dose, hours = self.drawn(n_tasks, random)
-        true = concentration(hours, dose, body)
+        true = self.curve(hours, dose, body)
         share, floor = self.noise
         y = (true * (1 + share * random.normal(shape)) + floor * random.normal(shape)).clamp_min(0)
         x = torch.stack([hours, dose.expand(shape)], -1)
@@ -121,8 +125,8 @@ class Patients(Family):
         return Task(Split(x[:, first], y[:, first, None]), Split(x[:, rest], y[:, rest, None]))
 
     def drawn(self, n_tasks: int, random: Random) -> tuple[Tensor, Tensor, Tensor]:
-        "Logarithms of bodies (n_tasks, 3), doses (n_tasks, 1) and hours (n_tasks, samples)."
-        apart = torch.tensor(self.spread) * random.normal((n_tasks, 3))
+        "Logarithms of bodies (n_tasks, numbers), doses (n_tasks, 1) and hours (n_tasks, samples)."
+        apart = torch.tensor(self.spread) * random.normal((n_tasks, len(self.spread)))
         dose = random.uniform((n_tasks, 1), *self.dose)
         moved = 1 + random.uniform((n_tasks, len(self.hours)), -self.jitter, self.jitter)
         return torch.tensor(self.body).log() + apart, dose, torch.tensor(self.hours) * moved
@@ -176,45 +180,57 @@ def least_squares(body: Tensor, samples: Split) -> Tensor:
     return in_all((samples.y[:, 0] - concentration(hours, dose, body)).square(), samples)
 
 
-def posterior(body: Tensor, samples: Split) -> Tensor:
-    "−log of the posterior density, but for a constant, with the defaults of `Patients` as prior."
+def improbable(body: Tensor, samples: Split, curve: Of, middle: Tensor, spread: Tensor,
+               noise: Sequence[float] = NOISE) -> Tensor:
+    "−log of the posterior density of a body with such a curve and prior, but for a constant."
     hours, dose = samples.x.unbind(-1)
-    curve = concentration(hours, dose, body)
-    variance = (NOISE[0] * curve) ** 2 + NOISE[1] ** 2
-    unlikely = (samples.y[:, 0] - curve) ** 2 / (2 * variance) + variance.log() / 2
-    away = (body - BODY.log()) / SPREAD
+    true = curve(hours, dose, body)
+    variance = (noise[0] * true) ** 2 + noise[1] ** 2
+    unlikely = (samples.y[:, 0] - true) ** 2 / (2 * variance) + variance.log() / 2
+    away = (body - middle.log()) / spread
     return in_all(unlikely, samples) + away.square().sum() / 2
+
+
+def posterior(body: Tensor, samples: Split) -> Tensor:
+    "`improbable` of one compartment, with the defaults of `Patients` as prior."
+    return improbable(body, samples, concentration, BODY, SPREAD)
 
 # %% ../../nbs/6_yours/59c_patients.ipynb #59bb61a0
 class Fit:
     """The curve of the body that `objective` finds for a patient: `least_squares` or `posterior`.
 
+    It begins at the `middle` body. For an objective about bodies of another kind, say their `curve`
+    and their middle.
+
     Example: `ml.evaluate(Fit(posterior), Patients(), n_tasks=50)`, with `from metalit.data.patients
     import Fit, Patients, posterior`.
     """
-    def __init__(self, objective: Objective, loss: Loss = F.mse_loss):
-        self.objective, self.loss = objective, loss
+    def __init__(self, objective: Objective, loss: Loss = F.mse_loss, *,
+                 curve: Of = concentration, middle: Tensor = BODY):
+        self.objective, self.loss, self.curve, self.middle = objective, loss, curve, middle
 
     def predict(self, support: Split, x: Tensor) -> Tensor:
         "Concentrations (B, Q, 1) at the hours of x (B, Q, 2)."
         asked = x.double()
         seen = Split(support.x.double(), support.y.double(), support.mask)
-        start = BODY.log().double().expand(len(asked), 3)
+        start = self.middle.log().double().expand(len(asked), -1)
         body = minimum(self.objective, start, seen)
         hours, dose = asked.unbind(-1)
-        return concentration(hours, dose, body)[..., None].to(x.dtype)
+        return self.curve(hours, dose, body)[..., None].to(x.dtype)
 
 
 class MeanCurve:
     "The mean concentration of `count` simulated patients at the same hour, of the same dose."
-    def __init__(self, count: int = 2000, loss: Loss = F.mse_loss):
-        self.loss = loss
-        self.bodies = Patients().drawn(count, Random.of_steps(0, [0], count))[0]
+    def __init__(self, count: int = 2000, loss: Loss = F.mse_loss,
+                 patients: Patients | None = None):
+        self.loss, patients = loss, patients or Patients()
+        self.curve = patients.curve
+        self.bodies = patients.drawn(count, Random.of_steps(0, [0], count))[0]
 
     def predict(self, support: Split, x: Tensor) -> Tensor:
         "Concentrations (B, Q, 1) at the hours of x (B, Q, 2)."
         hours, dose = x[..., None, 0], x[..., None, 1]
-        curves = concentration(hours[..., None], dose[..., None], self.bodies.to(x))
+        curves = self.curve(hours[..., None], dose[..., None], self.bodies.to(x))
         return curves.mean(-2)
 
 # %% ../../nbs/6_yours/59c_patients.ipynb #59b5b819
