@@ -19,8 +19,8 @@ STILL = {page for page in PAGES if page.startswith("9_")} | {
     "3_choices/31_walk", "3_choices/31a_momentum", "3_choices/31b_rates", "3_choices/35_mixed_mode",
     "3_choices/35a_truncated", "3_choices/35b_implicit", "3_choices/35c_evolution",
     "4_judgement/40a_baselines", "5_images/53a_ridge", "6_yours/57_your_loop", "6_yours/58_unequal",
-    "6_yours/59_given", "6_yours/59a_table", "6_yours/59b_your_data", "6_yours/59c_patients",
-    "6_yours/59d_days",
+    "6_yours/59_given", "6_yours/59a_table", "6_yours/59b_your_data",
+    "6_yours/59d_days", "6_yours/59e_intervals", "6_yours/59f_wrong_model",
     "7_workshop/60_schedule",
     "7_workshop/61_modes", "7_workshop/61a_losses",
     "7_workshop/62_learner", "7_workshop/62a_adapted", "7_workshop/62b_program",
@@ -33,7 +33,8 @@ STILL = {page for page in PAGES if page.startswith("9_")} | {
 TWINS = {"8_figures/81_sinusoid_figure": widgets.sinusoid,
          "8_figures/82_two_parameters": widgets.two_parameters,
          "8_figures/83_rewards_figure": widgets.rewards,
-         "8_figures/84_episode_figure": widgets.episode}
+         "8_figures/84_episode_figure": widgets.episode,
+         "8_figures/85a_patients_figure": widgets.patients}
 LOOK = "node => JSON.parse(JSON.stringify(node.live))"
 # Two scripts of four megabytes, for formulas and icons, which no figure needs.
 UNNEEDED = ["*/tex-svg-full.js*", "*/fontawesome.js*"]
