@@ -108,7 +108,8 @@ def contrastive(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01,
                          "least 2")
     tau, other = tuned[:, None], tuned[None]
     different = ~torch.eye(len(tuned), dtype=torch.bool, device=tuned.device)
-    return (m + d(tau, other) - d(tau, tau)).clamp_min(0)[different].mean()
+    hinge = (m + d(tau, other) - d(tau, tau)).clamp_min(0)
+    return hinge.where(different, 0.0).sum() / different.sum()
 
 # %% ../nbs/2_trial/20_as_written.ipynb #d85fd2e2
 def meta_curvature(model: nn.Module, task_loss: Loss, task: Task, lr: float = 0.01,

@@ -43,8 +43,8 @@ __all__ = ['BATCH_NORMS', 'READS', 'LOOKED', 'LIST', 'TOLD', 'Method', 'LOCKS', 
            'check_learns', 'check_asks', 'check_model', 'check_layers', 'is_sharded', 'first_input', 'check_axes',
            'ModelCall', 'check_inner', 'line_for', 'line_like', 'choice_words', 'counted', 'check_same', 'Shown',
            'in_mode', 'check_apart', 'check_minds', 'check_norms', 'meet', 'reductions_in', 'looked_at', 'real_answers',
-           'draws', 'with_model', 'check_not_exported', 'check_now', 'check_parts', 'Parts', 'alone_with', 'in_turn',
-           'Learner', 'learned', 'check_counts', 'curve']
+           'draws', 'with_model', 'in_export', 'check_not_exported', 'check_now', 'check_parts', 'Parts', 'alone_with',
+           'in_turn', 'Learner', 'learned', 'check_counts', 'curve']
 
 # %% ../nbs/7_workshop/62_learner.ipynb #62a1c0d0
 def theta_of(model: nn.Module, frozen: Collection[str] = ()) -> Params:
@@ -422,9 +422,15 @@ def with_model(predict: Predict, loss: Loss, reduction: str) -> LossOn:
     return lambda phi, split: loss_on(loss, predict, phi, split, reduction)
 
 
+def in_export() -> bool:
+    "Whether torch.export runs; under torch.compile, `is_exporting` of torch 2.9 is true as well."
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else flag
+
+
 def check_not_exported() -> None:
     "Raise `ValueError` inside of `torch.export`."
-    if torch.compiler.is_exporting():
+    if in_export():
         raise ValueError("torch.export does not follow a gradient inside: trace learning first, "
                          "with metalit.program.as_program(J, x, y, asked), and export that")
 

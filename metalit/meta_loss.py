@@ -35,8 +35,8 @@ from .terms.term import Path, Sum, Term, as_sum
 # %% auto #0
 __all__ = ['Choices', 'MetaLoss', 'check_choice', 'shown_to_rule', 'check_theta', 'check_derivatives', 'check_nothing_held',
            'walk_of', 'Calls', 'function_of', 'check_plain', 'on', 'check_no_piece', 'probe_of', 'measured_on',
-           'per_group', 'check_no_probe', 'check_one_size', 'in_recomputed_chunks', 'as_now', 'compiled', 'written_in',
-           'report']
+           'per_group', 'check_no_probe', 'check_one_size', 'in_recomputed_chunks', 'as_now', 'compiled',
+           'first_complaint', 'written_in', 'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -350,13 +350,20 @@ def compiled(J: Choices, **options: Any) -> Callable[[Any], Tensor]:
         except (IndexError, RuntimeError) as error:
             with torch.no_grad(): J._value(task)             # it may be wrong without a compiler
             if not isinstance(error, torch._dynamo.exc.TorchDynamoException): raise
-            where = written_in(error, [*J.model.named_modules(), ("", J.loss)])
-            why = str(error).splitlines()[0]
+            first = first_complaint(error)
+            where = written_in(first, [*J.model.named_modules(), ("", J.loss)])
+            why = str(first).splitlines()[0]
             raise RuntimeError(f"J cannot be one graph: {where}. Write that otherwise, or do not "
                                f"compile J. The compiler says: {why}") from error
     return run
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #d30bb406
+def first_complaint(error: BaseException) -> BaseException:
+    "What a compiler could not read; where that stands inside of a context, it says more of it."
+    cause = error.__cause__
+    return first_complaint(cause) if isinstance(cause, torch._dynamo.exc.Unsupported) else error
+
+
 def written_in(error: Any, parts: list[tuple[str, Any]]) -> str:
     "The line that a compiler cannot read, and the layer or loss in which it stands."
     frames = list(reversed(getattr(error, "real_stack", None) or ()))

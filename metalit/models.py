@@ -18,7 +18,7 @@ Layers = Iterable[tuple[str, nn.Module]]  # of a module, by name: `named_modules
 Params = dict[str, Tensor]  # parameters by name: θ, or what became of them, φ
 
 # %% auto #0
-__all__ = ['Layers', 'Params', 'places', 'places_in', 'called', 'given', 'check_shapes_known', 'mlp', 'Point', 'Contextual', 'Bottleneck', 'Conv4']
+__all__ = ['Layers', 'Params', 'places', 'places_in', 'first_name', 'called', 'given', 'check_shapes_known', 'mlp', 'Point', 'Contextual', 'Bottleneck', 'Conv4']
 
 # %% ../nbs/1_idea/06_models.ipynb #288279e0
 def places(module: nn.Module) -> dict[str, str]:
@@ -38,14 +38,25 @@ def places_in(layers: Layers) -> dict[str, str]:
     "`places` of a module whose layers are at hand, by name."
     found: dict[str, str] = {}
     names: dict[int, str] = {}  # of each tensor, the first under which it is met
+    put: list[tuple[Tensor, str]] = []  # the same, of tensors in a graph
     for prefix, part in layers:
         for attribute, tensor in [*part._parameters.items(), *part._buffers.items()]:
             if tensor is None: continue
             place = f"{prefix}.{attribute}" if prefix else attribute
-            found[place] = names.setdefault(id(tensor), place)
+            in_graph = torch.compiler.is_compiling() and not isinstance(tensor, nn.Parameter)
+            found[place] = (first_name(put, tensor, place) if in_graph
+                            else names.setdefault(id(tensor), place))
     return found
 
 
+def first_name(put: list[tuple[Tensor, str]], tensor: Tensor, name: str) -> str:
+    "The name under which `put` has this tensor, or else, from now on, the one given."
+    for other, known in put:
+        if other is tensor: return known                     # torch 2.9 compiles no `id` of it
+    put.append((tensor, name))
+    return name
+
+# %% ../nbs/1_idea/06_models.ipynb #06f0ca11
 def called(module: nn.Module, at: Mapping[str, str], tensors: Mapping[str, Tensor], *args: Any,
            **kwargs: Any) -> Any:
     """The module's output, with other `tensors` in its places: `at` is what `places` found, before.

@@ -48,7 +48,8 @@ def by_library(model, loss, task, *, first_order=False, lr=0.3, steps=2, compile
 def off(found, expected):
     "The largest difference, against the length of all that is expected."
     length = torch.cat([part.flatten() for part in expected]).norm()
-    return float(max((a - b).abs().max() for a, b in zip(found, expected, strict=True)) / length)
+    largest = max((a - b).abs().max() for a, b in zip(found, expected, strict=True))
+    return (largest / length).item()
 
 
 def slope_by_difference(value, parameters, direction, h=1e-5):

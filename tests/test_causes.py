@@ -174,7 +174,8 @@ def test_before_python_3_11_the_sentence_is_a_line_of_the_message():
     class Old(KeyError):
         add_note = None
 
-    assert noted(Old("a"), "more").args == ("a\nmore",)
+    error = noted(Old("a"), "more")                          # whose words are its repr
+    assert str(error) == "'a'\nmore" and type(error) is Old
     assert noted(Old("a", "b"), "more").args == ("a", "b")
 
 

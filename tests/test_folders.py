@@ -311,6 +311,7 @@ def test_another_base_is_said_to_be_another(tmp_path):
 WITH_IDENTITY = "0.2.0-identity"
 
 
+@pytest.mark.filterwarnings(r"ignore:(?s).*no longer bit for bit.\s+versions.torch was [^\n]*$")
 def test_a_run_that_says_what_it_is_goes_on_or_says_what_is_another(tmp_path):
     """Made on 2026-11-29. Where a later metalit writes down more, it has to name that."""
     shutil.copytree(Path(__file__).parent / "old_runs" / WITH_IDENTITY, tmp_path / "run")

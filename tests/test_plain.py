@@ -281,7 +281,7 @@ def test_a_bag_is_differentiated_twice(mode):
     J = ml.MAML(model, F.mse_loss, lr=0.1)
     slopes = torch.autograd.grad(J(task), parameters, allow_unused=True, materialize_grads=True)
     direction = [torch.randn_like(p) for p in parameters]
-    slope = float(sum((g * d).sum() for g, d in zip(slopes, direction, strict=True)))
+    slope = sum((g * d).sum() for g, d in zip(slopes, direction, strict=True)).item()
     assert slope_by_difference(lambda: J(task), parameters, direction) == pytest.approx(slope, 1e-6)
 
 
@@ -398,11 +398,19 @@ def test_numbers_without_history():
         assert off(found, expected) < 1e-12
 
 
+def exports_it(reason):
+    "Not with PyTorch 2.9.1; with 2.13 it was tried again."
+    return pytest.mark.skipif(torch.__version__ < "2.13", reason=f"PyTorch 2.9.1: {reason}")
+
+
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")
 @pytest.mark.parametrize("make", [
     lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU()),
-    lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True),
-    lambda: nn.MultiheadAttention(4, 2, batch_first=True), lambda: nn.LSTM(4, 4, batch_first=True)])
+    pytest.param(lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True),
+                 marks=exports_it("a program of it fails by itself, without metalit")),
+    lambda: nn.MultiheadAttention(4, 2, batch_first=True),
+    pytest.param(lambda: nn.LSTM(4, 4, batch_first=True),
+                 marks=exports_it("torch.export refuses it"))])
 def test_an_exported_module_inside_a_model(make):
     inner, x = drawn(make()), torch.randn(4, 5, 4, dtype=torch.float64)
     inputs = (x, x, x) if isinstance(inner, nn.MultiheadAttention) else (x,)

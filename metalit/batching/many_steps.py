@@ -22,7 +22,7 @@ except ImportError:
 HAS_LOOPS = _while is not None
 
 # %% auto #0
-__all__ = ['HAS_LOOPS', 'StepFunction', 'written_out', 'draws_numbers', 'loop_of', 'ManySteps']
+__all__ = ['HAS_LOOPS', 'StepFunction', 'written_out', 'draws_numbers', 'loop_of', 'loop_options', 'ManySteps']
 
 # %% ../../nbs/7_workshop/70a_many_steps.ipynb #70a00006
 StepFunction = Callable[..., tuple[Tensor, ...]]
@@ -66,19 +66,29 @@ def loop_of(graph: fx.GraphModule, length: int, dtype: torch.dtype) -> Callable[
     return run
 
 # %% ../../nbs/7_workshop/70a_many_steps.ipynb #70a0000b
+def loop_options() -> dict[str, Any]:
+    """What a loop of steps asks of the compiler on a CPU: what `J.compile()` asks.
+
+    The planner of memory of torch 2.9 ends with an error at some loops, so that until 2.13, with
+    which it was tried again, no memory is used for one thing after another.
+    """
+    plans = torch.__version__ >= "2.13"
+    return cpu_options() | ({} if plans else {"allow_buffer_reuse": False})
+
+
 class ManySteps:
     """Many steps of a graph in one call of a compiled program: see `loop_of`.
 
     `length`: how many steps at most, and how long the stacks are. `options` are those of
-    `torch.compile`; by default those of `J.compile()`. The first call compiles, which takes some
-    seconds; a call with count 0 does nothing else. The graph is one and the same for every count,
-    so that the bits are, too, however many calls the steps are divided into.
+    `torch.compile`; by default `loop_options()`. The first call compiles, which takes some seconds;
+    a call with count 0 does nothing else. The graph is one and the same for every count, so that
+    the bits are, too, however many calls the steps are divided into.
 
     Example: `ManySteps(written_out(lambda s, c, b: (b[0].sum(), s[0] + b[0]), [w], [], [w]), 4,
     w.dtype, backend="eager")(3, [w], [], [torch.ones(4, 2)])[0]`, with `w = torch.zeros(2)`.
     """
     def __init__(self, graph: fx.GraphModule, length: int, dtype: torch.dtype, **options: Any):
-        if not options: options = {"options": {"guard_filter_fn": can_change} | cpu_options()}
+        if not options: options = {"options": {"guard_filter_fn": can_change} | loop_options()}
         run = with_code_of_its_own(loop_of(graph, length, dtype))
         self.length = length
         self.run = torch.compile(run, fullgraph=True, dynamic=False, **options)

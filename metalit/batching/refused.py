@@ -6,7 +6,7 @@
 __all__ = ['LOOP', 'MARKED', 'SOUND', 'Held', 'TRIED', 'PASSES_ON', 'REGISTERED', 'MEANING', 'AT_ONCE', 'REPORT', 'ErrorKind',
            'NotAtOnceError', 'scripted_in', 'scripted_loss', 'check_twice', 'marked_in', 'check_twice_differentiable',
            'looking_once', 'check_hooks', 'check_vmap', 'held', 'check_unchanged', 'once_tried', 'explained', 'said',
-           'unreported', 'noted', 'told', 'is_about_types']
+           'unreported', 'noted', 'Words', 'told', 'is_about_types']
 
 # %% ../../nbs/7_workshop/63e_refused.ipynb #a7e0a0bd
 import contextlib
@@ -274,6 +274,8 @@ def once_tried(call: Callable[..., Any], model: nn.Module) -> Callable[..., Any]
 MEANING = {
     "saved tensor hooks": "it computes a part of itself anew on the way back "
                           "(torch.utils.checkpoint), or packs what is kept for it",
+    "over _NoopSaveInputs": "it computes a part of itself anew on the way back "  # torch 2.9
+                            "(torch.utils.checkpoint)",
     "setup_context": "an autograd function of the old style is in it, a backward hook, or a "
                      "checkpoint with use_reentrant=True (which needs False in a loop, too)",
     "data-dependent control flow": "it looks at a number (.item(), if, a mask), and each task "
@@ -342,8 +344,14 @@ def noted(error: ErrorKind, sentence: str) -> ErrorKind:
     unreported(error)
     add = getattr(error, "add_note", None)                                # since Python 3.11
     if add: add(sentence)
-    elif len(error.args) == 1: error.args = (f"{error.args[0]}\n{sentence}",)
+    elif len(error.args) == 1: error.args = (Words(f"{error}\n{sentence}"),)
     return error
+
+
+class Words(str):
+    "A message that also an error that shows its `repr`, a `KeyError`, shows as it is."
+    def __repr__(self) -> str:
+        return str(self)
 
 # %% ../../nbs/7_workshop/63e_refused.ipynb #63e00015
 def told(model: nn.Module, x: Tree, error: Exception) -> str:

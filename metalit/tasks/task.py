@@ -34,7 +34,10 @@ def leaves(tree: Tree) -> list[Tensor]:
 
 def mapped(change: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     "The tree with `change` applied to each tensor, together with those at its place in the others."
-    return pytree.tree_map(change, tree, *others)
+    if not others or not _alike(tree, *others): return pytree.tree_map(change, tree, *others)
+    # Field by field, because torch 2.9 compiles no comparison of the classes.
+    return type(tree)(**{name: mapped(change, *(getattr(one, name) for one in (tree, *others)))
+                         for name in _apart(tree)[1]})
 
 
 def length(tree: Tree) -> int:
@@ -71,6 +74,13 @@ def _names(record: Any) -> list[str]:
 def _apart(record: Any) -> tuple[list[Any], tuple[str, ...]]:
     there = tuple(name for name in _names(record) if getattr(record, name) is not None)
     return [getattr(record, name) for name in there], there
+
+
+def _alike(tree: Tree, *others: Tree) -> bool:
+    "Whether all of them are records of one kind, with the same fields."
+    if not isinstance(tree, Container): return False
+    return all(type(other) is type(tree) and _apart(other)[1] == _apart(tree)[1]
+               for other in others)
 
 
 def _apart_with_names(record: Any) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:

@@ -116,7 +116,7 @@ def check_tasks(given: Any) -> Task | Unequal:
     torch.rand(5, 1)`.
     """
     if isinstance(given, Unequal): return given
-    if not isinstance(given, list | tuple): return check_task(given)
+    if not isinstance(given, (list, tuple)): return check_task(given)
     if not given:
         raise ValueError("a list without a task: give one or more, such as "
                          "[ml.tasks.one(x, y, x_query, y_query)]")

@@ -107,7 +107,8 @@ def others(table: Tensor, name: str) -> Tensor:
     if count < 2:
         raise ValueError(f"{name} compares tasks with each other, and this batch holds {count}: "
                          "use at least 2")
-    return table[~torch.eye(count, dtype=torch.bool, device=table.device)].reshape(count, count - 1)
+    # In a row, between two places on the diagonal stand as many others as there are tasks.
+    return table.flatten()[1:].reshape(count - 1, count + 1)[:, :-1].reshape(count, count - 1)
 
 # %% ../../nbs/2_trial/22_contrast.ipynb #dce8e87b
 class Triplet(Term):

@@ -85,7 +85,7 @@ class EveryStep(QueryLoss):
         points = path.points[1:] or path.points
         *before, last = self.weights(len(points))
         total = last * path.loss(path.final, task.query)
-        for weight, phi in zip(before, points, strict=False):
+        for weight, phi in zip(before, points[:-1], strict=True):
             if isinstance(weight, Tensor) or weight != 0:    # what does not count is not computed
                 total = total + weight * path.loss(phi, task.query)
         return total

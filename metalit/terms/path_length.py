@@ -67,7 +67,8 @@ class PathLength(Term):
         f = [path.loss(phi, task.support) for phi in carried(path)]
         rises = [(after - before).detach() for before, after in pairwise(f)]
         if self.stabiliser: rises = [-rise.abs() for rise in rises]
-        return [(here.detach() + rise - here) ** 2 for here, rise in zip(f, rises, strict=False)]
+        return [(before.detach() + rise - before) ** 2
+                for before, rise in zip(f[:-1], rises, strict=True)]
 
     def per_task(self, path: Path, task: Task) -> Tensor:
         "The length or the energy of one task's way, a scalar."
