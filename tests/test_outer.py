@@ -17,6 +17,8 @@ from metalit.training.outer import Batches
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
                                     reason="needs a C++ compiler")
 compiles = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+# What Python says since 3.12 of PyTorch, which forks the workers of a loader.
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 WAVES = ml.tasks.Sinusoids(shots=4)
 BATCHES = [WAVES.batch(4, seed=7, step=i) for i in range(5)]
 HALF = torch.bfloat16
@@ -200,6 +202,7 @@ def test_any_batches_give_what_a_plain_loop_gives(name):
     assert equal(J, mine)
 
 
+@forks
 def test_a_loader_with_workers_that_shuffles_goes_on_bit_for_bit(tmp_path):
     def run(folder, steps, seed=0, **options):
         loader = DataLoader(BATCHES, batch_size=None, shuffle=True, num_workers=1,
@@ -260,6 +263,7 @@ def test_a_run_does_not_go_on_with_another_loader(tmp_path, other):
         meta_train(maml(), other, steps=4, checkpoint=tmp_path, progress=False)
 
 
+@forks
 def test_other_workers_are_warned_of(tmp_path):
     meta_train(maml(), loader(), steps=2, checkpoint=tmp_path, progress=False)
     with pytest.warns(UserWarning, match=r"tasks.identity.num_workers was 0, now 1"):
