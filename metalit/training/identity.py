@@ -100,9 +100,10 @@ def full_name(thing: Any) -> str:
 def source_of(function: types.FunctionType) -> str:
     """The text of a function, or a checksum of its code where there is none, and of a lambda.
 
-    Two lambdas on one line have the same text, so that nothing but their code tells them apart.
+    Two lambdas on one line have the same text, so that nothing but their code tells them apart. And
+    all that is no file and no cell has one name, "<string>", so that its text may be another's.
     """
-    if function.__name__ != "<lambda>":
+    if function.__name__ != "<lambda>" and function.__code__.co_filename != "<string>":
         try: return textwrap.dedent(inspect.getsource(function.__code__)).strip()
         except (OSError, TypeError): pass
     return f"code {checksum(code_words(function.__code__).encode())}"
