@@ -34,7 +34,7 @@ def leaves(tree: Tree) -> list[Tensor]:
 
 def mapped(change: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     "The tree with `change` applied to each tensor, together with those at its place in the others."
-    if not others or not _alike(tree, *others): return pytree.tree_map(change, tree, *others)
+    if not others or not _same_fields(tree, *others): return pytree.tree_map(change, tree, *others)
     # Field by field, because torch 2.9 compiles no comparison of the classes.
     return type(tree)(**{name: mapped(change, *(getattr(one, name) for one in (tree, *others)))
                          for name in _apart(tree)[1]})
@@ -76,7 +76,7 @@ def _apart(record: Any) -> tuple[list[Any], tuple[str, ...]]:
     return [getattr(record, name) for name in there], there
 
 
-def _alike(tree: Tree, *others: Tree) -> bool:
+def _same_fields(tree: Tree, *others: Tree) -> bool:
     "Whether all of them are records of one kind, with the same fields."
     if not isinstance(tree, Container): return False
     return all(type(other) is type(tree) and _apart(other)[1] == _apart(tree)[1]
