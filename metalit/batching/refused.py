@@ -6,7 +6,7 @@
 __all__ = ['LOOP', 'MARKED', 'SOUND', 'Held', 'TRIED', 'PASSES_ON', 'REGISTERED', 'MEANING', 'AT_ONCE', 'REPORT', 'ErrorKind',
            'NotAtOnceError', 'scripted_in', 'scripted_loss', 'check_twice', 'marked_in', 'check_twice_differentiable',
            'looking_once', 'check_hooks', 'check_vmap', 'held', 'check_unchanged', 'once_tried', 'explained', 'said',
-           'unreported', 'noted', 'Shown', 'told', 'is_about_types']
+           'unreported', 'noted', 'Verbatim', 'told', 'is_about_types']
 
 # %% ../../nbs/7_workshop/63e_refused.ipynb #a7e0a0bd
 import contextlib
@@ -344,11 +344,11 @@ def noted(error: ErrorKind, sentence: str) -> ErrorKind:
     unreported(error)
     add = getattr(error, "add_note", None)                                # since Python 3.11
     if add: add(sentence)
-    elif len(error.args) == 1: error.args = (Shown(f"{error}\n{sentence}"),)
+    elif len(error.args) == 1: error.args = (Verbatim(f"{error}\n{sentence}"),)
     return error
 
 
-class Shown(str):
+class Verbatim(str):
     "A message that also an error that shows its `repr`, a `KeyError`, shows as it is."
     def __repr__(self) -> str:
         return str(self)
