@@ -13,7 +13,7 @@ import metalit
 LIBRARY = Path(metalit.__file__).parent
 ROWS = (
     "tasks.task tasks.unequal tasks.random tasks.family tasks.sinusoids tasks.quadratics",
-    "tasks.memorised tasks.episodes tasks.given tasks.table tasks.labelled tasks",
+    "tasks.memorised tasks.oversampled tasks.episodes tasks.given tasks.table tasks.labelled tasks",
     "models checks schedule",
     "batching.slope batching.modes batching.norms batching.embedding batching.recurrent",
     "batching.attention batching.plain batching.refused batching.chunks batching.compiled",

@@ -6,7 +6,7 @@
 __all__ = ['Split', 'Task', 'check_split', 'check_task', 'Random', 'threefry', 'Family', 'seeded_generator', 'Sinusoids',
            'Quadratics', 'curvature', 'half_square', 'quadratic_task', 'Episodes', 'Unequal', 'check_tasks', 'one',
            'padded', 'unpadded', 'Given', 'leave_one_out', 'parted', 'Table', 'episodes_of', 'Augmented',
-           'NamedSinusoids']
+           'NamedSinusoids', 'InParts', 'BinnedSinusoids', 'bins', 'Oversampled']
 
 # %% ../../nbs/9_rooms/90_room_tasks.ipynb #8f16e4e4
 from .episodes import Episodes
@@ -14,6 +14,7 @@ from .family import Family
 from .given import Given, leave_one_out, parted
 from .labelled import episodes_of
 from .memorised import Augmented, NamedSinusoids
+from .oversampled import BinnedSinusoids, InParts, Oversampled, bins
 from .quadratics import Quadratics, curvature, half_square, quadratic_task
 from .random import Random, seeded_generator, threefry
 from .sinusoids import Sinusoids
@@ -25,4 +26,4 @@ from .unequal import Unequal, check_tasks, one, padded, unpadded
 _all_ = [Split, Task, check_split, check_task, Random, threefry, Family, seeded_generator,
          Sinusoids, Quadratics, curvature, half_square, quadratic_task, Episodes, Unequal,
          check_tasks, one, padded, unpadded, Given, leave_one_out, parted, Table,
-         episodes_of, Augmented, NamedSinusoids]
+         episodes_of, Augmented, NamedSinusoids, InParts, BinnedSinusoids, bins, Oversampled]

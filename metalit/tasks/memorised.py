@@ -20,7 +20,8 @@ from .random import Random
 from .task import Split, Task, leaves, mapped
 
 # %% auto #0
-__all__ = ['OWN_SEEDS', 'NamedSinusoids', 'wave_examples', 'check_waves', 'Augmented', 'normal_for', 'check_changes']
+__all__ = ['OWN_SEEDS', 'NamedSinusoids', 'wave_examples', 'check_waves', 'Augmented', 'normal_for', 'check_shows_nothing',
+           'check_changes']
 
 # %% ../../nbs/3_choices/37_memorised.ipynb #37000008
 class NamedSinusoids(Family):
@@ -105,14 +106,14 @@ class Augmented(Family):
     longer be memorised. Held-out tasks are as they are. `shift`, in units of y, is 1 by default, a
     round number. Of class labels, `Episodes` draws the order already.
 
-    Raises `TypeError` for no family, `ValueError` for numbers below zero or both zero, and labels.
+    Raises `TypeError` for no family or one that learns, `ValueError` for numbers below 0 or both 0.
 
     Example: `Augmented(ml.tasks.Sinusoids(), shift=2.0).batch(4)`.
     """
     def __init__(self, family: Family, shift: float = 1.0, stretch: float = 0.0):
         if not isinstance(family, Family):
             raise TypeError(f"Augmented changes the tasks of a family; found {family!r}")
-        check_changes(shift=shift, stretch=stretch)
+        check_changes(family, shift=shift, stretch=stretch)
         self.family, self.shift, self.stretch = family, shift, stretch
         self.device, self.n_held_out = family.device, family.n_held_out
 
@@ -159,8 +160,16 @@ def normal_for(random: Random, y: Tensor) -> Tensor:
                      "is drawn by Episodes already")
 
 
-def check_changes(**sizes: float) -> None:
-    "Raise `ValueError` for sizes of changes that are none."
+def check_shows_nothing(family: Family) -> None:
+    "Raise `TypeError` for a family that learns from how its own tasks fare."
+    if family.looks_every:
+        raise TypeError(f"{type(family).__name__} learns from how its own tasks fare, and these "
+                        "would be others: put the change into the family that it draws from")
+
+
+def check_changes(family: Family, **sizes: float) -> None:
+    "Raise an error for a family that cannot be changed, or sizes of changes that are none."
+    check_shows_nothing(family)
     for name, size in sizes.items():
         if not (math.isfinite(size) and size >= 0):
             raise ValueError(f"{name}={size}: a finite number, 0 or more, is needed")

@@ -41,11 +41,11 @@ from metalit.training.identity import (
 )
 
 # %% auto #0
-__all__ = ['PART', 'SEAL', 'Row', 'FILES', 'RUN_FILES', 'OLDER', 'SWEPT', 'DivergedError', 'CheckpointError', 'write_whole',
-           'save_checkpoint', 'check_finite', 'sealed', 'frozen_in', 'saved_state', 'load_checkpoint', 'set_parameters',
-           'read_checkpoint', 'check_whole', 'check_same_parameters', 'Progress', 'Folder', 'Checkpoints', 'take_over',
-           'without', 'allowed_changes', 'check_same_settings', 'run_differences', 'in_lines', 'check_free',
-           'parameters_file', 'write_table', 'Lock', 'locked']
+__all__ = ['PART', 'SEAL', 'Row', 'FILES', 'RUN_KEYS', 'RUN_FILES', 'OLDER', 'SWEPT', 'DivergedError', 'CheckpointError',
+           'write_whole', 'save_checkpoint', 'check_finite', 'sealed', 'frozen_in', 'saved_state', 'load_checkpoint',
+           'set_parameters', 'read_checkpoint', 'check_whole', 'check_same_parameters', 'Progress', 'Folder',
+           'Checkpoints', 'take_over', 'without', 'allowed_changes', 'check_same_settings', 'run_differences',
+           'in_lines', 'check_free', 'parameters_file', 'write_table', 'Lock', 'locked']
 
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #47e2a1be
 class DivergedError(ArithmeticError):
@@ -219,6 +219,7 @@ def _kind_at(name: str, tensors: dict[str, Tensor]) -> tuple[Any, str]:
 # %% ../../nbs/7_workshop/67_checkpoints.ipynb #19afcdd3
 Row = dict[str, float]
 FILES = ("checkpoint.pt", "best.pt", "validation.csv", "log.csv")
+RUN_KEYS = {"settings", "optimizer", "random", "progress"}
 RUN_FILES = (*FILES, "run.json", "result.json", "evaluation.csv",
              "adaptation.png")                               # what we write into a folder
 
@@ -250,19 +251,18 @@ class Folder:
     def __init__(self, folder: str | Path, J: nn.Module, optimizer: torch.optim.Optimizer,
                  settings: dict[str, Any], scheduler: Any = None, *, lock: Lock | None = None,
                  allow: Collection[str] = (), trainable_only: bool = False,
-                 descends: nn.Module | None = None):
+                 descends: nn.Module | None = None, tasks: Any = None):
         self.folder, self.J, self.optimizer, self.settings = Path(folder), J, optimizer, settings
-        self.scheduler, self.path, self.lock = scheduler, Path(folder) / FILES[0], lock
+        self.scheduler, self.path, self.lock = scheduler, self.folder / FILES[0], lock
         self.allow, self.trainable_only = names_allowed(allow), trainable_only
-        self.descends = descends
+        self.descends, self.tasks = descends, tasks
 
     def read(self, resume: bool = True) -> dict[str, Any] | None:
         "What the checkpoint holds, if this run may go on from it; None where a new one may begin."
         if not self.path.exists() or not resume:
             check_free(self.folder)
             return None
-        state = read_checkpoint(self.path)
-        if not {"settings", "optimizer", "random", "progress"} <= state.keys():
+        if not (state := read_checkpoint(self.path)).keys() >= RUN_KEYS:
             raise CheckpointError(f"{self.path} holds parameters, but no run that could go on: "
                                   "load it with load_checkpoint, and train into another folder")
         allowed_changes(state["settings"], self.settings, self.path, self.allow)
@@ -283,11 +283,11 @@ class Folder:
         if self.lock: self.lock.used = True                  # the folder is not as it was before
 
     def _write_all(self, progress: Progress) -> None:
-        more = {} if self.descends is None else \
-            {"descends": saved_state(self.descends, self.trainable_only)}
+        more = {} if self.tasks is None else {"tasks": self.tasks.state_dict()}
+        if self.descends: more["descends"] = saved_state(self.descends, self.trainable_only)
+        scheduler = self.scheduler.state_dict() if self.scheduler else {}
         self._write(self.path, progress, optimizer=self.optimizer.state_dict(),
-                    scheduler=self.scheduler.state_dict() if self.scheduler else {},
-                    random=random_state(), **more)
+                    scheduler=scheduler, random=random_state(), **more)
 
     def _write_tables(self, progress: Progress) -> None:
         write_table(self.folder / "log.csv", progress.log, ["step", "meta_loss", "seconds"])
@@ -298,10 +298,10 @@ class Folder:
 class Checkpoints(Folder):
     """The folder of one run: its checkpoint, and what was made from it.
 
-    `checkpoint.pt`, and `log.csv` and `validation.csv` made from it; `best.pt` beside them.
-    `allow` names settings that may differ from those of the run that is found. With
-    `trainable_only` frozen parameters are left out. `descends` is what takes the steps, where J is
-    an average of it.
+    `checkpoint.pt`, and `log.csv` and `validation.csv` made from it; `best.pt` beside them. `allow`
+    names settings that may differ from those of the run that is found. With
+    `trainable_only` frozen parameters are left out. `descends` steps where J is its average;
+    `tasks` is a family with a state.
 
     Several processes may read it; the one that holds its `lock` (see `locked`) writes.
 
@@ -314,9 +314,9 @@ class Checkpoints(Folder):
         if self.descends is not None: set_parameters(descended, self.descends)
         before, progress = [dict(group) for group in self.optimizer.param_groups], state["progress"]
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler:
-            self.scheduler.load_state_dict(without(state["scheduler"], self.allow))
+        if self.scheduler: self.scheduler.load_state_dict(without(state["scheduler"], self.allow))
         take_over(self.optimizer, before, self.allow)
+        if self.tasks is not None: self.tasks.load_state_dict(state["tasks"])
         restore_random_state(state["random"])
         self.run = state.get("run", "")
         if differences(state["settings"].get("validation"), self.settings.get("validation")):

@@ -33,7 +33,7 @@ from metalit.training.checkpoints import (
     check_finite,
     locked,
 )
-from .evaluation import Validation, measure, own_random_numbers
+from .evaluation import Validation, evaluate, measure, own_random_numbers
 from .identity import settings_of
 from .outer import Around, Batches, Stepper, batches_of
 from metalit.training.processes import (
@@ -42,6 +42,7 @@ from metalit.training.processes import (
     check_divisible,
     launched,
     lost_process,
+    of_first,
     parallel,
     seed_step,
     share,
@@ -53,8 +54,8 @@ from .watching import Bar, Board, Looks, Watcher, as_watcher, looks_on, watched
 
 # %% auto #0
 __all__ = ['Maker', 'Batched', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'check_value',
-           'meta_step', 'tried', 'descend', 'next_batch', 'Plan', 'Setup', 'in_one_graph', 'only_if_ready', 'found',
-           'over', 'may_fail', 'OuterLoop', 'meta_train']
+           'meta_step', 'tried', 'descend', 'show_tasks', 'next_batch', 'Plan', 'Drawing', 'Setup', 'in_one_graph',
+           'only_if_ready', 'found', 'over', 'may_fail', 'OuterLoop', 'meta_train']
 
 # %% ../../nbs/7_workshop/64_training.ipynb #d0d2ad99
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -185,6 +186,7 @@ def tried(run: Setup, batches: Batched, start: int = 0) -> Batched:
         except DivergedError:
             if not start: raise
         finally: run.optimizer.zero_grad()
+    if start and run.looks_every: return run.batches(start)  # drawn when the run is back
     return chain([batch], batches)
 
 # %% ../../nbs/7_workshop/64_training.ipynb #aee06eab
@@ -193,12 +195,23 @@ def descend(run: Setup, start: int, batches: Batched) -> Iterator[list[tuple[flo
     together, step = parallel(run.J), start
     while step < run.plan.steps:
         begin = time.perf_counter()
+        show_tasks(run, step)
         values = run.whole.piece(step) if run.whole else []
         values = values or [meta_step(run, together, next_batch(run, batches, step), step)]
         done = [value for value in values if math.isfinite(value)]
         seconds, step = (time.perf_counter() - begin) / max(1, len(done)), step + len(done)
         if done: yield [(value, seconds) for value in done]
         if len(done) < len(values): check_value(values[-1], next_batch(run, batches, step), step)
+
+
+def show_tasks(run: Setup, step: int) -> None:
+    "Show a family that asks for it, in every process the same, how its tasks fare with J."
+    if not run.looks_every or not step or step % run.looks_every: return
+    task: Any = run.tasks.asked(run.plan.seed, step)         # type: ignore[union-attr]
+    found = evaluate(run.J, task, steps=[run.J.inner.steps], batch_size=task.batch_size)
+    values = found.per_task[:, 0]
+    if run.team.size > 1: values = of_first(values.to(run.device)).cpu()
+    run.tasks.saw(task.ids, values)                          # type: ignore[union-attr]
 
 
 def next_batch(run: Setup, batches: Batched, step: int) -> Task | Unequal:
@@ -227,8 +240,24 @@ class Plan:
             raise ValueError(f"max_minutes={self.max_minutes}: a finite number above 0 is needed; "
                              "leave it out for no limit")
 
+# %% ../../nbs/7_workshop/64_training.ipynb #64a00020
+class Drawing(Stepper):
+    "The tasks of a run, step by step."
+    tasks: Family | Batches
+    plan: Plan
+
+    def batches(self, start: int) -> Batched:
+        "The tasks of all steps from this one on."
+        plan = self.plan
+        return iter(self.tasks.stream(plan.batch_size or 0, plan.steps, plan.seed, start))
+
+    @property
+    def looks_every(self) -> int:
+        "After how many steps the tasks are shown how they fare; 0 for never."
+        return getattr(self.tasks, "looks_every", 0)
+
 # %% ../../nbs/7_workshop/64_training.ipynb #20b078ac
-class Setup(Stepper):
+class Setup(Drawing):
     "What a run needs: J, its tasks, what takes a step, its files, and who looks on."
     files: Checkpoints | None = None
     resume = False
@@ -252,7 +281,8 @@ class Setup(Stepper):
                                device=self.device.type, processes=self.team.size,
                                **vars(self.around))
         self.files = Checkpoints(folder, self.kept, self.optimizer, settings, self.schedule,
-                                 lock=lock, descends=self.J if self.average else None, **options)
+                                 lock=lock, descends=self.J if self.average else None,
+                                 tasks=self.tasks if self.looks_every else None, **options)
         self.resume = resume
 
     @property
@@ -283,7 +313,8 @@ def in_one_graph(run: Setup, watched: bool, kept: bool, board: bool) -> WholeRun
     "Many steps of a run as one call, where they can be; it ends where something is written."
     if not run.compiles or not run.plan.steps: return None
     looks = [] if run.validation is None else [run.validation.every]
-    periods = [*[run.plan.save_every] * kept, *[run.plan.log_every] * board, *looks]
+    periods = [*[run.plan.save_every] * kept, *[run.plan.log_every] * board, *looks,
+               *([run.looks_every] if run.looks_every else [])]
     whole = whole_run(run, watched, periods)
     if whole: run.started()
     return whole
@@ -342,7 +373,7 @@ class OuterLoop(Setup):
             asked_to_stop = stack.enter_context(stop_requested())
             if self.team.size > 1: stack.enter_context(launched())
             self.placed()
-            batches = self._batches(start := only_if_ready(self, saved))
+            batches = self.batches(start := only_if_ready(self, saved))
             if may_fail(self, saved, start): batches = tried(self, batches, start)
             stack.enter_context(own_random_numbers(self.plan.seed, self.device))
             state = self.files.restore(saved) if self.files and saved else Progress()
@@ -354,10 +385,6 @@ class OuterLoop(Setup):
             if not late: self._descend(state, batches, by, asked_to_stop)
             check_finite(self.J, f" after step {state.step}")
         return state.log
-
-    def _batches(self, start: int) -> Batched:
-        plan = self.plan
-        return iter(self.tasks.stream(plan.batch_size or 0, plan.steps, plan.seed, start))
 
     def _descend(self, state: Progress, batches: Batched, by: list[Watcher],
                  asked_to_stop: Callable[[], bool]) -> None:
