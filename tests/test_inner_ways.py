@@ -111,9 +111,14 @@ def test_for_another_model(name, small_net, sines):
     for one, another in zip(J.inner.parameters(), other.inner.parameters(), strict=True):
         assert torch.equal(one, another)
     other(sines).backward()
-    with pytest.warns(UserWarning, match="starts anew: what it may have learned"):
+    with pytest.warns(UserWarning, match="starts anew at .*: what it has learned") as told:
         deep = J.on(ml.models.mlp(1, 5, 5, 1, seed=3).double(), F.mse_loss)
+    assert told[0].filename == __file__
+    if name == "lslr": assert torch.equal(deep.inner.scale[:, :4], J.inner.scale)
+    if name != "lslr": assert "its network" in str(told[0].message)
     deep(sines).backward()
+    fresh = ml.MetaLoss(small_net, F.mse_loss, inner=INNER[name](small_net))
+    fresh.on(ml.models.mlp(1, 5, 5, 1, seed=3).double(), F.mse_loss)  # nothing is lost, no warning
     assert copy.deepcopy(deep)(sines) == deep(sines)
 
 

@@ -203,3 +203,16 @@ def test_a_row_of_a_comparison(tmp_path):
                       batch_size=2, folder=tmp_path, inner_steps=(0, 6), progress=False)
     assert [run.method for run in runs] == ["maml++", "alfa", "l2f"]
     assert all(run.status == "2 steps" for run in runs)
+
+
+def test_what_step_norms_have_learned_goes_along_where_it_fits():
+    J = ml.MetaLoss(net(), F.mse_loss, inner=ml.StepNorms(net(), steps=2))
+    with torch.no_grad():
+        for p in J.inner.parameters(): p += 1.0
+    same_size = J.on(net(), F.mse_loss).inner
+    for one, other in zip(same_size.parameters(), J.inner.parameters(), strict=True):
+        assert torch.equal(one, other) and one is not other
+    with pytest.warns(UserWarning, match="StepNorms starts anew at '1.weight' and '1.bias'|"
+                                         "StepNorms starts anew at '1.weight', '1.bias'"):
+        wide = J.on(net(width=6), F.mse_loss).inner
+    assert (wide.scale == 2).all() and (wide.moves[0] == 0).all()

@@ -385,8 +385,11 @@ def test_limits(named):
 
 def test_what_was_learned_of_widths_goes_along_where_it_fits():
     J = made("weights")
+    wide = mlp(9, 3, 1).double()
+    J.on(wide, F.mse_loss)                                   # nothing was learned, nor lost
     with torch.no_grad(): J.inner.log_sigma[1].fill_(-7.0)
-    twin = J.on(mlp(9, 3, 1).double(), F.mse_loss)
+    with pytest.warns(UserWarning, match="Noisy starts anew at '0.weight': what it has learned"):
+        twin = J.on(wide, F.mse_loss)
     kept = twin.inner.sigmas()
     close(kept["0.bias"], torch.full((3,), math.exp(-7.0), **DOUBLES), 1e-15)
     close(kept["0.weight"], torch.full((3, 9), 0.3, **DOUBLES), 1e-15)

@@ -5,7 +5,6 @@
 # %% ../../nbs/3_choices/33d_adaptive.ipynb #33d00004
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from functools import partial
 from typing import Any
@@ -16,13 +15,20 @@ from torch import Tensor, nn
 from .momentum import check_number, has_momentum
 from .rates import Rate
 from .sgd import SGD
-from .walk import InnerLoss, State, check_made_for, constant
+from metalit.inner.walk import (
+    InnerLoss,
+    Learned,
+    State,
+    check_made_for,
+    constant,
+    take_learned,
+)
 from ..models import Params, check_shapes_known, mlp
 from ..schedule import Number
 from ..tasks.task import Tree
 
 # %% auto #0
-__all__ = ['check_known', 'take_learned', 'sample_of', 'ByTensor', 'LSLR', 'means', 'ALFA', 'NORMALISES', 'norms_of', 'StepNorms']
+__all__ = ['check_known', 'sample_of', 'begun_again', 'ByTensor', 'LSLR', 'means', 'ALFA', 'NORMALISES', 'norms_of', 'StepNorms']
 
 # %% ../../nbs/3_choices/33d_adaptive.ipynb #33d00009
 def check_known(inner: Any, found: Collection[str], every: bool = False) -> None:
@@ -36,14 +42,6 @@ def check_known(inner: Any, found: Collection[str], every: bool = False) -> None
                          f"frozen or gone. Make it anew: {kind}(model, …)")
 
 
-def take_learned(to: Any, old: Any) -> None:
-    "Copy what an inner loop has learned, if the other one's tensors have the same names."
-    shapes, there = ([p.shape for p in inner.parameters()] for inner in (to, old))
-    if to.names == old.names and shapes == there: to.load_state_dict(old.state_dict())
-    else:
-        warnings.warn(f"{type(to).__name__} starts anew: what it may have learned was for tensors "
-                      "of other names or shapes", stacklevel=4)
-
 # %% ../../nbs/3_choices/33d_adaptive.ipynb #33d0000a
 def sample_of(model: nn.Module) -> Tensor:
     "A tensor of the type and on the device of what a model learns, real where that is complex."
@@ -52,6 +50,12 @@ def sample_of(model: nn.Module) -> Tensor:
     return next(trained, torch.ones(())).detach().real.new_ones(1)
 
 
+def begun_again(inner: Any) -> nn.Sequential:
+    "The network of an inner loop, as its seed makes it."
+    width = inner.net[0].in_features
+    return mlp(width, width, width, seed=inner.seed).to(inner.net[0].weight)
+
+# %% ../../nbs/3_choices/33d_adaptive.ipynb #33d00020
 class ByTensor(SGD):
     """Gradient descent that learns something about each tensor of a model: a base for such loops.
 
@@ -61,6 +65,7 @@ class ByTensor(SGD):
     Example: `ByTensor(model, lr=0.1).names`.
     """
     understands = SGD.understands
+    tables: tuple[str, ...] = ()  # what has a column for each tensor, of ones at the start
 
     def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
@@ -75,6 +80,25 @@ class ByTensor(SGD):
         "The same for another model; what was learned is kept where the tensors' names agree."
         take_learned(twin := self.anew(model), self)
         return twin
+
+    def by_name(self) -> Learned:
+        "What was learned: a column of each of its `tables` for each tensor, and all of a network."
+        net = getattr(self, "net", None)
+        columns = {name: [getattr(self, table)[:, i] for table in self.tables]
+                   for i, name in enumerate(self.names)}
+        return columns | ({} if net is None else {self.of_all: list(net.parameters())})
+
+    def starts(self) -> Learned:
+        "The same, as it was at the start: ones, and the network as its seed makes it."
+        first: Any = {name: [torch.ones_like(column) for column in columns]
+                      for name, columns in self.by_name().items()}
+        if self.of_all in first: first[self.of_all] = list(begun_again(self).parameters())
+        return first
+
+    @property
+    def of_all(self) -> tuple[str, ...]:
+        "What a network that sees all tensors belongs to."
+        return ("its network", *self.names)
 
 # %% ../../nbs/3_choices/33d_adaptive.ipynb #33d0000b
 class LSLR(ByTensor):
@@ -92,6 +116,7 @@ class LSLR(ByTensor):
     Example: `ml.MetaLoss(model, loss, inner=ml.LSLR(model, lr=0.1, steps=5))`.
     """
     understands = SGD.understands
+    tables: tuple[str, ...] = ("scale",)
 
     def __init__(self, model: nn.Module, lr: Rate = 0.1, steps: int = 5, **options: Any):
         super().__init__(model, lr, steps, **options)
@@ -140,6 +165,7 @@ class ALFA(LSLR):
     Example: `ml.MetaLoss(model, loss, inner=ml.ALFA(model, lr=0.01, steps=5))`.
     """
     understands = ("clip", "rates")
+    tables = ("scale", "decays")
 
     def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 5, *, decay: Number = 5e-4,
                  detach: bool = True, seed: int = 0, **options: Any):
@@ -229,3 +255,13 @@ class StepNorms(LSLR):
         moved = {name: phi[name] + move[k]
                  for name, move in zip(self.norms, self.moves, strict=True) if name in phi}
         return after | moved, state
+
+    def by_name(self) -> Any:
+        "Its rates, and the moves of each weight and bias of a normalisation layer."
+        return super().by_name() | {name: [move]
+                                    for name, move in zip(self.norms, self.moves, strict=True)}
+
+    def starts(self) -> Any:
+        "Ones, and no moves."
+        return super().starts() | {name: [torch.zeros_like(move)]
+                                   for name, move in zip(self.norms, self.moves, strict=True)}

@@ -21,7 +21,7 @@ from ..models import Params, given, places
 from ..tasks.task import Split, Tree, a_few, brief, mapped
 
 # %% auto #0
-__all__ = ['HEAD', 'Patterns', 'matching', 'owning', 'called_in_order', 'once', 'head_of', 'in_one_pattern', 'names_chosen', 'Masked', 'Context', 'check_noiseless', 'take_sigmas', 'Noisy']
+__all__ = ['HEAD', 'Patterns', 'matching', 'owning', 'called_in_order', 'once', 'head_of', 'in_one_pattern', 'names_chosen', 'Masked', 'Context', 'check_noiseless', 'Widths', 'Noisy']
 
 # %% ../../nbs/3_choices/33_masked.ipynb #b24e325a
 def matching(model: nn.Module, pattern: str | None) -> set[str]:
@@ -211,6 +211,7 @@ class Context(SGD):
 import math
 
 from .momentum import check_number
+from .walk import Learned, take_learned
 
 
 def check_noiseless(names: list[str], noisy: list[str]) -> None:
@@ -221,15 +222,34 @@ def check_noiseless(names: list[str], noisy: list[str]) -> None:
                          "model uses is not the last that it registers. Say what adapts: only='…'")
 
 
-@torch.no_grad()
-def take_sigmas(to: Noisy, old: Noisy) -> None:
-    "Copy the σ of parameters of the same name and shape."
-    known = dict(zip(old.noisy, old.log_sigma, strict=True))
-    for name, log in zip(to.noisy, to.log_sigma, strict=True):
-        if name in known and known[name].shape == log.shape: log.copy_(known[name])
-
 # %% ../../nbs/3_choices/37a_information.ipynb #37a0000b
-class Noisy(Masked):
+class Widths(Masked):
+    "What `Noisy` learns: a σ for each number that does not adapt."
+    noisy: list[str]
+    log_sigma: nn.ParameterList
+    sigma: float
+
+    def sigmas(self) -> Params:
+        "σ of each noisy parameter, by name."
+        return {name: log.exp() for name, log in zip(self.noisy, self.log_sigma, strict=True)}
+
+    def for_model(self, model: nn.Module) -> Any:
+        "The same loop for another model, with the σ of names and shapes that both have."
+        twin: Any = self.anew(model, only=self.only, without=self.without, sigma=self.sigma)
+        take_learned(twin, self)
+        return twin
+
+    def by_name(self) -> Learned:
+        "The logarithm of each σ."
+        return {name: [log] for name, log in zip(self.noisy, self.log_sigma, strict=True)}
+
+    def starts(self) -> Learned:
+        "What these were at the start."
+        return {name: [torch.full_like(log, math.log(self.sigma))]
+                for name, (log,) in self.by_name().items()}
+
+# %% ../../nbs/3_choices/37a_information.ipynb #37a00040
+class Noisy(Widths):
     """Gradient descent on some parameters; the others are drawn anew whenever a task begins.
 
     φ₀ = θ + σ ⊙ ε for parameters that do not adapt, with ε standard normal, drawn once for a task:
@@ -257,10 +277,6 @@ class Noisy(Masked):
         self.log_sigma = nn.ParameterList(torch.full_like(p.detach(), math.log(start))
                                           for p in still.values())
 
-    def sigmas(self) -> Params:
-        "σ of each noisy parameter, by name."
-        return {name: log.exp() for name, log in zip(self.noisy, self.log_sigma, strict=True)}
-
     def meet(self, model: nn.Module, x: Tree) -> None:
         "As `Masked`; what adapts must have no noise."
         super().meet(model, x)
@@ -271,11 +287,5 @@ class Noisy(Masked):
         if not self.training: return theta
         return theta | {name: theta[name] + sigma * torch.randn_like(theta[name])
                         for name, sigma in self.sigmas().items() if name in theta}
-
-    def for_model(self, model: nn.Module) -> Noisy:
-        "The same loop for another model, with the σ of names and shapes that both have."
-        twin = self.anew(model, only=self.only, without=self.without, sigma=self.sigma)
-        take_sigmas(twin, self)
-        return twin
 
     def extra_repr(self) -> str: return f"{super().extra_repr()}, sigma={self.sigma:g}"

@@ -5,7 +5,6 @@
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #79871e45
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 from .rates import Rate
 from .sgd import SGD
-from .walk import check_made_for
+from .walk import Learned, check_made_for, take_learned
 from ..models import Params, check_shapes_known
-from ..tasks.task import Tree, a_few
+from ..tasks.task import Tree
 
 # %% auto #0
-__all__ = ['check_shapes', 'Preconditioned', 'take_factors', 'Diagonal', 'Kronecker']
+__all__ = ['check_shapes', 'Factors', 'Preconditioned', 'Diagonal', 'Kronecker']
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #25c0de01
 def check_shapes(inner: SGD, gradient: Params, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -32,16 +31,8 @@ def check_shapes(inner: SGD, gradient: Params, shapes: dict[str, tuple[int, ...]
                              f"{tuple(g.shape)}. Make it anew: {kind}(model, …)")
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #6568d3bc
-class Preconditioned(SGD):
-    """Gradient descent through a learned linear map: φₖ₊₁ = φₖ − lr·P(∇ℓ(φₖ)).
-
-    A subclass says which factors each of the model's parameters gets (`factors`), frozen ones left
-    out, and how they act (`act`). The factors are meta-parameters, for they are parameters of this
-    module, and all steps share them. Other options are those of `SGD`. Raises `ValueError` as `SGD`
-    does, and, when it adapts, for a model with other parameters than it was made for.
-
-    Example: `Diagonal(model, lr=0.01)`, which has one factor for every weight.
-    """
+class Factors(SGD):
+    "What `Preconditioned` learns: factors for each parameter of a model."
     def __init__(self, model: nn.Module, lr: Rate = 0.01, steps: int = 1, **options: Any):
         super().__init__(lr, steps, **options)
         check_shapes_known(model)
@@ -57,6 +48,28 @@ class Preconditioned(SGD):
         raise TypeError(f"{type(self).__name__} does not say what it learns: give it a method "
                         "factors(self, parameter)")
 
+    def by_name(self) -> Learned:
+        "The factors of each parameter."
+        learned = cast(Iterable[Iterable[Tensor]], self.learned)  # a list of lists, as modules
+        return {name: list(factors) for name, factors in zip(self.shapes, learned, strict=True)}
+
+    def starts(self) -> Learned:
+        "What these factors were at the start."
+        like = next(iter(self.parameters()))
+        return {name: self.factors(torch.zeros(shape).to(like))
+                for name, shape in self.shapes.items()}
+
+# %% ../../nbs/2_trial/25_preconditioned.ipynb #25c0de20
+class Preconditioned(Factors):
+    """Gradient descent through a learned linear map: φₖ₊₁ = φₖ − lr·P(∇ℓ(φₖ)).
+
+    A subclass says which factors each of the model's parameters gets (`factors`), frozen ones left
+    out, and how they act (`act`). The factors are meta-parameters, for they are parameters of this
+    module, and all steps share them. Other options are those of `SGD`. Raises `ValueError` as `SGD`
+    does, and, when it adapts, for a model with other parameters than it was made for.
+
+    Example: `Diagonal(model, lr=0.01)`, which has one factor for every weight.
+    """
     def act(self, gradient: Tensor, factors: list[Tensor]) -> Tensor:
         "The map of one parameter's gradient."
         raise TypeError(f"{type(self).__name__} does not say how it acts: give it a method "
@@ -74,35 +87,9 @@ class Preconditioned(SGD):
 
     def for_model(self, model: nn.Module) -> Preconditioned:
         "The same kind of inner loop for another model; factors are kept where shapes agree."
-        take_factors(twin := self.anew(model), self)
+        take_learned(twin := self.anew(model), self)
         return twin
 
-    def by_name(self) -> dict[str, list[Tensor]]:
-        "The factors of each parameter."
-        learned = cast(Iterable[Iterable[Tensor]], self.learned)  # a list of lists, as modules
-        return {name: list(factors) for name, factors in zip(self.shapes, learned, strict=True)}
-
-
-# %% ../../nbs/2_trial/25_preconditioned.ipynb #25c0de04
-@torch.no_grad()
-def take_factors(to: Preconditioned, old: Preconditioned) -> None:
-    "Copy what was learned for parameters of the same name and shape; a warning names the others."
-    there, lost = old.by_name(), []
-    for name, factors in to.by_name().items():
-        if to.shapes[name] == old.shapes.get(name):
-            for mine, learned in zip(factors, there[name], strict=True): mine.copy_(learned)
-        elif _has_learned(old): lost.append(name)
-    if lost:
-        warnings.warn(f"{type(to).__name__} starts anew at {a_few(map(repr, lost))}: what it has "
-                      "learned was for parameters of other names or shapes", stacklevel=5)
-
-
-def _has_learned(inner: Preconditioned) -> bool:
-    "Whether a factor is no longer what it is at the start."
-    for name, factors in inner.by_name().items():
-        starts = inner.factors(torch.zeros(inner.shapes[name]).to(factors[0]))
-        if not all(map(torch.equal, factors, starts)): return True
-    return False
 
 # %% ../../nbs/2_trial/25_preconditioned.ipynb #3d690d43
 class Diagonal(Preconditioned):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .momentum import check_number
 from .prototypes import HeadOfTask, in_place_of, is_labels, of_class, seen_by_head
 from .rates import Rate
-from .walk import Predict
+from .walk import Learned, Predict, take_learned
 from ..models import Params
 from ..tasks.task import Split, Tree
 
@@ -67,10 +67,13 @@ class Penalised(HeadOfTask):
 
     def for_model(self, model: nn.Module) -> Any:
         "The same loop for another model; what was learned of λ, s and b is kept."
-        twin = self.anew(model)
-        for name in ("log_weight", "scale", "shift"):
-            if getattr(self, name) is not None: getattr(twin, name).data.copy_(getattr(self, name))
+        take_learned(twin := self.anew(model), self)
         return twin
+
+    def by_name(self) -> Learned:
+        "What was learned, which belongs to no tensor of a model, and so always fits."
+        learned = (self.log_weight, self.scale, self.shift)
+        return {"": [number for number in learned if number is not None]}
 
     def extra_repr(self) -> str:
         said = {name: value for name, value in self.options.items()

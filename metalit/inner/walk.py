@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from ..batching.slope import hvp
 from ..losses import Loss, check_loss
 from ..models import Params
 from ..schedule import Scheduled
-from ..tasks.task import Split, Task, Tree, brief, leaves, length
+from ..tasks.task import Split, Task, Tree, a_few, brief, leaves, length
 
 State = Any  # a tree of tensors: what an inner loop remembers from step to step
 InnerLoss = Callable[[Params], Tensor]  # what a step descends: the task loss of its examples
@@ -29,9 +30,9 @@ LossOn = Callable[[Params, Split], Tensor]  # the task loss at some parameters, 
 Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters, for inputs x
 
 # %% auto #0
-__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Change', 'whole', 'real', 'check_steps', 'check_batch_size',
-           'check_made_for', 'check_subclass', 'real_in_turn', 'Fitting', 'InnerLoop', 'Step', 'as_it_is', 'Walk',
-           'constant', 'ahead', 'held_constant']
+__all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Learned', 'Change', 'whole', 'real', 'check_steps', 'check_batch_size',
+           'check_made_for', 'check_subclass', 'real_in_turn', 'Fitting', 'InnerLoop', 'take_learned', 'has_learned',
+           'Step', 'as_it_is', 'Walk', 'constant', 'ahead', 'held_constant']
 
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def whole(value: Any) -> int:
@@ -176,6 +177,36 @@ class InnerLoop(Fitting):
         """
         walk = Walk(self, theta, _no_model, loss)
         return (walk.changed(held_constant) if detach else walk)(support, steps=steps)
+
+# %% ../../nbs/3_choices/31_walk.ipynb #31c0de06
+Learned = dict[Any, list[Tensor]]  # for each tensor of the model, what belongs to it
+
+
+@torch.no_grad()
+def take_learned(to: Any, old: Any) -> None:
+    """Copy what an inner loop has learned to its twin for another model, where it fits.
+
+    Both have methods `by_name` and `starts`: what is learned for which tensor of the model, now and
+    at the start; what belongs to several has a tuple, of what it is and their names. A warning
+    names what begins anew, if anything had been learned.
+    """
+    there, lost = old.by_name(), []
+    for name, mine in to.by_name().items():
+        theirs = there.get(name, [])
+        if [p.shape for p in mine] != [p.shape for p in theirs]: lost.append(name)
+        else:
+            for one, other in zip(mine, theirs, strict=True): one.copy_(other)
+    if lost and has_learned(old):
+        places = [repr(name) if isinstance(name, str) else name[0] for name in lost]
+        warnings.warn(f"{type(to).__name__} starts anew at {a_few(places)}: what it has learned "
+                      "was for parameters of other names or shapes", stacklevel=6)
+
+
+def has_learned(inner: Any) -> bool:
+    "Whether something that an inner loop learns is no longer what it was at the start."
+    starts = inner.starts()
+    return not all(torch.equal(now, at_first) for name, learned in inner.by_name().items()
+                   for now, at_first in zip(learned, starts[name], strict=True))
 
 # %% ../../nbs/3_choices/31_walk.ipynb #986db0a9
 def _no_model(phi: Params, x: Tree) -> Any:
