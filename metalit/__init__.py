@@ -6,15 +6,16 @@
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'Patients', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker',
            'Masked', 'Noisy', 'Proximal', 'Sign', 'LSLR', 'StepNorms', 'ALFA', 'Forget', 'Context', 'Prototypes',
-           'Ridge', 'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum', 'QueryLoss',
-           'ParameterDistance', 'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength', 'Bootstrap', 'Triplet',
-           'Contrast', 'Inequality', 'EntropyReduction', 'WeightInformation', 'ActivationInformation', 'Pooling',
-           'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase', 'Exact', 'FirstOrder', 'AnnealedOrder',
-           'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss', 'MetaLoss', 'MAML', 'FOMAML',
-           'MAMLPlusPlus', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML', 'MetaSGD', 'MetaCurvature',
-           'ML3', 'L2F', 'BMG', 'MRMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML', 'R2D2', 'meta_train',
-           'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy', 'save_checkpoint', 'load_checkpoint',
-           'CheckpointError', 'DivergedError', 'LostProcessError', 'judge', 'compare', 'load', 'Run', 'named']
+           'Ridge', 'SharedHead', 'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum',
+           'QueryLoss', 'ParameterDistance', 'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength',
+           'Bootstrap', 'Triplet', 'Contrast', 'Inequality', 'EntropyReduction', 'WeightInformation',
+           'ActivationInformation', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase', 'Exact',
+           'FirstOrder', 'AnnealedOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss',
+           'MetaLoss', 'MAML', 'FOMAML', 'MAMLPlusPlus', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML',
+           'MetaSGD', 'MetaCurvature', 'ML3', 'L2F', 'BMG', 'MRMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML',
+           'R2D2', 'Unicorn', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
+           'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
+           'compare', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -48,6 +49,7 @@ from .inner.proximal import Proximal
 from .inner.ridge import Ridge
 from .inner.sam import SAM
 from .inner.sgd import SGD
+from .inner.shared_head import SharedHead
 from .inner.sign import Sign
 from .inner.walk import InnerLoop
 
@@ -80,6 +82,7 @@ from metalit.methods import (
     Reptile,
     SharpMAML,
     TripletMAML,
+    Unicorn,
 )
 
 # %% ../nbs/99_api.ipynb #99a0c0de
@@ -112,13 +115,13 @@ from .training.watching import Watcher
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, Patients, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
          Masked, Noisy, Proximal, Sign, LSLR, StepNorms, ALFA, Forget, Context, Prototypes, Ridge,
-         LearnedLoss, LossNetwork, LossPolynomial, LossLibrary, Path, Term, Sum, QueryLoss,
-         ParameterDistance, GradientNorm, GradientAlignment, EveryStep, PathLength, Bootstrap,
-         Triplet, Contrast, Inequality, EntropyReduction, WeightInformation, ActivationInformation,
-         Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase, Exact, FirstOrder,
-         AnnealedOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss, MetaLoss,
-         MAML, FOMAML, MAMLPlusPlus, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML, MetaSGD,
-         MetaCurvature, ML3, L2F, BMG, MRMAML, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML, R2D2,
-         meta_train, Validation, Watcher, evaluate, Evaluation, accuracy, save_checkpoint,
-         load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge, compare, load,
-         Run, named]
+         SharedHead, LearnedLoss, LossNetwork, LossPolynomial, LossLibrary, Path, Term, Sum,
+         QueryLoss, ParameterDistance, GradientNorm, GradientAlignment, EveryStep, PathLength,
+         Bootstrap, Triplet, Contrast, Inequality, EntropyReduction, WeightInformation,
+         ActivationInformation, Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase, Exact,
+         FirstOrder, AnnealedOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss,
+         MetaLoss, MAML, FOMAML, MAMLPlusPlus, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML,
+         MetaSGD, MetaCurvature, ML3, L2F, BMG, MRMAML, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML,
+         R2D2, Unicorn, meta_train, Validation, Watcher, evaluate, Evaluation, accuracy,
+         save_checkpoint, load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge,
+         compare, load, Run, named]

@@ -16,7 +16,7 @@ from .meta_loss import MetaLoss
 from .terms.query import QueryLoss
 
 # %% auto #0
-__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ML3', 'L2F', 'Leap', 'BMG', 'TAML', 'MAMLPlusPlus', 'BETAS', 'MRMAML', 'check_bottleneck', 'ProtoNet', 'ProtoMAML', 'R2D2']
+__all__ = ['MAML', 'FOMAML', 'Reptile', 'check_weight', 'TripletMAML', 'ConML', 'SharpMAML', 'MetaSGD', 'MetaCurvature', 'ANIL', 'BOIL', 'CAVIA', 'ML3', 'L2F', 'Leap', 'BMG', 'TAML', 'MAMLPlusPlus', 'BETAS', 'MRMAML', 'check_bottleneck', 'ProtoNet', 'ProtoMAML', 'R2D2', 'Unicorn']
 
 # %% ../nbs/1_idea/14_methods.ipynb #c30a59bb
 class MAML(MetaLoss):
@@ -439,3 +439,21 @@ class R2D2(MetaLoss):
     def __init__(self, model: nn.Module, loss: Loss, weight: float = 50.0, scale: float = 10.0,
                  **choices: Any):
         super().__init__(model, loss, inner=Ridge(model, weight, scale=scale), **choices)
+
+# %% ../nbs/5_images/53b_shared_head.ipynb #53b0000b
+from .inner.shared_head import SharedHead
+
+# %% ../nbs/5_images/53b_shared_head.ipynb #53b0000c
+class Unicorn(MetaLoss):
+    """Unicorn-MAML (Ye & Chao 2022): MAML from a head that is the same for all classes.
+
+    Tasks may have any number of classes. Their inner loop is first order; that is
+    `gradient=ml.FirstOrder()`. For `lr` and `steps` see `SharedHead`.
+
+    `loss` is cross-entropy.
+
+    Example: `J = Unicorn(ml.models.Conv4(ways=5), F.cross_entropy, lr=0.1)`.
+    """
+    def __init__(self, model: nn.Module, loss: Loss, lr: float = 0.01, steps: int = 5,
+                 **choices: Any):
+        super().__init__(model, loss, inner=SharedHead(model, lr, steps), **choices)

@@ -134,6 +134,7 @@ OWN = {
                               "asked": ((-4.5, 4.5), (-4.0, 4.5))},
     ml.tasks.Augmented: {"family": (sines, ml.tasks.Sinusoids(grid=99)), "shift": (1.0, 1.1),
                          "stretch": (0.0, 0.1)},
+    ml.SharedHead: {"head": ("2", "0")},
     ml.tasks.InParts: {},
     ml.tasks.BinnedSinusoids: dict.fromkeys(("amplitudes", "frequencies"),
                                             ([(0.1, 1.0), (2.0, 3.0)], [(0.1, 1.0), (2.0, 4.0)])),

@@ -33,7 +33,7 @@ MAML = {"rewards not adapting": "no", "uses held-out data": "yes",
         "what is held constant": "nothing", "invariant to what": "order, origin, unit of loss",
         "blind on shared curvature": "no", "does the horizon move the optimum": "yes",
         "cost in K": "4.0, then 3.0 a step", "at αλ = 1.5, K = 1": "descends",
-        "solves without support": "yes"}
+        "solves without support": "yes", "changes when classes are renamed": "yes"}
 NO_K = {"does the horizon move the optimum": "has no K"}
 
 
@@ -263,3 +263,13 @@ def test_it_prints_as_a_table_in_text_and_markdown():
     assert "blind on shared curvature?          yes" in str(answers)
     assert len(str(answers).splitlines()) == 10
     assert "| blind on shared curvature? | yes |" in answers._repr_markdown_()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("make", "verdict"), [
+    (ml.MAML, "yes"), (ml.ANIL, "yes"), (ml.ProtoNet, "no"), (ml.ProtoMAML, "no"), (ml.R2D2, "no"),
+    (ml.Unicorn, "no"),
+    (lambda model, loss: ml.Unicorn(model, loss, gradient=ml.MixedMode()), "no")])
+def test_whose_value_hangs_on_the_names_of_classes(make, verdict, seed):
+    found = QUESTIONS["changes when classes are renamed?"](make(net(), F.cross_entropy), seed)
+    assert found[0] == verdict and "J changes by" in found[1]

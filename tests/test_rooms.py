@@ -22,7 +22,7 @@ ROWS = (
     "inner.walk inner.momentum inner.rates inner.sgd inner.adam inner.sam inner.masked",
     "inner.proximal inner.sign inner.preconditioned inner.learned_loss",
     "inner.adaptive inner.forgetting",
-    "inner.prototypes inner.ridge inner",
+    "inner.prototypes inner.ridge inner.shared_head inner",
     "pooling.mean pooling.tail pooling.worst_case pooling",
     "terms.term terms.query terms.every_step terms.distance terms.contrast terms.sharpness",
     "terms.path_length terms.bootstrap terms.alignment terms.inequality terms.information terms",

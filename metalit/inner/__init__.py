@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InnerLoop', 'Walk', 'SGD', 'Adam', 'SAM', 'Context', 'Masked', 'Kronecker', 'Diagonal', 'Preconditioned',
            'Prototypes', 'Proximal', 'Push', 'Rates', 'Ridge', 'Sign', 'LSLR', 'StepNorms', 'ALFA', 'Forget',
-           'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Noisy']
+           'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Noisy', 'SharedHead']
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #9b84d29c
 from .adam import Adam
@@ -19,6 +19,7 @@ from .prototypes import Prototypes
 from .proximal import Proximal
 from .rates import Rates
 from .ridge import Ridge
+from .shared_head import SharedHead
 from .sam import SAM
 from .sgd import SGD
 from .sign import Sign
@@ -28,4 +29,4 @@ from .walk import InnerLoop, Walk
 _all_ = [InnerLoop, Walk, SGD, Adam, SAM, Context, Masked, Kronecker, Diagonal,
          Preconditioned, Prototypes, Proximal, Push, Rates, Ridge, Sign,
          LSLR, StepNorms, ALFA, Forget, LearnedLoss, LossNetwork, LossPolynomial, LossLibrary,
-         Noisy]
+         Noisy, SharedHead]

@@ -81,7 +81,7 @@ def check_labels(inner: nn.Module, y: Tree) -> None:
     "Raise `ValueError` where the targets of one task are no class labels, (S,)."
     if is_labels(y, 1): return
     found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-    raise ValueError(f"{type(inner).__name__} makes the head of class means, and y of one task is "
+    raise ValueError(f"{type(inner).__name__} makes a head for the classes of a task, whose y is "
                      f"{found}: whole numbers of shape (examples,) are needed. For numbers to be "
                      "predicted there is ml.MAML, or ml.ANIL, whose head learns")
 

@@ -147,6 +147,7 @@ RECIPES: dict[str, Recipe] = {
     "protonet": Recipe(_prototypes, inner_steps=0, classes=True),
     "protomaml": Recipe(built_as(methods.ProtoMAML), classes=True),
     "r2d2": Recipe(_r2d2, inner_steps=0, classes=True),
+    "unicorn": Recipe(built_as(methods.Unicorn), inner_steps=5, classes=True),
     "ridge": Recipe(_ridge, inner_steps=0, numbers=True),
     "ml3": Recipe(built_as(methods.ML3)),
     "maml++": Recipe(built_as(methods.MAMLPlusPlus), lr_images=0.1, inner_steps=5,
