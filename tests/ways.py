@@ -57,12 +57,13 @@ def of_list(make, task):
 def of_padded(make, task):
     "The six tasks, beside one with more examples, and padding for all others; without its part."
     def doubled(part): return ml.Split(*(torch.cat([t, t], 1)[:1] for t in (part.x, part.y)))
-    longer = ml.Task(doubled(task.support), doubled(task.query))
+    ids = None if task.ids is None else task.ids[:1]
+    longer = ml.Task(doubled(task.support), doubled(task.query), ids)
     batch = ml.tasks.padded([*(task.select(slice(i, i + 1)) for i in range(6)), longer])
     assert batch.support.mask is not None
     J = make()
     J.zero_grad()
-    value = J.terms.pool([values[:6] for values in J.per_task(batch)], torch.mean)
+    value = J.pool([values[:6] for values in J.per_task(batch)], task)
     value.backward()
     return value.detach(), flat(J.model)
 
