@@ -34,9 +34,9 @@ from .terms.term import Path, Sum, Term, as_sum
 
 # %% auto #0
 __all__ = ['Choices', 'MetaLoss', 'check_choice', 'shown_to_rule', 'check_theta', 'check_derivatives', 'check_nothing_held',
-           'walk_of', 'Calls', 'function_of', 'check_plain', 'on', 'check_no_piece', 'probe_of', 'measured_on',
-           'per_group', 'check_no_probe', 'check_one_size', 'in_recomputed_chunks', 'as_now', 'compiled',
-           'first_complaint', 'written_in', 'report']
+           'walk_of', 'Calls', 'function_of', 'all_tasks_for', 'check_not_divided', 'check_plain', 'on',
+           'check_no_piece', 'probe_of', 'measured_on', 'per_group', 'check_no_probe', 'check_one_size',
+           'in_recomputed_chunks', 'as_now', 'compiled', 'first_complaint', 'written_in', 'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -107,6 +107,7 @@ class MetaLoss(Choices):
     @in_turn
     def forward(self, tasks: Task | list[Task]) -> Tensor:
         "J for a batch of tasks, or a list, a scalar; `.backward()` on it is the meta-gradient."
+        check_not_divided(self)
         task = self.checked(tasks)
         if self._compiled is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self._value(task)
@@ -118,8 +119,7 @@ class MetaLoss(Choices):
 
         `options` are those of `torch.compile`. A C++ compiler is needed. A compiled J can be
         differentiated once only, by its parameters only; a copy or a pickle of it is not compiled.
-        Raises `ValueError` for a J with `chunk_size`, one that takes its tasks by a loop, or one
-        with `MixedMode`, `Implicit` or `Evolution`.
+        Raises `ValueError` for a J with `chunk_size`, `MixedMode`, `Implicit`, `Evolution`, a loop.
         """
         self._compiled = compiled(self, **options)
 
@@ -215,6 +215,24 @@ class Calls(nn.Module):
 def function_of(calls: Calls) -> Callable[..., Any]:
     "A method as a function of all parameters that its owner has, and of its arguments."
     return lambda parameters, *args: called(calls, places(calls), parameters, *args)
+
+# %% ../nbs/1_idea/13_meta_loss.ipynb #13c0de20
+def all_tasks_for(J: Choices) -> list[str]:
+    "The parts of J that look at all tasks of a batch, so that J is more than a mean over shares."
+    terms = [type(term).__name__ for term in J.terms.terms if term.across_tasks]
+    return terms if type(J.pooling) is Mean else [*terms, type(J.pooling).__name__]
+
+
+def check_not_divided(J: Choices) -> None:
+    "Raise `ValueError` where `DistributedDataParallel` would average what is no mean over tasks."
+    around: Any = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    if around is None or around.process_group.size() == 1: return
+    parts = all_tasks_for(J) or [type(J).__name__] * bool(getattr(J, "across_tasks", False))
+    if parts:
+        raise ValueError(f"{parts[0]} looks at all tasks of a batch, of which each process has a "
+                         "share, and DistributedDataParallel takes the mean over shares: put J "
+                         "into metalit.training.processes.parallel(J) in its place, which looks at "
+                         "all tasks, or train with ml.meta_train")
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #13c0de01
 def check_plain(what: str) -> None:

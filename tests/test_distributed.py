@@ -343,6 +343,9 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
     mine = [share(task, team()) for task in (batch, padded)]
     torch.save(found(parallel, mine[0]) | found(parallel, mine[1]), f"{out}.{rank}")
+    for name, J in cases():
+        try: torch.nn.parallel.DistributedDataParallel(J)(mine[0])
+        except ValueError as error: print(f"{name}: {error}")
     J = dict(cases())["triplet and tail"]
     J.compile(backend="aot_eager")
     try: parallel(J)
@@ -363,6 +366,8 @@ def test_what_looks_at_all_tasks_is_in_two_processes_what_it_is_in_one(tmp_path)
         assert process.returncode == 0, errors
         assert ("what looks at all tasks of a batch (Triplet, Tail) does not go with compiling in "
                 "a team") in said
+        for name in ("worst", "tilted", "learned", "ids", "worst case", "inequality", "triplet"):
+            assert re.search(rf"{name}: \w+ looks at all tasks .*processes.parallel\(J\)", said)
     program = {"__name__": "program"}
     exec(compile(WHOLE, "whole.py", "exec"), program)
     right = {key: value for task in (program["batch"], program["padded"])

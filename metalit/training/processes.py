@@ -19,16 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..meta_loss import MetaLoss, check_one_size, measured_on, probe_of
-from ..pooling.mean import Mean
+from ..meta_loss import MetaLoss, all_tasks_for, check_one_size, measured_on, probe_of
 from ..tasks.random import seeded_generator
 from ..tasks.task import Task, mapped
 from ..tasks.unequal import Unequal
 
 # %% auto #0
-__all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'launched', 'share', 'all_tasks_for', 'gathered', 'of_first',
-           'of_all', 'Whole', 'check_divisible', 'check_compiled', 'parallel', 'summed', 'is_broken_connection',
-           'lost_process', 'seed_step']
+__all__ = ['BROKEN', 'LostProcessError', 'Team', 'team', 'joined', 'launched', 'share', 'gathered', 'of_first', 'of_all', 'Whole',
+           'check_divisible', 'check_compiled', 'parallel', 'summed', 'is_broken_connection', 'lost_process',
+           'seed_step']
 
 # %% ../../nbs/7_workshop/69_processes.ipynb #d7b348e5
 class LostProcessError(RuntimeError):
@@ -112,12 +111,6 @@ def share(tasks: Task | Unequal, of: Team) -> Task | Unequal:
     task = check_one_size(tasks, f"{of.size} processes share one batch")
     count = task.batch_size // of.size
     return task.select(slice(of.rank * count, (of.rank + 1) * count))
-
-# %% ../../nbs/7_workshop/69_processes.ipynb #a201274a
-def all_tasks_for(J: MetaLoss) -> list[str]:
-    "The parts of J that look at all tasks of a batch, so that J is more than a mean over shares."
-    terms = [type(term).__name__ for term in J.terms.terms if term.across_tasks]
-    return terms if type(J.pooling) is Mean else [*terms, type(J.pooling).__name__]
 
 # %% ../../nbs/7_workshop/69_processes.ipynb #bdf43a7a
 def gathered(tensor: Tensor) -> Tensor:
