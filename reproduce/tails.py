@@ -9,7 +9,7 @@ fight easy"), whose curves stand beside ours.
 20 tasks a meta-step, 10,000 meta-steps, one inner step of 0.01, Adam, 1e-3; judged after 0, 1 and 4
 inner steps on tasks that no training saw. Every run keeps a checkpoint in runs/tails/, so it can be
 stopped at any moment and goes on. The figures are written to results/tails.json after every run.
-One core needs about a quarter of an hour.
+One core needs about twenty minutes.
 """
 from __future__ import annotations
 

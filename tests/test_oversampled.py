@@ -266,3 +266,17 @@ def test_values_of_float32_and_an_infinite_one_are_sorted_as_they_are():
     assert family.aim.dtype == torch.float64 and family.aim.sum() == pytest.approx(1)
 
 
+
+
+def test_the_experiment_judges_on_all_parts_and_compares_seed_by_seed():
+    from reproduce import tails
+    task = tails.unseen(tails.FEW_ARE_LARGE)
+    assert torch.equal(task.ids.bincount(), torch.full((100,), 20))
+    J = ml.MAML(ml.models.mlp(1, 4, 1, seed=0), F.mse_loss)
+    found = tails.measured(J, task)
+    whole = 0.95 * found["small waves"][1] + 0.05 * found["large waves"][1]
+    assert whole == pytest.approx(found["mean"][1])
+    lower = {kind: [value - 1 for value in of] for kind, of in found.items()}
+    runs = {"MAML": [found, found], "Tail": [lower, lower]}
+    less = tails.beside(runs)["Tail"]["worst 5 %"]["4"]
+    assert less["mean"] == pytest.approx(-1) and less["below"] == less["seeds"] == 2
