@@ -207,11 +207,12 @@ def descend(run: Setup, start: int, batches: Batched) -> Iterator[list[tuple[flo
 def show_tasks(run: Setup, step: int) -> None:
     "Show a family that asks for it, in every process the same, how its tasks fare with J."
     if not run.looks_every or not step or step % run.looks_every: return
-    task: Any = run.tasks.asked(run.plan.seed, step)         # type: ignore[union-attr]
+    family: Any = run.tasks                                  # only a family looks
+    task = family.asked(run.plan.seed, step)
     found = evaluate(run.J, task, steps=[run.J.inner.steps], batch_size=task.batch_size)
     values = found.per_task[:, 0]
     if run.team.size > 1: values = of_first(values.to(run.device)).cpu()
-    run.tasks.saw(task.ids, values)                          # type: ignore[union-attr]
+    family.saw(task.ids, values)
 
 
 def next_batch(run: Setup, batches: Batched, step: int) -> Task | Unequal:
