@@ -39,12 +39,13 @@ def places_in(layers: Layers) -> dict[str, str]:
     found: dict[str, str] = {}
     names: dict[int, str] = {}  # of each tensor, the first under which it is met
     put: list[tuple[Tensor, str]] = []  # the same, of tensors in a graph
+    in_graph = torch.compiler.is_compiling()
     for prefix, part in layers:
         for attribute, tensor in [*part._parameters.items(), *part._buffers.items()]:
             if tensor is None: continue
             place = f"{prefix}.{attribute}" if prefix else attribute
-            in_graph = torch.compiler.is_compiling() and not isinstance(tensor, nn.Parameter)
-            found[place] = (first_name(put, tensor, place) if in_graph
+            put_in = in_graph and not isinstance(tensor, nn.Parameter)
+            found[place] = (first_name(put, tensor, place) if put_in
                             else names.setdefault(id(tensor), place))
     return found
 

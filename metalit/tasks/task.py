@@ -34,6 +34,7 @@ def leaves(tree: Tree) -> list[Tensor]:
 
 def mapped(change: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     "The tree with `change` applied to each tensor, together with those at its place in the others."
+    if isinstance(tree, Tensor) and not others: return change(tree)  # a short way, as above
     if not others or not _same_fields(tree, *others): return pytree.tree_map(change, tree, *others)
     # Field by field, because torch 2.9 compiles no comparison of the classes.
     return type(tree)(**{name: mapped(change, *(getattr(one, name) for one in (tree, *others)))
