@@ -612,7 +612,7 @@ def test_lazy_layers(make):
 
 @pytest.mark.parametrize("method", [ml.ProtoNet, ml.ProtoMAML])
 def test_prototypes_are_for_classes(method):
-    with pytest.raises(ValueError, match=r"y of one task is torch.float64 of shape \(4, 1\): .*"
+    with pytest.raises(ValueError, match=r"whose y is torch.float64 of shape \(4, 1\): .*"
                        r"ml\.MAML, or ml\.ANIL"):
         method(net(), F.mse_loss)(task())
 
