@@ -35,7 +35,7 @@ def random_states(figure, count, seed):
 
 
 def test_the_browser_computes_what_torch_computes(figure):
-    states = list(random_states(figure, 40, seed=2))
+    states = list(random_states(figure, 12, seed=2))
     for state, found in zip(states, in_javascript(figure, *states), strict=True):
         expected = figure._picture(state)
         assert found.keys() == expected.keys()
