@@ -403,3 +403,13 @@ def test_a_checkpoint_that_passes_no_gradient_on_is_refused_in_a_loop_too():
     x, y = torch.rand(2, 5, 4), torch.rand(2, 5, 1)
     for _ in range(2):                                       # the second call is no other
         with pytest.raises(ValueError, match="use_reentrant=False"): J(((x, y), (x, y)))
+
+
+def test_such_a_checkpoint_is_found_in_training_after_a_call_in_evaluation():
+    class OnlyInTraining(Again):
+        def forward(self, x): return super().forward(x) if self.training else self.part(x)
+    J = ml.MetaLoss(nn.Sequential(OnlyInTraining(True), nn.Linear(4, 1)), F.mse_loss,
+                    batching="loop")
+    x, y = torch.rand(2, 5, 4), torch.rand(2, 5, 1)
+    J.adapted(x[0], y[0])
+    with pytest.raises(ValueError, match="use_reentrant=False"): J(((x, y), (x, y)))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -188,7 +188,7 @@ def check_vmap(model: nn.Module) -> None:
 # %% ../../nbs/7_workshop/63e_refused.ipynb #6394d8b5
 Held = dict[tuple[str, str], tuple[Any, int]]  # (layer, attribute): what is there, its version
 TRIED: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()
-PASSES_ON: WeakSet[nn.Module] = WeakSet()                     # what `_not_reentrant` has looked at
+PASSES_ON: WeakKeyDictionary[nn.Module, set[bool]] = WeakKeyDictionary()  # see `_not_reentrant`
 REGISTERED = ("_parameters", "_buffers", "_modules", "_flat_weights")
 
 
@@ -241,7 +241,8 @@ def check_unchanged(model: nn.Module, before: Held) -> None:
 
 def _not_reentrant(model: nn.Module, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     "A call; the first raises where a checkpoint in the model would pass on no gradient."
-    if not torch.is_grad_enabled() or model in PASSES_ON: return call(*args, **kwargs)
+    known = model.training in PASSES_ON.get(model, ())       # many checkpoint in training alone
+    if not torch.is_grad_enabled() or known: return call(*args, **kwargs)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "None of the inputs have requires_grad")  # PyTorch's words
         try: answer = call(*args, **kwargs)
@@ -249,7 +250,7 @@ def _not_reentrant(model: nn.Module, call: Callable[..., Any], *args: Any, **kwa
             raise ValueError("a checkpoint in the model has use_reentrant=True, and passes no "
                              "gradient on to parameters where its input asks for none: give "
                              "torch.utils.checkpoint use_reentrant=False") from warning
-    PASSES_ON.add(model)
+    PASSES_ON.setdefault(model, set()).add(model.training)
     return answer
 
 
