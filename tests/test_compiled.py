@@ -363,23 +363,6 @@ def test_what_is_not_one_graph_is_an_error(waves):
     with pytest.raises(RuntimeError, match=r"(?i)graph.break"): J(waves)
 
 
-def test_wide_products_turn_narrow_ones_only():
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    from metalit.batching.compiled import GraphPass, WideProducts
-    def products(a, b, c):
-        return torch.bmm(torch.bmm(a, b), c), torch.bmm(b.mT, b), torch.bmm(a, b[..., :1])
-    a, b, c = (torch.randn(3, *shape, dtype=torch.float64) for shape in ((8, 4), (4, 2), (2, 16)))
-    traced = make_fx(products, tracing_mode="fake")(a, b, c)
-    WideProducts()(traced.graph)
-    traced.recompile()
-    bmm = traced.graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default)
-    assert [tuple(node.meta["val"].shape[1:]) for node in bmm] == [(2, 8), (8, 16), (2, 2), (8, 1)]
-    torch.testing.assert_close(traced(a, b, c), products(a, b, c), rtol=0, atol=1e-12)
-    assert GraphPass is not object and isinstance(WideProducts(), GraphPass)
-    assert pickle.dumps(WideProducts().uuid())
-
-
 def test_a_parameter_that_is_not_used_has_no_gradient():
     "With one of 0, weight decay would shrink it."
     class Idle(nn.Module):

@@ -12,21 +12,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.func import grad_and_value
 
+from .products import GraphPass, Products
 from ..models import Params
 from ..tasks.task import Tree, leaves
 
-GraphPass: Any
-try:  # it is no public part of PyTorch, and may move
-    from torch._inductor.custom_graph_pass import CustomGraphPass as GraphPass
-except ImportError:
-    GraphPass = object
-
 # %% auto #0
-__all__ = ['GraphPass', 'ScalarFunction', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'can_change', 'used', 'one_graph',
-           'WideProducts', 'cpu_options']
+__all__ = ['ScalarFunction', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'can_change', 'used', 'one_graph', 'cpu_options']
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #77c978f3
 class _OneGraph(torch.autograd.Function):
@@ -131,43 +125,15 @@ def one_graph(value: ScalarFunction, parameters: Callable[[], Any],
     return compiled
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #4a88fdb7
-class WideProducts(GraphPass):
-    "A pass of the compiler: tall batched products are computed as their transpose."
-    def __call__(self, graph: fx.Graph) -> None:
-        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default):
-            a, b = node.args
-            rows, columns = a.meta["val"].shape[1], b.meta["val"].shape[2]
-            if isinstance(rows, int) and isinstance(columns, int) and 1 < columns < rows:
-                with graph.inserting_before(node):
-                    product = _added(graph, torch.ops.aten.bmm.default, _turned(graph, b),
-                                     _turned(graph, a))
-                    node.replace_all_uses_with(_turned(graph, product))
-                graph.erase_node(node)
-
-    def uuid(self) -> str:
-        "Tells compiled graphs on disk apart: to be changed whenever the pass changes."
-        return "metalit.batching.compiled.WideProducts 1"
-
-
-def _turned(graph: fx.Graph, matrices: fx.Node) -> fx.Node:
-    return _added(graph, torch.ops.aten.permute.default, matrices, [0, 2, 1])
-
-
-def _added(graph: fx.Graph, operation: Callable, *args: Any) -> fx.Node:
-    node = graph.call_function(operation, args)
-    node.meta["val"] = operation(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
-    return node
-
-
 def cpu_options() -> dict[str, Any]:
     """What `J.compile()` asks of the compiler on a CPU.
 
-    C++ around the kernels too, images as they come, wide products.
+    C++ around the kernels too, images as they come, products in the order that costs least.
 
     Images as they come: by default the compiler turns every image to (height, width, channel),
     which suits one convolution for all tasks. Here each task has weights of its own, and turning
     costs more than it saves.
     """
     asked: dict[str, Any] = {"cpp_wrapper": True, "layout_optimization": False}
-    passes = {} if GraphPass is object else {"post_grad_custom_pre_pass": WideProducts()}
+    passes = {} if GraphPass is object else {"post_grad_custom_pre_pass": Products()}
     return asked | passes
