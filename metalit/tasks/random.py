@@ -28,15 +28,20 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
 
     Example: `threefry((torch.tensor(0), torch.tensor(0)), (torch.arange(4), torch.tensor(0)))`.
     """
-    keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
-    a, b = (counter[0] + keys[0]) & WORD, (counter[1] + keys[1]) & WORD
+    one, two = (word.to(torch.int32) for word in key)
+    keys = (one, two, one ^ two ^ 0x1BD11BDA)
+    sums = (word.to(torch.int32) + own for word, own in zip(counter, keys[:2], strict=True))
+    a, b = (word.clone() for word in torch.broadcast_tensors(*sums))
     for block in range(5):
         for turn in TURNS[block % 2]:
-            a = (a + b) & WORD
-            b = ((b << turn | b >> 32 - turn) & WORD) ^ a
-        a = (a + keys[(block + 1) % 3]) & WORD
-        b = (b + keys[(block + 2) % 3] + block + 1) & WORD
-    return a, b
+            a += b
+            turned = (b >> 32 - turn).bitwise_and_((1 << turn) - 1)
+            b <<= turn
+            b |= turned
+            b ^= a
+        a += keys[(block + 1) % 3]
+        b += keys[(block + 2) % 3] + (block + 1)
+    return a.to(torch.int64) & WORD, b.to(torch.int64) & WORD
 
 # %% ../../nbs/7_workshop/77_random.ipynb #8e06fdb2
 Own = TypeVar("Own", bound="Words")
