@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import metalit as ml
 from metalit.batching.products import BMM, MM, Products
-from metalit.training.whole_run import OuterStep, graph_of, numbers_of_steps
+from metalit.training.whole_run import OuterStep, first_numbers, graph_of
 
 from . import measure
 from .problem import LR, TASKS, initial_params
@@ -159,8 +159,8 @@ def products_alone(steps: int) -> dict[str, Any]:
     J = meta_loss(steps)
     descent = OuterStep(J, torch.optim.Adam(J.parameters(), lr=META_LR))
     like = ml.tasks.Sinusoids(shots=SHOTS).batch(TASKS, seed=0)
-    own = [numbers_of_steps(descent, 1)[0], like.support.x, like.support.y, like.query.x,
-           like.query.y]
+    own = [*(each[0] for each in first_numbers(descent)), like.support.x, like.support.y,
+           like.query.x, like.query.y]
     written = graph_of(descent, like)[0]
     graph = make_fx(written, decomposition_table=select_decomp_table(), tracing_mode="fake")(
         descent.state(), list(descent.shared().values()), own).graph

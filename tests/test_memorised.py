@@ -445,7 +445,7 @@ def test_what_does_not_go_together(make, message, named):
 def test_a_run_in_one_graph_says_why_it_is_none(kind, named):
     J = made(kind)
     with pytest.raises(ValueError, match="J draws random numbers"):
-        graph_of(OuterStep(J, torch.optim.Adam(J.parameters()), None), named)
+        graph_of(OuterStep(J, torch.optim.Adam(J.parameters())), named)
 
 
 @KINDS

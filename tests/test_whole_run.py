@@ -117,6 +117,62 @@ def test_scheduler_clipping_and_groups(quick, pieces):
     assert states_apart(found[0][1], found[1][1]) < 1e-13
 
 
+CHANGING = {
+    "rate": lambda: maml(lr=ml.schedule.Linear(0.1, 0.001)),
+    "weight": lambda: ml.MetaLoss(
+        ml.models.mlp(1, 5, 1, seed=0), F.mse_loss, inner=ml.SGD(0.02, 2),
+        terms=ml.QueryLoss() + ml.schedule.Cosine(0.5, 0.0) * ml.GradientNorm()).double(),
+    "every step": lambda: ml.MetaLoss(ml.models.mlp(1, 5, 1, seed=0), F.mse_loss,
+                                      inner=ml.SGD(0.02, 3), terms=ml.EveryStep()).double(),
+    "both": lambda: ml.MetaLoss(
+        ml.models.mlp(1, 5, 1, seed=0), F.mse_loss, inner=ml.SGD(ml.schedule.Linear(0.1, 0.01), 2),
+        terms=ml.schedule.Linear(1.0, 2.0) * ml.QueryLoss()).double()}
+
+
+@pytest.mark.parametrize("ema", [None, 0.3])
+@pytest.mark.parametrize("name", CHANGING)
+def test_numbers_with_a_schedule_and_an_average(quick, pieces, tmp_path, name, ema):
+    found, seen = [], []
+    for compile in (False, True):
+        J, folder = CHANGING[name](), tmp_path / str(compile)
+        log = train(J, WAVES, steps=30, compile=compile, ema=ema, save_every=11, checkpoint=folder,
+                    optimizer=partial(Adam, lr=0.02),
+                    validation=ml.Validation(WAVES, every=10, n_tasks=5))
+        seen.append([float(row.split(",")[1]) for row in
+                     (folder / "validation.csv").read_text().splitlines()[1:]])
+        kept = torch.load(folder / "checkpoint.pt", weights_only=True)
+        found.append((J, kept, [row["meta_loss"] for row in log], ml.schedule.numbers_of(J)))
+    assert len(pieces) > 3 and sum(pieces) == 30
+    assert apart(CHANGING[name](), found[0][0]) > 0.01 and apart(found[0][0], found[1][0]) < 1e-12
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-11, atol=0)
+    assert found[0][3] == found[1][3] and len(seen[0]) == 3
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)       # looks are taken in float32's digits
+    for part in ("J", *(["descends"] if ema is not None else [])):
+        torch.testing.assert_close(found[0][1][part], found[1][1][part], rtol=1e-11, atol=1e-12)
+
+
+def test_with_schedule_and_average_the_bits_are_the_same_however_a_run_is_cut(
+        quick, pieces, monkeypatch, tmp_path):
+    "In pieces, and in two runs of which the second goes on."
+    def run(steps, folder, log_every, stop=None):
+        J = CHANGING["both"]()
+        train(J, WAVES, steps=steps, compile=True, ema=0.7, log_every=log_every, checkpoint=folder,
+              save_every=log_every, max_minutes=stop)
+        return J
+    whole = run(40, tmp_path / "a", 40)
+    assert apart(run(40, tmp_path / "b", 7), whole) == 0
+    monkeypatch.setattr(whole_run, "SECONDS", 1e-9)          # pieces of a single step
+    run(40, tmp_path / "c", 5, stop=1e-9)
+    monkeypatch.setattr(whole_run, "SECONDS", 1e6)
+    assert apart(run(40, tmp_path / "c", 5), whole) == 0
+
+
+def test_a_second_run_with_a_schedule_compiles_nothing(quick):
+    J = CHANGING["both"]()
+    for _ in range(2): train(J, WAVES, steps=9, compile=True, ema=0.9)
+    assert len(whole_run.GRAPHS[J]) == 1
+
+
 def test_the_bits_are_the_same_however_a_run_is_cut(quick, pieces, tmp_path):
     whole, cut = maml(), maml()
     train(whole, WAVES, steps=30, compile=True)
@@ -358,11 +414,30 @@ def test_parameters_that_were_frozen_are_counted_anew(quick, pieces, monkeypatch
     assert not pieces and apart(*found) == 0
 
 
+class Restless(ml.MetaLoss):
+    "Does more than its parts do, when a step begins."
+    def at(self, step, steps):
+        super().at(step, steps)
+        self.inner.lr = 0.1 / (1 + step)
+
+
+class Derived(ml.SGD):
+    "A number that follows from another one, and is no number of its own."
+    def at(self, step, steps):
+        super().at(step, steps)
+        self.twice = 2 * self.lr
+
+
 STEPWISE = {
+    "is another program at another step": lambda: of_run(ml.MetaLoss(
+        ml.models.mlp(1, 5, 1, seed=0), F.mse_loss,
+        inner=Derived(ml.schedule.Linear(0.1, 0.01))).double()),
     "somebody looks on": lambda: of_run(maml(), watch=print),
-    "ema and autocast": lambda: of_run(maml(), ema=0.9),
+    "autocast": lambda: of_run(maml(), autocast=torch.bfloat16),
     "the optimizer is RMSprop": lambda: of_run(maml(), partial(torch.optim.RMSprop, lr=0.01)),
-    "a number of J has a schedule": lambda: of_run(maml(lr=ml.schedule.Linear(0.1, 0.01))),
+    "another program at another step": lambda: of_run(maml(gradient=ml.AnnealedOrder(0.5))),
+    "sets its numbers in a way of its own": lambda: of_run(Restless(
+        ml.models.mlp(1, 5, 1, seed=0), F.mse_loss).double()),
     "the tasks are no family": lambda: of_run(maml(), tasks=[WAVES.batch(3)], batch_size=None),
     "other parameters than J": lambda: (lambda J: of_run(J, Adam(J.model[0].parameters())))(maml()),
     "its convolutions take the time": lambda: of_run(

@@ -22,10 +22,10 @@ except ImportError:
 
 # %% auto #0
 __all__ = ['GraphPass', 'aten', 'BMM', 'MM', 'SUM', 'PERMUTE', 'EXPAND', 'NEG', 'RESHAPE', 'VIEWS', 'SUMS', 'MULTIPLES', 'EXACT',
-           'LARGE', 'sizes', 'put', 'given', 'is_turned', 'turned', 'replaced', 'forget', 'without_detours', 'Part',
-           'multiple', 'parts_of', 'is_expanded', 'is_sum', 'collected', 'is_narrow', 'never_built', 'used_in_parts',
-           'multiplies', 'sums_products', 'ends', 'with_shared', 'over_tasks', 'untwisted', 'Apart', 'factors_last',
-           'bare', 'upright', 'can_turn', 'without_thin_products', 'wide', 'Products']
+           'LARGE', 'shape_of', 'put', 'args_of', 'is_turned', 'transposed', 'replaced', 'forget', 'without_detours',
+           'Part', 'multiple', 'parts_of', 'is_expanded', 'is_sum', 'collected', 'is_narrow', 'never_built',
+           'used_in_parts', 'multiplies', 'sums_products', 'ends', 'with_shared', 'over_tasks', 'untwisted', 'Apart',
+           'factors_last', 'bare', 'upright', 'can_turn', 'without_thin_products', 'wide', 'Products']
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #d1b0760c
 aten = torch.ops.aten
@@ -38,7 +38,7 @@ MULTIPLES = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
 EXACT = (torch.float32, torch.float64)
 
 
-def sizes(node: Any) -> tuple[int, ...]:
+def shape_of(node: Any) -> tuple[int, ...]:
     "The sizes of a tensor in a graph: none if they are not known, or its numbers are coarse."
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     if not isinstance(value, Tensor) or value.dtype not in EXACT: return ()
@@ -52,7 +52,7 @@ def put(graph: fx.Graph, operation: Callable, *args: Any) -> fx.Node:
     return node
 
 
-def given(node: fx.Node) -> tuple[Any, ...]:
+def args_of(node: fx.Node) -> tuple[Any, ...]:
     "The arguments of an operation."
     return tuple(node.args)
 
@@ -60,13 +60,13 @@ def given(node: fx.Node) -> tuple[Any, ...]:
 def is_turned(node: Any) -> bool:
     "Whether a node is a stack of matrices, each turned."
     return (isinstance(node, fx.Node) and node.target is PERMUTE
-            and list(given(node)[1]) == [0, 2, 1])
+            and list(args_of(node)[1]) == [0, 2, 1])
 
 
-def turned(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
     "A stack of matrices, each turned, or one matrix."
-    if is_turned(node): return given(node)[0]
-    return put(graph, PERMUTE, node, [0, 2, 1] if len(sizes(node)) == 3 else [1, 0])
+    if is_turned(node): return args_of(node)[0]
+    return put(graph, PERMUTE, node, [0, 2, 1] if len(shape_of(node)) == 3 else [1, 0])
 
 
 def replaced(graph: fx.Graph, node: fx.Node, new: fx.Node) -> None:
@@ -87,9 +87,9 @@ def forget(graph: fx.Graph, node: fx.Node) -> None:
 def without_detours(graph: fx.Graph) -> None:
     "Take out what changes nothing: turned twice, seen in the size that it has."
     for node in list(graph.nodes):
-        source: Any = next(iter(given(node)), None)
-        if is_turned(node) and is_turned(source): replaced(graph, node, given(source)[0])
-        elif node.target in VIEWS and sizes(node) and sizes(node) == sizes(source):
+        source: Any = next(iter(args_of(node)), None)
+        if is_turned(node) and is_turned(source): replaced(graph, node, args_of(source)[0])
+        elif node.target in VIEWS and shape_of(node) and shape_of(node) == shape_of(source):
             replaced(graph, node, source)
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #5740bc84
@@ -106,48 +106,48 @@ class Part(NamedTuple):
     @property
     def rank(self) -> int:
         "The number of columns of the left stack."
-        return sizes(self.left)[2] if self.right else 0
+        return shape_of(self.left)[2] if self.right else 0
 
     @property
     def is_shared(self) -> bool:
         "Whether it is one matrix for all tasks."
-        return self.right is None and (len(sizes(self.left)) == 2 or sizes(self.left)[0] == 1)
+        return self.right is None and (len(shape_of(self.left)) == 2 or shape_of(self.left)[0] == 1)
 
 
 def multiple(node: fx.Node) -> float | None:
     "The number by which an operation multiplies, if that is all it does."
     if node.target is NEG: return -1.0
-    if node.target not in MULTIPLES or not isinstance(given(node)[1], (int, float)): return None
-    return 1 / given(node)[1] if "div" in str(node.target) else float(given(node)[1])
+    if node.target not in MULTIPLES or not isinstance(args_of(node)[1], (int, float)): return None
+    return 1 / args_of(node)[1] if "div" in str(node.target) else float(args_of(node)[1])
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #4a9836bf
 def parts_of(node: fx.Node, built: set[fx.Node]) -> list[Part]:
     "The sum that a stack of matrices is; `built`: nodes that are not taken apart."
-    if is_expanded(node): return [Part(1.0, given(node)[0])]
+    if is_expanded(node): return [Part(1.0, args_of(node)[0])]
     if node in built or node.op != "call_function": return [Part(1.0, node)]
-    if node.target is BMM: return [Part(1.0, *given(node))]
-    factor, source = multiple(node), given(node)[0]
+    if node.target is BMM: return [Part(1.0, *args_of(node))]
+    factor, source = multiple(node), args_of(node)[0]
     if factor is not None: return [part.times(factor) for part in parts_of(source, built)]
     if is_turned(node):
         return [part._replace(turned=not part.turned) for part in parts_of(source, built)]
     if is_sum(node):
         sign = 1.0 if node.target is SUMS[0] else -1.0
-        first, second = (parts_of(each, built) for each in given(node))
+        first, second = (parts_of(each, built) for each in args_of(node))
         return collected([*first, *(part.times(sign) for part in second)])
     return [Part(1.0, node)]
 
 
 def is_expanded(node: fx.Node) -> bool:
     "Whether a node is one matrix, once for each task."
-    if node.target is not EXPAND or not sizes(node): return False
-    source = sizes(given(node)[0])
-    return (len(source) == 2 or source[:1] == (1,)) and source[-2:] == sizes(node)[-2:]
+    if node.target is not EXPAND or not shape_of(node): return False
+    source = shape_of(args_of(node)[0])
+    return (len(source) == 2 or source[:1] == (1,)) and source[-2:] == shape_of(node)[-2:]
 
 
 def is_sum(node: fx.Node) -> bool:
     "Whether a node is a sum or difference of matrices of the same size."
     return (node.target in SUMS and not node.kwargs
-            and all(sizes(each)[-2:] == sizes(node)[-2:] for each in given(node)))
+            and all(shape_of(each)[-2:] == shape_of(node)[-2:] for each in args_of(node)))
 
 
 def collected(parts: Iterable[Part]) -> list[Part]:
@@ -164,7 +164,7 @@ LARGE = 2**17                                                # numbers; half a M
 
 def is_narrow(node: fx.Node, built: set[fx.Node]) -> bool:
     "Whether a stack is shared matrices plus products of a low rank, so that it need not be built."
-    parts, (tasks, rows, columns) = parts_of(node, built), sizes(node)
+    parts, (tasks, rows, columns) = parts_of(node, built), shape_of(node)
     numbers = sum(part.rank for part in parts) * (rows + columns)
     most = rows * columns if tasks * rows * columns >= LARGE else rows * columns // 2
     return 0 < numbers <= most and all(part.right or part.is_shared for part in parts)
@@ -172,7 +172,7 @@ def is_narrow(node: fx.Node, built: set[fx.Node]) -> bool:
 
 def never_built(graph: fx.Graph) -> set[fx.Node]:
     "The stacks that are only multiplied, or summed over tasks, in the end."
-    stacks = {node for node in graph.nodes if len(sizes(node)) == 3 and sizes(node)[0] > 1}
+    stacks = {node for node in graph.nodes if len(shape_of(node)) == 3 and shape_of(node)[0] > 1}
     built = set(graph.nodes) - stacks
     while more := {node for node in stacks - built
                    if not is_narrow(node, built) or not used_in_parts(node, built)}:
@@ -188,43 +188,43 @@ def used_in_parts(node: fx.Node, built: set[fx.Node]) -> bool:
 
 def multiplies(node: fx.Node, built: set[fx.Node]) -> bool:
     "Whether a node is a product with one stack that is not built, and one that is."
-    return node.target is BMM and len(set(given(node)) - built) == 1
+    return node.target is BMM and len(set(args_of(node)) - built) == 1
 
 
 def sums_products(node: fx.Node, built: set[fx.Node]) -> bool:
     "Whether a node sums products over all tasks, and nothing else."
-    return (node.target is SUM and list(given(node)[1]) == [0] and given(node)[0] not in built
-            and all(part.right for part in parts_of(given(node)[0], built)))
+    return (node.target is SUM and list(args_of(node)[1]) == [0] and args_of(node)[0] not in built
+            and all(part.right for part in parts_of(args_of(node)[0], built)))
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #ef022760
 def ends(graph: fx.Graph, part: Part) -> tuple[fx.Node, fx.Node]:
     "Left and right stack of a product; of (A B)ᵀ they are Bᵀ and Aᵀ."
     left, right = part.left, part.right
     assert right is not None
-    return (turned(graph, right), turned(graph, left)) if part.turned else (left, right)
+    return (transposed(graph, right), transposed(graph, left)) if part.turned else (left, right)
 
 
 def with_shared(graph: fx.Graph, x: fx.Node, part: Part) -> fx.Node:
     "x W, of all tasks at once."
-    weight, (tasks, rows, columns) = part.left, sizes(x)
-    if len(sizes(weight)) == 3: weight = put(graph, RESHAPE, weight, list(sizes(weight)[1:]))
-    if part.turned: weight = turned(graph, weight)
+    weight, (tasks, rows, columns) = part.left, shape_of(x)
+    if len(shape_of(weight)) == 3: weight = put(graph, RESHAPE, weight, list(shape_of(weight)[1:]))
+    if part.turned: weight = transposed(graph, weight)
     flat = put(graph, MM, put(graph, RESHAPE, x, [tasks * rows, columns]), weight)
-    return put(graph, RESHAPE, flat, [tasks, rows, sizes(weight)[1]])
+    return put(graph, RESHAPE, flat, [tasks, rows, shape_of(weight)[1]])
 
 
 def over_tasks(graph: fx.Graph, part: Part) -> fx.Node:
     "The sum of products over tasks, as one product of long matrices."
     left, right = ends(graph, part)
-    (tasks, rows, rank), columns = sizes(left), sizes(right)[2]
-    long = put(graph, RESHAPE, turned(graph, left), [tasks * rank, rows])
+    (tasks, rows, rank), columns = shape_of(left), shape_of(right)[2]
+    long = put(graph, RESHAPE, transposed(graph, left), [tasks * rank, rows])
     other = put(graph, RESHAPE, right, [tasks * rank, columns])
-    return put(graph, MM, turned(graph, long), other)
+    return put(graph, MM, transposed(graph, long), other)
 
 
 def untwisted(node: fx.Node) -> tuple[fx.Node, bool]:
     "A stack, and whether it is turned."
-    return (given(node)[0], True) if is_turned(node) else (node, False)
+    return (args_of(node)[0], True) if is_turned(node) else (node, False)
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #5e88075d
 class Apart:
@@ -240,17 +240,17 @@ class Apart:
 
     def from_parts(self, node: fx.Node) -> fx.Node:
         "A product or a sum, from the parts of the stack that it uses."
-        first, second = given(node)[:2]
+        first, second = args_of(node)[:2]
         with self.graph.inserting_before(node):
             if node.target is SUM:
                 found = self.total(lambda part: over_tasks(self.graph, part), first)
-                return put(self.graph, RESHAPE, found, list(sizes(node)))
+                return put(self.graph, RESHAPE, found, list(shape_of(node)))
             if first in self.built:
                 return self.total(lambda part: self.product(first, part), second)
-            other = turned(self.graph, second)
+            other = transposed(self.graph, second)
             found = self.total(lambda part: self.product(
                 other, part._replace(turned=not part.turned)), first)
-            return turned(self.graph, found)
+            return transposed(self.graph, found)
 
     def total(self, term: Callable[[Part], fx.Node], stack: fx.Node) -> fx.Node:
         "The sum of what a function makes of each part of a stack, times its factor."
@@ -268,28 +268,28 @@ class Apart:
         "A product of two stacks; one that is there, or is there turned, is taken again."
         key = (untwisted(a), untwisted(b))
         mirrored = tuple((node, not twisted) for node, twisted in reversed(key))
-        if mirrored in self.products: return turned(self.graph, self.products[mirrored])
+        if mirrored in self.products: return transposed(self.graph, self.products[mirrored])
         if key not in self.products: self.products[key] = put(self.graph, BMM, a, b)
         return self.products[key]
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #9aa3fb08
 def factors_last(graph: fx.Graph) -> None:
     "A product with a multiple of a large stack is the multiple of a product."
-    for node in [node for node in graph.nodes if node.target is BMM and sizes(node)]:
+    for node in [node for node in graph.nodes if node.target is BMM and shape_of(node)]:
         with graph.inserting_before(node):
-            factors, sources = zip(*(bare(graph, each, node) for each in given(node)), strict=True)
-            if (factor := factors[0] * factors[1]) == 1: continue
-            product = put(graph, BMM, *sources)
+            (one, a), (two, b) = (bare(graph, each, node) for each in args_of(node))
+            if (factor := one * two) == 1: continue
+            product = put(graph, BMM, a, b)
             replaced(graph, node, put(graph, MULTIPLES[0], product, factor))
 
 
 def bare(graph: fx.Graph, node: fx.Node, result: fx.Node) -> tuple[float, fx.Node]:
     "A factor of a stack that is larger than a result, and the stack without it."
     source, twisted = untwisted(node)
-    if math.prod(sizes(node)) <= math.prod(sizes(result)): return 1.0, node
+    if math.prod(shape_of(node)) <= math.prod(shape_of(result)): return 1.0, node
     if (factor := multiple(source)) is None: return 1.0, node
-    inner, rest = bare(graph, given(source)[0], result)
-    return factor * inner, turned(graph, rest) if twisted else rest
+    inner, rest = bare(graph, args_of(source)[0], result)
+    return factor * inner, transposed(graph, rest) if twisted else rest
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #c2353614
 def upright(graph: fx.Graph) -> None:
@@ -297,7 +297,8 @@ def upright(graph: fx.Graph) -> None:
     for node in reversed([node for node in graph.nodes if can_turn(node)]):
         if not node.users or not all(is_turned(user) for user in node.users): continue
         with graph.inserting_before(node):
-            first, *second = (turned(graph, arg) if sizes(arg) else arg for arg in given(node))
+            first, *second = (transposed(graph, each) if shape_of(each) else each
+                              for each in args_of(node))
             args = (*second, first) if node.target is BMM else (first, *second)
             new = put(graph, cast(Callable, node.target), *args)
         for user in list(node.users): replaced(graph, user, new)
@@ -305,21 +306,21 @@ def upright(graph: fx.Graph) -> None:
 
 def can_turn(node: fx.Node) -> bool:
     "Whether a stack is a sum, a multiple, or a product that is not wide already."
-    if len(sizes(node)) != 3 or node.kwargs: return False
-    if node.target is BMM: return sizes(node)[1] >= sizes(node)[2]
-    matrices = all(len(sizes(arg)) > 1 for arg in node.all_input_nodes)
+    if len(shape_of(node)) != 3 or node.kwargs: return False
+    if node.target is BMM: return shape_of(node)[1] >= shape_of(node)[2]
+    matrices = all(len(shape_of(arg)) > 1 for arg in node.all_input_nodes)
     return matrices and (node.target in SUMS or multiple(node) is not None)
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #7df9ebdb
 def without_thin_products(graph: fx.Graph) -> None:
     "Products with an axis of length one, written as products of numbers."
-    for node in [node for node in graph.nodes if node.target in (MM, BMM) and sizes(node)]:
-        (*_, rows, between), columns = sizes(given(node)[0]), sizes(node)[-1]
+    for node in [node for node in graph.nodes if node.target in (MM, BMM) and shape_of(node)]:
+        (*_, rows, between), columns = shape_of(args_of(node)[0]), shape_of(node)[-1]
         if 1 not in (rows, between, columns): continue
         with graph.inserting_before(node):
-            first, second = given(node)
-            if between > 1 and columns == 1: second = turned(graph, second)
-            elif between > 1: first = turned(graph, first)
+            first, second = args_of(node)
+            if between > 1 and columns == 1: second = transposed(graph, second)
+            elif between > 1: first = transposed(graph, first)
             new = put(graph, MULTIPLES[0], first, second)
             if between > 1: new = put(graph, SUM, new, [-1 if columns == 1 else -2], True)
         replaced(graph, node, new)
@@ -327,11 +328,11 @@ def without_thin_products(graph: fx.Graph) -> None:
 # %% ../../nbs/7_workshop/69a_products.ipynb #b0052901
 def wide(graph: fx.Graph) -> None:
     "Tall products of stacks, computed as their transpose."
-    for node in [node for node in graph.nodes if node.target is BMM and sizes(node)]:
-        if 1 < sizes(node)[2] < sizes(node)[1]:
+    for node in [node for node in graph.nodes if node.target is BMM and shape_of(node)]:
+        if 1 < shape_of(node)[2] < shape_of(node)[1]:
             with graph.inserting_before(node):
-                first, second = (turned(graph, each) for each in given(node))
-                new = turned(graph, put(graph, BMM, second, first))
+                first, second = (transposed(graph, each) for each in args_of(node))
+                new = transposed(graph, put(graph, BMM, second, first))
             replaced(graph, node, new)
 
 

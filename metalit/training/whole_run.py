@@ -10,13 +10,13 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad_and_value
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -26,17 +26,20 @@ from ..batching.plain import traceable
 from ..inner.momentum import clipped
 from ..meta_loss import Calls, MetaLoss, function_of
 from ..models import Params
-from ..schedule import scheduled
+from ..schedule import Scheduled, scheduled
 from ..tasks.family import Family
 from ..tasks.task import Task
+from ..terms.every_step import EveryStep
 from .identity import digest, identity
+from .outer import Around
 
 # %% auto #0
 __all__ = ['Group', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAPHS', 'sgd', 'numbers_of_sgd', 'kept_by_sgd',
-           'adam', 'numbers_of_adam', 'kept_by_adam', 'StepRule', 'done', 'is_even', 'OuterStep', 'numbers_of_steps',
-           'step_of', 'why_not', 'form', 'length_for', 'graph_of', 'check_all_used', 'key_of', 'steps_of', 'WholeRun',
-           'gathered_tasks', 'until', 'reached', 'draws_together', 'finite_batches', 'first_line', 'put_down',
-           'take_up', 'whole_run']
+           'adam', 'numbers_of_adam', 'kept_by_adam', 'StepRule', 'done', 'is_even', 'places_of', 'OuterStep',
+           'numbers_of_steps', 'numbers_around', 'with_numbers', 'step_of', 'why_not', 'form', 'length_for', 'graph_of',
+           'first_numbers', 'check_all_used', 'key_of', 'steps_of', 'WholeRun', 'gathered_tasks', 'fill_numbers',
+           'put_back', 'until', 'reached', 'draws_together', 'finite_batches', 'first_line', 'put_down', 'take_up',
+           'whole_run']
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00006
 Group = dict[str, Any]
@@ -116,16 +119,26 @@ def is_even(optimizer: torch.optim.Optimizer) -> bool:
     return all(len({done(optimizer, p) for p in group["params"] if p.requires_grad}) <= 1
                for group in optimizer.param_groups)
 
+# %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00030
+def places_of(calls: Calls, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor, int]]:
+    "What an optimizer trains, in its order: the name in J, the parameter, the row of its group."
+    names = {id(p): name for name, p in calls.named_parameters()}
+    return [(names[id(p)], p, row) for row, group in enumerate(optimizer.param_groups)
+            for p in group["params"] if p.requires_grad]
+
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b0000c
 class OuterStep:
-    "An outer step as a function of tensors, and where its tensors lie: see `step_of`."
-    def __init__(self, J: MetaLoss, optimizer: torch.optim.Optimizer, clip: float | None = None):
-        self.J, self.optimizer, self.clip = J, optimizer, clip
+    "An outer step as a function of tensors, and where they lie; `average`: J's moving average."
+    def __init__(self, J: MetaLoss, optimizer: torch.optim.Optimizer, around: Around | None = None,
+                 average: nn.Module | None = None):
+        self.J, self.optimizer, self.around = J, optimizer, around or Around()
         self.kind, self.calls = KINDS[type(optimizer)], Calls(J, J._value)
-        names = {id(p): name for name, p in self.calls.named_parameters()}
-        self.places = [(names[id(p)], p, row)
-                       for row, group in enumerate(optimizer.param_groups)
-                       for p in group["params"] if p.requires_grad]
+        self.parts = scheduled(J)
+        self.scheduled = [(part, name) for part in self.parts for name in part.schedules]
+        self.places = places_of(self.calls, optimizer)
+        twins = zip(J.parameters(), average.parameters() if average else (), strict=False)
+        twin = {id(p): mean for p, mean in twins}
+        self.means = [twin[id(p)] for _, p, _ in self.places if twin]
 
     @property
     def groups(self) -> list[Group]:
@@ -138,11 +151,12 @@ class OuterStep:
             for name in self.kind.keeps(self.groups[row]): yield p, name
 
     def state(self) -> list[Tensor]:
-        "What a step changes, as it is now: parameters, then what the optimizer keeps."
+        "What a step changes, as it is now: parameters, what the optimizer keeps, averages."
         held = [self.optimizer.state.get(p, {}).get(name) for p, name in self.slots()]
         return [*(p.detach() for _, p, *_ in self.places),
                 *(torch.zeros_like(p) if kept is None else kept
-                  for (p, _), kept in zip(self.slots(), held, strict=True))]
+                  for (p, _), kept in zip(self.slots(), held, strict=True)),
+                *(mean.detach() for mean in self.means)]
 
     def shared(self) -> Params:
         "What a step only reads: frozen parameters and buffers."
@@ -156,13 +170,14 @@ class OuterStep:
         here = iter(state)
         counts = [(p, done(self.optimizer, p) + count) for _, p, *_ in self.places]
         double = torch.get_default_dtype() == torch.float64  # as PyTorch has it
+        kind = torch.float64 if double else torch.float32
         for p, number in counts if self.kind is ADAM else []:
-            kind = torch.float64 if double else torch.float32
             self.optimizer.state[p]["step"] = torch.tensor(float(number), dtype=kind)
         for _, p, *_ in self.places: p.copy_(next(here))
         for p, name in self.slots(): self.optimizer.state[p][name] = next(here)
+        for mean in self.means: mean.copy_(next(here))
 
-# %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b0000d
+# %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00031
 def numbers_of_steps(descent: OuterStep, count: int, schedule: Any = None) -> Tensor:
     "The numbers of the next steps, (count, groups, numbers); a scheduler steps after each."
     rows, groups = [], descent.groups
@@ -175,15 +190,45 @@ def numbers_of_steps(descent: OuterStep, count: int, schedule: Any = None) -> Te
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def numbers_around(descent: OuterStep, start: int, count: int, steps: int) -> Tensor:
+    """What else changes with the steps `start` … of `steps`: (count, numbers).
+
+    The share of the new parameters in their average, which begins as they are; then the numbers of
+    J with a schedule, which J has afterwards as they are at the last of these steps.
+    """
+    share = 1 - (descent.around.ema or 0.0)
+    rows = []
+    for step in range(start, start + count):
+        for part in descent.parts: part.at(step, steps)
+        now = [float(getattr(part, name)) for part, name in descent.scheduled]
+        rows.append([share if step else 1.0, *now])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@contextlib.contextmanager
+def with_numbers(descent: OuterStep, numbers: Sequence[Tensor]) -> Iterator[None]:
+    "Inside, the numbers of J with a schedule are these tensors: see `metalit.schedule.lifted`."
+    double = any(p.dtype == torch.float64 for p in descent.J.parameters())
+    before = [getattr(part, name) for part, name in descent.scheduled]
+    def put(numbers: Iterable[Any]) -> None:
+        for (part, name), number in zip(descent.scheduled, numbers, strict=True):
+            setattr(part, name, number)
+    put(number if double else number.to(torch.float32) for number in numbers)
+    try: yield
+    finally: put(before)
+
+# %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b0000d
 def step_of(descent: OuterStep, like: Task) -> Callable[..., tuple[Tensor, ...]]:
     "From state, shared, and numbers with the leaves of a batch, to value and state after it."
     value, spec, names = function_of(descent.calls), tree_flatten(like)[1], list(descent.shared())
 
     def step(state: list[Tensor], shared: list[Tensor], own: list[Tensor]) -> tuple[Any, ...]:
         theta = {name: p for (name, *_), p in zip(descent.places, state, strict=False)}
-        constant, task = dict(zip(names, shared, strict=True)), tree_unflatten(own[1:], spec)
-        gradient, found = grad_and_value(lambda own: value(own | constant, task))(theta)
-        if descent.clip is not None: gradient = clipped(gradient, descent.clip)
+        constant, task = dict(zip(names, shared, strict=True)), tree_unflatten(own[2:], spec)
+        share, *changing = own[1].unbind()
+        with with_numbers(descent, changing):
+            gradient, found = grad_and_value(lambda own: value(own | constant, task))(theta)
+        if descent.around.clip is not None: gradient = clipped(gradient, descent.around.clip)
         kept = iter(state[len(theta):])
         after: list[Tensor] = []
         remembered: list[Tensor] = []
@@ -193,7 +238,9 @@ def step_of(descent: OuterStep, like: Task) -> Callable[..., tuple[Tensor, ...]]
             p, held = descent.kind.update(group, theta[name], gradient[name], held, numbers)
             after.append(p)
             remembered += held.values()
-        return found, *after, *remembered
+        means = [torch.lerp(mean, p, share.to(p.dtype))
+                 for mean, p in zip(state[len(theta) + len(remembered):], after, strict=False)]
+        return found, *after, *remembered, *means
     return step
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b0000f
@@ -210,8 +257,7 @@ def why_not(run: Any, watched: bool) -> str:
         "there are several processes": run.team.size > 1,
         "somebody looks on, step by step": watched,
         "the tasks are no family": not isinstance(run.tasks, Family),
-        "ema and autocast are not part of it":
-            around.ema is not None or around.autocast is not None,
+        "autocast is not part of it": around.autocast is not None,
         f"the optimizer is {type(optimizer).__name__}": type(optimizer) not in KINDS,
         "the optimizer is differentiable or capturable":
             any(group.get("differentiable") or group.get("capturable") for group in groups),
@@ -226,10 +272,13 @@ def why_not(run: Any, watched: bool) -> str:
         "the optimizer holds other parameters than J": {
             id(p) for group in groups for p in group["params"] if p.requires_grad} != {
             id(p) for p in J.parameters() if p.requires_grad},
-        "a number of J has a schedule": bool(scheduled(J))}
+        "a part of J is another program at another step": any(
+            type(part).at not in (Scheduled.at, EveryStep.at)
+            or part.schedules.keys() - part.named.keys() for part in scheduled(J)),
+        "J sets its numbers in a way of its own": type(J).at is not MetaLoss.at}
     return next((reason for reason, holds in reasons.items() if holds), "")
 
-# %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00011
+# %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00032
 LENGTH, MEMORY, SECONDS = 128, 2**26, 0.5                    # of a piece: steps, bytes, time
 GRAPHS: WeakKeyDictionary[MetaLoss, dict[str, ManySteps]] = WeakKeyDictionary()
 
@@ -248,7 +297,7 @@ def length_for(task: Task) -> int:
 
 def graph_of(descent: OuterStep, like: Task) -> tuple[Any, torch.dtype]:
     "The operations of a step, and the type of its value; `ValueError` where they are not enough."
-    own = [numbers_of_steps(descent, 1)[0], *tree_flatten(like)[0]]
+    own = [each[0] for each in first_numbers(descent)] + tree_flatten(like)[0]
     with traceable(descent.J.model, contextlib.nullcontext)():
         first, again = (written_out(step_of(descent, like), descent.state(),
                                     list(descent.shared().values()), own) for _ in range(2))
@@ -261,6 +310,12 @@ def graph_of(descent: OuterStep, like: Task) -> tuple[Any, torch.dtype]:
     return first, out.args[0][0].meta["val"].dtype
 
 
+def first_numbers(descent: OuterStep) -> list[Tensor]:
+    "The numbers of one step, with a first axis of length one, and without a step of a schedule."
+    now = [float(getattr(part, name)) for part, name in descent.scheduled]
+    return [numbers_of_steps(descent, 1), torch.tensor([[1.0, *now]], dtype=torch.float64)]
+
+# %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00011
 def check_all_used(descent: OuterStep, like: Task) -> None:
     "Raise `ValueError` for a parameter without a gradient, which an optimizer passes over."
     parameters = {name: p for name, p, _ in descent.places}
@@ -271,7 +326,7 @@ def check_all_used(descent: OuterStep, like: Task) -> None:
 def key_of(descent: OuterStep, like: Task, options: Any) -> str:
     "What a graph is made of, in a word; `ValueError` where that cannot be told."
     J = descent.J
-    what = {"awake": [part.training for part in J.modules()], "clip": descent.clip,
+    what = {"awake": [part.training for part in J.modules()], "around": descent.around,
             "like": form(like), "places": [(name, row) for name, _, row in descent.places],
             "kind": type(descent.optimizer).__name__, "options": options,
             "groups": [{name: bool(value) for name, value in group.items() if name != "params"}
@@ -295,10 +350,10 @@ class WholeRun:
     "The steps of a run, many at a time. `periods`: a piece ends after each multiple of these."
     def __init__(self, run: Any, like: Task, periods: Sequence[int], **options: Any):
         self.run, self.like, self.periods = run, form(like), periods
-        self.descent = OuterStep(run.J, run.optimizer, run.around.clip)
+        self.descent = OuterStep(run.J, run.optimizer, run.around, run.average)
         self.steps, self.pace = steps_of(self.descent, like, **options), 0.0
-        self.stacks = [leaf.new_zeros(self.steps.length, *leaf.shape)
-                       for leaf in (numbers_of_steps(self.descent, 1)[0], *tree_flatten(like)[0])]
+        self.stacks = [leaf.new_zeros(self.steps.length, *leaf.shape) for leaf in (
+            *(each[0] for each in first_numbers(self.descent)), *tree_flatten(like)[0])]
 
     def ready(self) -> bool:
         "Compile, and take no step; False, with a line in the log, where that fails."
@@ -314,9 +369,9 @@ class WholeRun:
 
     def first(self) -> float:
         "The first meta-loss, without a step; no number where the tasks hold what is none."
-        gathered_tasks(self.run, 0, 1, self.like, self.stacks[1:])
-        self.stacks[0][:1] = numbers_of_steps(self.descent, 1)
-        return [*self._took(finite_batches(self.stacks[1:], 1))[0].tolist(), math.nan][0]
+        gathered_tasks(self.run, 0, 1, self.like, self.stacks[2:])
+        fill_numbers(self, 0, 1)
+        return [*self._took(finite_batches(self.stacks[2:], 1))[0].tolist(), math.nan][0]
 
     def piece(self, step: int) -> list[float]:
         """Take the next steps, as far as tasks have one form, and they and meta-losses are numbers.
@@ -325,19 +380,19 @@ class WholeRun:
         """
         if not is_even(self.run.optimizer): return []        # as a checkpoint holds it
         begin = time.perf_counter()
-        count = gathered_tasks(self.run, step, until(self, step), self.like, self.stacks[1:])
+        count = gathered_tasks(self.run, step, until(self, step), self.like, self.stacks[2:])
         if not count: return []
         schedule = None if self.run.waits else self.run.schedule
         before = put_down(self.run.optimizer, schedule)
-        self.stacks[0][:count] = numbers_of_steps(self.descent, count, schedule)
-        fine = finite_batches(self.stacks[1:], count)
+        fill_numbers(self, step, count, schedule)
+        fine = finite_batches(self.stacks[2:], count)
         values, state = reached(self._took, fine)
         good = int(values.isfinite().long().cumprod(0).sum())
         if good < count:
             take_up(self.run.optimizer, schedule, before)
             numbers_of_steps(self.descent, good, schedule)
             if good < len(values): _, state = self._took(good)
-        if good: self.descent.set(state, good)
+        if good: put_back(self, step + good, good, state)
         self.pace = (time.perf_counter() - begin) / count
         ends = [math.nan] * (len(values) == fine < count)    # an error is raised by its own step
         return [*values.tolist(), *ends][:good + 1]
@@ -362,6 +417,20 @@ def gathered_tasks(run: Any, step: int, until: int, like: Any, stacks: Sequence[
     return until - step
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00016
+def fill_numbers(whole: WholeRun, step: int, count: int, schedule: Any = None) -> None:
+    "Put the numbers of these steps into the stacks."
+    run, stacks = whole.run, whole.stacks
+    stacks[0][:count] = numbers_of_steps(whole.descent, count, schedule)
+    stacks[1][:count] = numbers_around(whole.descent, step, count, run.plan.steps)
+
+
+def put_back(whole: WholeRun, step: int, good: int, state: list[Tensor]) -> None:
+    "Put everything where it is in any other run after so many steps, the last of which are good."
+    run = whole.run
+    whole.descent.set(state, good)
+    for each in (run.J, run.kept): each.at(step - 1, run.plan.steps)
+
+
 def until(whole: WholeRun, step: int) -> int:
     "The step at which a piece that begins here ends; the first tells how long a step takes."
     most = max(1, int(SECONDS / whole.pace)) if whole.pace else 1
