@@ -29,11 +29,11 @@ def test_a_file_that_is_not_what_it_seems_is_refused_in_words(folder, kind, leas
     assert faults.files(folder, [kind])[kind] >= least
 
 
-def test_the_readme_says_what_the_results_say():
+def test_the_page_of_results_says_what_they_say():
     root = Path(__file__).parent.parent
     found = json.loads((root / "results" / "faults.json").read_text(encoding="utf-8"))
     lines, files = found["arguments"], sum(found["files refused"].values())
-    readme = (root / "README.md").read_text(encoding="utf-8")
+    readme = (root / "results/README.md").read_text(encoding="utf-8")
     assert lines["tried"] == lines["done"] + lines["refused"]
     assert (f"Of {lines['tried']:,} command lines with something strange in them, {lines['done']} "
             f"could be done; the others, and {files} files"

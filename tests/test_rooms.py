@@ -28,7 +28,7 @@ ROWS = (
     "terms.path_length terms.bootstrap terms.alignment terms.inequality terms.information terms",
     "gradient.exact gradient.first_order gradient.mixed gradient.truncated gradient.annealed",
     "gradient.implicit gradient.evolution gradient",
-    "adapted learner program meta_loss methods as_written",
+    "adapted learner compat program meta_loss methods as_written",
     "training.identity training.checkpoints training.evaluation training.processes training.memory",
     "training.watching training.outer training.whole_run training.loop training",
     "plots",

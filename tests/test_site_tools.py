@@ -102,6 +102,11 @@ def test_parts_and_contents():
     assert (text.index("1_idea/00_a") < text.index(f":caption: {PARTS['2_trial']}")
             < text.index("2_trial/20_b") < text.index("api/index") < text.index("99_api"))
     assert PARTS["5_images"] not in text            # a part without chapters
+    looked_up = contents(["guides/faq", "1_idea/00_a", "guides/quickstart",
+                          "reference/cite"]).source
+    assert (looked_up.index("guides/quickstart") < looked_up.index("guides/faq")
+            < looked_up.index("1_idea/00_a") < looked_up.index("reference/cite"))
+    assert "guides/install" not in looked_up and "changelog" in looked_up
     assert [label_of(name) for name in ("1_idea/00_a", "1_idea/07_b", "1_idea/00a_c", "99_api",
                                         "index")] == ["0", "7", "0a", None, None]
 
@@ -113,11 +118,11 @@ def test_modules_and_results(tmp_path):
     assert public_names(tmp_path) == {"metalit.inner.sgd": ["SGD"]}
     assert ":doc:`/1_idea/03_inner`" in module_page("metalit.inner.sgd",
                                                     "nbs/1_idea/03_inner.ipynb")
-    readme = ("## Use\n\n## What it reaches\n<!-- table: a -->\n| a |\n\n### Speed\n"
-              "![x](results/scaling.svg)\n\n## Next\n")
-    made = results_page(readme)
+    made = results_page("# What it reaches\n<!-- table: a -->\n| a |\n\n## Speed\n"
+                        "![x](scaling.svg) [seeds](a.json) [MAML](https://example.org)\n")
     assert made.startswith("# What it reaches") and "## Speed" in made and "(scaling.svg)" in made
-    assert "table:" not in made and "Next" not in made
+    assert "/blob/main/results/a.json)" in made and "(https://example.org)" in made
+    assert "table:" not in made
 
 
 def test_pictures_of_chapters_go_along(tmp_path):

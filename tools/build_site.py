@@ -3,7 +3,8 @@
     python tools/build_site.py [--executed FOLDER] [--out FOLDER]
 
 The pages are gathered into a folder that Sphinx then reads: chapters (tools/site_pages.py), a page
-for each module, the results of README.md, and what lies in site/. Warnings of Sphinx are errors.
+for each module, results/README.md, CHANGELOG.md, and what lies in site/. Warnings of Sphinx are
+errors.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import nbformat
 from check_sync import notebooks_in, settings
-from site_pages import PARTS, page, symbol_table
+from site_pages import GUIDES, PARTS, REFERENCE, page, symbol_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,24 +91,22 @@ def label_of(name):
 
 def contents(chapters):
     """The table of contents, part by part, as cells of the first page."""
-    trees = [(title, [name for name in chapters if name.startswith(f"{folder}/")])
-             for folder, title in PARTS.items()]
-    trees.append(("Reference",
-                  ["results", "api/index", *(c for c in chapters if c.startswith("99_"))]))
+    trees = [("Guides", [name for name in GUIDES if name in chapters]),
+             *((title, [name for name in chapters if name.startswith(f"{folder}/")])
+               for folder, title in PARTS.items()),
+             ("Reference", [*(name for name in REFERENCE
+                              if name in chapters or not name.startswith("reference/")),
+                            *(name for name in chapters if name.startswith("99_"))])]
     text = "\n\n".join("\n".join(["```{toctree}", ":hidden:", f":caption: {name}", "", *pages,
                                   "```"]) for name, pages in trees if pages)
     return nbformat.v4.new_markdown_cell(text)
 
 
 def results_page(readme):
-    """The section of README.md with the results, as a page of its own."""
-    section = re.search(r"^## What it reaches\n(.*?)^## ", readme, re.DOTALL | re.MULTILINE)[1]
-    text = re.sub(r"<!--.*?-->\n?", "\n", section).replace("](results/", "](../results/")
-    git = settings(ROOT)["git_url"] + "/blob/main/"
-    text = re.sub(r"(?<!!)(\[[^]]*\])\(\.\./results/", rf"\1({git}results/", text)
-    return "# What it reaches\n" + text.replace("\n### ", "\n## ").replace(
-        "(../results/scaling.svg", "(scaling.svg"
-    )
+    """results/README.md as a page: what it leads to are files of the project, but for pictures."""
+    text = re.sub(r"<!--.*?-->\n?", "\n", readme)
+    git = settings(ROOT)["git_url"] + "/blob/main/results/"
+    return re.sub(r"(?<!!)(\[[^]]*\])\((?!http)", rf"\1({git}", text)
 
 
 def module_page(module, source):
@@ -157,8 +156,9 @@ def gather(root, executed, folder):
         source = makers.get(module, f"{module.replace('.', '/')}.py")
         stage.write(f"api/{module}.rst", module_page(module, source), source)
     stage.write("api/index.rst", api_page(index, entrance), "nbs/99_api.ipynb")
-    stage.write("results.md", results_page((root / "README.md").read_text(encoding="utf-8")),
-                "README.md")
+    readme = (root / "results/README.md").read_text(encoding="utf-8")
+    stage.write("results.md", results_page(readme), "results/README.md")
+    stage.write("changelog.md", (root / "CHANGELOG.md").read_text(encoding="utf-8"), "CHANGELOG.md")
     stage.write("scaling.svg", (root / "results/scaling.svg").read_bytes(), "results/scaling.svg")
     stage.write("404.md", (root / "site/404.md").read_text(encoding="utf-8"), "site/404.md")
     mathjax = next(f for f in files("sphinx-mathjax-offline") if f.name == "tex-svg-full.js")

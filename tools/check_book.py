@@ -222,7 +222,7 @@ def main(root):
     warnings.simplefilter("ignore", DeprecationWarning)      # of old names that still work
     chapters = [Chapter(path, nbs) for path in notebooks_in(nbs)]
     texts = {name: (root / name).read_text(encoding="utf-8")
-             for name in ("README.md", "CONTRIBUTING.md")}
+             for name in ("README.md", "CONTRIBUTING.md", "results/README.md")}
     problems = [*link_problems(chapters), *number_problems(chapters, texts),
                 *need_problems(chapters), *contents_problems(chapters),
                 *picture_problems(chapters, nbs),

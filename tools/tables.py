@@ -1,9 +1,9 @@
-"""Write the tables of README.md from the files in results/.
+"""Write the tables of README.md and of results/README.md from the files in results/.
 
     python tools/tables.py [--check]
 
 A table stands between `<!-- table: FILE -->`, or `<!-- table: FILE-PART -->`, and `<!-- end -->`.
-With --check nothing is written, and the exit code tells whether README.md is as the files say.
+With --check nothing is written, and the exit code tells whether both are as the files say.
 """
 from __future__ import annotations
 
@@ -88,6 +88,16 @@ def comparison(record: dict[str, Any]) -> str:
         markdown(["method", *(f"{k} step" + "s" * (k != 1) for k in steps), "time, × MAML"], rows)
         + "\n\n" + environment(record["environment"], {})
     )
+
+
+def methods(record: dict[str, Any]) -> str:
+    """The same runs in short: what each method reaches after one step and after five, and costs."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in record["summary"]:
+        found.setdefault(line["method"], {})[line["inner_steps"]] = line
+    rows = [[name, *(cell(lines[k]["loss"], lines[k]["ci95"]) for k in (1, 5)),
+             f"{lines[1]['relative_time']:.1f}"] for name, lines in found.items()]
+    return markdown(["method", "error after 1 step", "after 5 steps", "time, × MAML"], rows)
 
 
 def omniglot(record: dict[str, Any]) -> str:
@@ -227,7 +237,8 @@ def of_rows(made: dict[str, str]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "whole_run": whole_run,
-    "comparison": comparison, "image_step": image_step, "memory": memory,
+    "comparison": comparison, "comparison-short": methods,
+    "image_step": image_step, "memory": memory,
     "processes": processes, "omniglot": omniglot, "omniglot-methods": omniglot_methods,
     "pages": pages}
 
@@ -244,13 +255,14 @@ def filled(text: str, results: Path) -> str:
 
 def main() -> None:
     """Read the command line."""
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = filled(before, ROOT / "results")
-    if "--check" in sys.argv:
-        sys.exit(f"{readme.name} is not as results/ says: run python tools/tables.py"
-                 if before != after else 0)
-    readme.write_text(after, encoding="utf-8")
+    results, stale = ROOT / "results", []
+    for readme in (ROOT / "README.md", results / "README.md"):
+        before = readme.read_text(encoding="utf-8")
+        after = filled(before, results)
+        if before != after: stale.append(readme.relative_to(ROOT).as_posix())
+        if "--check" not in sys.argv: readme.write_text(after, encoding="utf-8")
+    if "--check" in sys.argv and stale:
+        sys.exit(f"{' and '.join(stale)}: not as results/ says: run python tools/tables.py")
 
 
 if __name__ == "__main__":
