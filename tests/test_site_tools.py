@@ -59,6 +59,13 @@ def test_a_chapter_as_a_page():
     assert drawn.outputs[0].data == {"text/html": "<b>"}
 
 
+@pytest.mark.parametrize(("link", "shown"), [("../results", "results.md"),
+                                             ("../../results", "../results.md")])
+def test_the_page_of_results_is_found_from_every_folder(link, shown):
+    made = page(book(markdown(f"# T\n\n[results]({link}/README.md#speed)")), None, TABLE)
+    assert made.cells[0].source == f"# T\n\n[results]({shown}#speed)"
+
+
 def test_a_figure_that_is_promised_must_be_there():
     with pytest.raises(ValueError, match=r"promises a figure and shows none: A line\."):
         page(book(markdown("# T"), code("#| fig-alt: A line.\nx")), None, TABLE)

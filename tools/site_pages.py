@@ -19,6 +19,7 @@ import nbformat
 OPTION = re.compile(r"#\s*\|\s*([\w-]+)\s*:?\s*(.*)")
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(!?\[[^\]]*\]\([^)]*\))")
+RESULTS = re.compile(r"\]\(\.\./((?:\.\./)*)results/README\.md")  # from a folder below nbs/
 # The parts of the book: the folder of each, and its name.
 PARTS = {"1_idea": "The idea", "2_trial": "The article on trial", "3_choices": "The seven choices",
          "4_judgement": "Judgement", "5_images": "Images",
@@ -120,7 +121,7 @@ def page(notebook, number, table):
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = linked(cell.source, table)
+            cell.source = linked(RESULTS.sub(r"](\1results.md", cell.source), table)
         elif cell.cell_type == "code":
             cell = code_page(cell)
         if cell is not None:
