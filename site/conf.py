@@ -67,6 +67,8 @@ html_theme = "sphinx_book_theme"
 html_title = cfg["title"]
 html_static_path = ["static", str(STAGE / "static")]
 html_css_files = ["book.css"]
+html_js_files = ["search.js"]
+html_search_scorer = str(ROOT / "site/static/scorer.js")
 html_baseurl = cfg["doc_host"] + cfg["doc_baseurl"] + "/"
 html_copy_source = True
 html_show_sourcelink = False
@@ -86,7 +88,7 @@ html_theme_options = {
         "binderhub_url": "https://mybinder.org",
         "notebook_interface": "jupyterlab",
     },
-    "home_page_in_toc": True,
+    "home_page_in_toc": False,  # the name above the contents leads there
     "navbar_persistent": [],
     "show_toc_level": 2,
     "logo": {"text": cfg["title"], "alt_text": "metalit, the first page"},

@@ -85,8 +85,8 @@ class Stage:
 
 def label_of(name):
     """What stands before the title of a chapter, or None: "7" for 1_idea/07_inner_loop."""
-    folder, _, file = name.rpartition("/")
-    return file.split("_")[0].removeprefix("0") if folder else None
+    file = name.rpartition("/")[2]
+    return file.split("_")[0].removeprefix("0") if re.match(r"\d_\w+/\d", name) else None
 
 
 def contents(chapters):
