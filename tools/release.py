@@ -86,9 +86,9 @@ def check_changelog(root, version):
 def build(root, out):
     """A source distribution and a wheel from it, alone in a folder: their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    for old in out.iterdir(): old.unlink()
+    for old in [*out.glob("metalit-*"), *out.glob("SHA256SUMS")]: old.unlink()
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, root, cwd=root)
-    return sorted(out.iterdir())
+    return sorted(out.glob("metalit-*"))
 
 
 def offered(named):
@@ -108,7 +108,8 @@ def check_wheel(command, wheel, version, light, root):
         pip = (python, "-I", "-m", "pip", "install", "--quiet", "--no-input")
         if light:
             run(*pip, "--no-deps", "--no-index", wheel, cwd=folder)
-            run(python, "-I", "-m", "compileall", "-q", *Path(folder).glob("lib/*/site-packages/m*"))
+            library, = Path(folder).glob("lib/*/site-packages/metalit")
+            run(python, "-I", "-m", "compileall", "-q", library)
             said = run(python, "-I", "-c", "from importlib import metadata; "
                        "print(metadata.version('metalit'))", cwd=folder)
         else:
@@ -129,7 +130,7 @@ def pack_site(root, out, version):
 def write_checksums(out):
     """SHA256SUMS, in the form that `sha256sum --check` reads."""
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-             for path in sorted(out.iterdir()) if path.name != "SHA256SUMS"]
+             for path in sorted(out.glob("metalit-*"))]
     (out / "SHA256SUMS").write_text("".join(lines))
 
 
