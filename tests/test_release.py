@@ -75,8 +75,9 @@ def test_the_site_is_packed_and_all_files_have_checksums(tmp_path):
 def test_what_is_built_takes_the_place_of_what_was_and_of_nothing_else(tmp_path, monkeypatch):
     for name in ("metalit-0.1.0.tar.gz", "SHA256SUMS", "notes.txt"):
         (tmp_path / name).write_text("")
-    monkeypatch.setattr(release, "run", lambda *command, cwd: (tmp_path / "metalit-1").write_text(""))
-    assert release.build(ROOT, tmp_path) == [tmp_path / "metalit-1"]
+    new = tmp_path / "metalit-1"
+    monkeypatch.setattr(release, "run", lambda *command, cwd: new.write_text(""))
+    assert release.build(ROOT, tmp_path) == [new]
     assert {path.name for path in tmp_path.iterdir()} == {"metalit-1", "notes.txt"}
 
 

@@ -45,7 +45,7 @@ def run(*command, cwd=ROOT):
     if done.returncode:
         end = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
         raise NotReadyError(f"{' '.join(words[:4])} … failed:\n{end}")
-    return done.stdout.strip()
+    return done.stdout.rstrip()
 
 
 # ---- what must be so before anything is built ---------------------------------------------------
