@@ -29,9 +29,10 @@ author = copyright = cfg["author"]
 release = cfg["version"]
 language = "en"
 
+published = cfg.getboolean("published")  # whether the addresses below are there
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
               "sphinx.ext.viewcode", "sphinx.ext.mathjax", "sphinx_copybutton",
-              "notfound.extension", "sphinx_sitemap", "sphinxext.opengraph"]
+              "notfound.extension", *(["sphinx_sitemap", "sphinxext.opengraph"] * published)]
 exclude_patterns = ["README.md"]
 
 # ---- notebooks: executed before (tools/run_notebooks.py), so that an error is found there -----
@@ -69,25 +70,28 @@ html_static_path = ["static", str(STAGE / "static")]
 html_css_files = ["book.css"]
 html_js_files = ["search.js"]
 html_search_scorer = str(ROOT / "site/static/scorer.js")
-html_baseurl = cfg["doc_host"] + cfg["doc_baseurl"] + "/"
+html_baseurl = cfg["doc_host"] + cfg["doc_baseurl"] + "/" if published else ""
 html_copy_source = True
 html_show_sourcelink = False
 html_show_sphinx = False
+html_last_updated_fmt = "%d %B %Y"
 html_favicon = "static/mark.svg"
 html_logo = "static/mark.svg"
-html_theme_options = {
+at_home = {
     "repository_url": cfg["git_url"],
     "repository_branch": cfg["branch"],
     "path_to_docs": cfg["nbs_path"],
     "use_repository_button": True,
     "use_edit_page_button": True,
     "use_issues_button": True,
-    "use_download_button": True,
     "launch_buttons": {
         "colab_url": "https://colab.research.google.com",
         "binderhub_url": "https://mybinder.org",
         "notebook_interface": "jupyterlab",
     },
+}
+html_theme_options = (at_home if published else {}) | {
+    "use_download_button": True,
     "home_page_in_toc": False,  # the name above the contents leads there
     "navbar_persistent": [],
     "show_toc_level": 2,
@@ -105,7 +109,7 @@ html_context = {
 pygments_style = "a11y-high-contrast-light"
 copybutton_selector = "div:not(.output) > div.highlight pre"
 
-# ---- what others show of a page ------------------------------------------------------------------
+# ---- what others show of a page, once it is published ------------------------------------------
 notfound_urls_prefix = cfg["doc_baseurl"] + "/"
 sitemap_url_scheme = "{link}"
 sitemap_excludes = ["search.html", "genindex.html", "py-modindex.html", "404.html"]

@@ -126,10 +126,13 @@ def test_modules_and_results(tmp_path):
     assert public_names(tmp_path) == {"metalit.inner.sgd": ["SGD"]}
     assert ":doc:`/1_idea/03_inner`" in module_page("metalit.inner.sgd",
                                                     "nbs/1_idea/03_inner.ipynb")
-    made = results_page("# What it reaches\n<!-- table: a -->\n| a |\n\n## Speed\n"
-                        "![x](scaling.svg) [seeds](a.json) [MAML](https://example.org)\n")
+    text = ("# What it reaches\n<!-- table: a -->\n| a |\n\n## Speed\n"
+            "![x](scaling.svg) [seeds](a.json) [MAML](https://example.org)\n")
+    made = results_page(text, "https://example.org/us")
     assert made.startswith("# What it reaches") and "## Speed" in made and "(scaling.svg)" in made
-    assert "/blob/main/results/a.json)" in made and "(https://example.org)" in made
+    assert "(https://example.org/us/blob/main/results/a.json)" in made
+    assert "[MAML](https://example.org)" in made
+    assert "![x](scaling.svg) seeds [MAML](https://example.org)" in results_page(text, "")
     assert "table:" not in made
 
 

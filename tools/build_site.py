@@ -102,11 +102,11 @@ def contents(chapters):
     return nbformat.v4.new_markdown_cell(text)
 
 
-def results_page(readme):
-    """results/README.md as a page: what it leads to are files of the project, but for pictures."""
+def results_page(readme, git):
+    """results/README.md as a page: what it leads to are files of the repository `git`, if any."""
     text = re.sub(r"<!--.*?-->\n?", "\n", readme)
-    git = settings(ROOT)["git_url"] + "/blob/main/results/"
-    return re.sub(r"(?<!!)(\[[^]]*\])\((?!http)", rf"\1({git}", text)
+    link = rf"[\1]({git}/blob/main/results/\2)" if git else r"\1"
+    return re.sub(r"(?<!!)\[([^]]*)\]\((?!http)([^)]*)\)", link, text)
 
 
 def module_page(module, source):
@@ -157,7 +157,9 @@ def gather(root, executed, folder):
         stage.write(f"api/{module}.rst", module_page(module, source), source)
     stage.write("api/index.rst", api_page(index, entrance), "nbs/99_api.ipynb")
     readme = (root / "results/README.md").read_text(encoding="utf-8")
-    stage.write("results.md", results_page(readme), "results/README.md")
+    config = settings(root)
+    git = config["git_url"] if config.getboolean("published") else ""
+    stage.write("results.md", results_page(readme, git), "results/README.md")
     stage.write("changelog.md", (root / "CHANGELOG.md").read_text(encoding="utf-8"), "CHANGELOG.md")
     stage.write("scaling.svg", (root / "results/scaling.svg").read_bytes(), "results/scaling.svg")
     stage.write("404.md", (root / "site/404.md").read_text(encoding="utf-8"), "site/404.md")

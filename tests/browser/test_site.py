@@ -9,9 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from check_sync import settings
 
 ROOT = Path(__file__).parent.parent.parent
 SITE = ROOT / "_site"
+PUBLISHED = settings(ROOT).getboolean("published")
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")
                if not {"_static", "_modules"} & set(path.parts))
 CHAPTERS = [page for page in PAGES if re.match(r"\d_\w+/\d\d\w?_", page)]
@@ -167,17 +169,24 @@ def test_each_chapter_leads_to_the_next_one_and_back(site, browser_page):
                 f'       href="{link}"' in (SITE / name).read_text(encoding="utf-8")), name
 
 
-def test_a_chapter_can_be_edited_launched_downloaded_and_reported(site, browser_page):
+def test_a_chapter_can_be_downloaded_and_once_published_edited_and_launched(site, browser_page):
     browser_page.goto(f"{site}/1_idea/11_exact_gradient.html")
     links = browser_page.evaluate("[...document.querySelectorAll('.article-header-buttons "
                                   "a')].map(a => a.href)")
     file = "1_idea/11_exact_gradient.ipynb"
+    assert any(f"_sources/{file}" in link for link in links)
     for part in (
         f"github.com/metalit/metalit/edit/main/nbs/{file}", "github.com/metalit/metalit/issues/new",
         f"colab.research.google.com/github/metalit/metalit/blob/main/nbs/{file}",
-        "mybinder.org/v2/gh/metalit/metalit/main", f"_sources/{file}"
+        "mybinder.org/v2/gh/metalit/metalit/main"
     ):
-        assert any(part in link for link in links), part
+        assert any(part in link for link in links) == PUBLISHED, part
+
+
+def test_before_it_is_published_no_page_leads_to_where_it_will_be(site):
+    texts = [(SITE / name).read_text(encoding="utf-8") for name in PAGES]
+    there = re.compile(r'(?:href|content)="https://(?:github\.com/metalit|metalit\.github\.io)')
+    assert any(map(there.search, texts)) == PUBLISHED
 
 
 def test_a_name_in_a_chapter_leads_to_the_api_and_on_to_the_source(site, browser_page):
