@@ -62,7 +62,8 @@ class Clone:
         check_model(model)
         self.inner, self.first_order, self.tracked = check_one_slope(inner), first_order, tracked
         self.call, theta = ModelCall(model), theta_of(model) if start is None else start
-        phi, self.state = inner.init(self.call, theta, None)  # type: ignore[arg-type]
+        examples: Any = None  # at which none of these inner loops looks, to begin
+        phi, self.state = inner.init(self.call, theta, examples)
         self.points = [phi]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
