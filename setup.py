@@ -37,6 +37,7 @@ setup(
         "site:python_version>='3.11'": cfg["site_requirements"].split(),
         "bench": cfg["bench_requirements"].split(),
         "data": cfg["data_requirements"].split(),
+        "design": cfg["design_requirements"].split(),
         "widgets": cfg["widgets_requirements"].split(),
         "tensorboard": cfg["tensorboard_requirements"].split(),
     },

@@ -15,7 +15,7 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'MetaSGD', 'MetaCurvature', 'ML3', 'L2F', 'BMG', 'MRMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML',
            'R2D2', 'Unicorn', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
            'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
-           'compare', 'load', 'Run', 'named']
+           'compare', 'design', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -54,6 +54,7 @@ from .inner.sign import Sign
 from .inner.walk import InnerLoop
 
 # %% ../nbs/99_api.ipynb #99a00001
+from .designing.search import design
 from .judging.comparison import compare
 from .judging.judge import judge
 from .judging.runs import Run, load
@@ -124,4 +125,4 @@ _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images
          MetaSGD, MetaCurvature, ML3, L2F, BMG, MRMAML, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML,
          R2D2, Unicorn, meta_train, Validation, Watcher, evaluate, Evaluation, accuracy,
          save_checkpoint, load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge,
-         compare, load, Run, named]
+         compare, design, load, Run, named]

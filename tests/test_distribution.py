@@ -144,7 +144,7 @@ def test_what_is_required_always_and_what_on_request(metadata):
     required = metadata.get_all("Requires-Dist")
     assert sum("extra ==" not in line for line in required) == len(SETTINGS["requirements"].split())
     assert "torch" in {re.match(r"[\w-]+", line)[0] for line in required if "extra ==" not in line}
-    extras = {"dev", "site", "bench", "data", "widgets", "tensorboard"}
+    extras = {"dev", "site", "bench", "data", "design", "widgets", "tensorboard"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     for extra in extras: assert any(f'extra == "{extra}"' in line for line in required), extra
     sphinx = [line for line in required if line.startswith("sphinx==")]
