@@ -35,7 +35,7 @@ ROWS = (
     "data data.images data.glyphs data.omniglot data.patients data.other_patients",
     "judging.judge judging.recipes judging.baselines judging.conformal judging.comparison",
     "judging.runs judging",
-    "designing.space designing.search designing",
+    "designing.space designing.search designing.honest designing",
     "widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes",
     "widgets.patients widgets.explorer widgets.training widgets",
     "cli",

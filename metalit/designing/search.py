@@ -393,6 +393,7 @@ class Search:
     validation: Family | None = None
     objectives: tuple[str, ...] = ("error",)
     device: str = "auto"
+    url: str | None = None
 
     @cached_property
     def looks(self) -> Any:
@@ -741,7 +742,7 @@ def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     url = storage or f"sqlite:///{Path(folder, 'search.db')}"
     study = study_at(url, name, found, names, Rungs(effort), beat)
     search = Search(setting, space, effort, study, Path(folder) / name, seed, worker, sampler,
-                    judges, validation, names, device)
+                    judges, validation, names, device, storage)
     search.work(tell)
     return Design(search)
 

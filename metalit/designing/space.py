@@ -48,7 +48,7 @@ from ..training.identity import identity
 # %% auto #0
 __all__ = ['Range', 'QUESTIONS_OF_SPACE', 'MASKABLE', 'K_RANGE', 'OUTER_RANGE', 'Between', 'Counting', 'Among', 'Size', 'both',
            'either', 'size_of', 'Call', 'takes_model', 'value_in_words', 'name_in_code', 'value_in_code', 'Sentence',
-           'Part', 'Question', 'Space', 'known_choice', 'check_part_names', 'fill', 'Known', 'number_drawn',
+           'Part', 'Question', 'Space', 'known_choice', 'check_part_of', 'fill', 'Known', 'number_drawn',
            'drawn_sentence', 'added', 'masked_call', 'size_of_space', 'description', 'Setting', 'tasks_in_code',
            'program_of', 'wrapped']
 
@@ -336,7 +336,7 @@ class Space:
         twin = copy.deepcopy(self)
         for choice, kept in names.items():
             parts = known_choice(twin, choice).parts
-            check_part_names(choice, kept, parts, needed=choice != "extras")
+            check_part_of(choice, kept, parts, needed=choice != "extras")
             twin.choices[choice].parts = {name: parts[name] for name in kept}
         return twin
 
@@ -353,7 +353,7 @@ def known_choice(space: Space, name: str) -> Question:
                      f"{', '.join(space.choices)}")
 
 
-def check_part_names(choice: str, names: list[str], parts: Mapping[str, Part], needed: bool) -> None:
+def check_part_of(choice: str, names: list[str], parts: Mapping[str, Part], needed: bool) -> None:
     "Raise `ValueError` for a part that a choice does not have, and for no answer to a question."
     for name in names:
         if name not in parts:

@@ -69,8 +69,12 @@ MethodMaker = Callable[[int], MetaLoss | Baseline]                  # from the s
 
 
 def compared(name: str | MethodMaker, classes: bool) -> Recipe:
-    "How a method is trained in a comparison, one's own as MAML; `ValueError` as `recipe_for`."
-    if callable(name) or name in BASELINES: return RECIPES["maml"]
+    """How a method is trained in a comparison; `ValueError` as `recipe_for`.
+
+    One's own is trained as MAML, unless it has a `recipe` that says otherwise.
+    """
+    if callable(name): return getattr(name, "recipe", RECIPES["maml"])
+    if name in BASELINES: return RECIPES["maml"]
     if name not in RECIPES and (why := meant(name, BASELINES)):
         raise ValueError(f"no method {name!r}{why}")
     recipe = recipe_for(name, classes)
@@ -398,8 +402,8 @@ def within(angle: float, freedom: int) -> float:
     return 2 / math.pi * (angle + total) if odd else total
 
 
-def student(freedom: int) -> float:
-    """What |t| stays below with probability 0.95: the factor of a 95 % interval of a mean.
+def student(freedom: int, level: float = 0.95) -> float:
+    """What |t| stays below with probability `level`: the factor of a 95 % interval of a mean.
 
     `freedom` is one less than there are numbers; `ValueError` where it is below 1.
 
@@ -409,7 +413,7 @@ def student(freedom: int) -> float:
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if within(middle, freedom) < 0.95 else (low, middle)
+        low, high = (middle, high) if within(middle, freedom) < level else (low, middle)
     return math.sqrt(freedom) * math.tan(low)
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #62bcaf85
@@ -448,12 +452,13 @@ def against(runs: Sequence[Result], inner_steps: int, reference: str = "maml") -
     return found
 
 
-def interval(gaps: Sequence[float]) -> tuple[float | None, float | None, str]:
-    "Mean, half the 95 % interval, and the verdict."
+def interval(gaps: Sequence[float],
+             level: float = 0.95) -> tuple[float | None, float | None, str]:
+    "Mean, half the interval at this level, and the verdict."
     if not gaps: return None, None, "cannot tell"
     mean = statistics.mean(gaps)
     if len(gaps) < 2: return mean, None, "cannot tell"
-    half = student(len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    half = student(len(gaps) - 1, level) * statistics.stdev(gaps) / math.sqrt(len(gaps))
     return (mean, half,
             "no difference shown" if abs(mean) <= half else "helped" if mean < 0 else "hurt")
 
