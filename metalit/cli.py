@@ -50,13 +50,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table',
-           'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above',
-           'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main',
-           'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'units_of', 'draw',
-           'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of',
-           'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught',
-           'rows_taught', 'csv_line', 'compare', 'check_results', 'report_comparison']
+__all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table', 'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'units_of', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of', 'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'check_results', 'report_comparison', 'how_long', 'how_searched', 'how_worked', 'how_ended', 'Gauge', 'design', 'designed', 'started_workers', 'as_options', 'report_design', 'measured_anew']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
 class Names(click.ParamType):
@@ -218,6 +212,7 @@ def main() -> None:
       metalit adapt runs/sinusoids-maml-5shot-seed0 --points points.csv
       metalit train table data.csv --task patient --x time,dose --y concentration
       metalit compare --methods maml,fomaml,reptile --steps 2000
+      metalit design sinusoids --minutes 5
     """
     if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors="backslashreplace")
     keep_freed_memory()
@@ -784,3 +779,162 @@ def report_comparison(runs: list[comparison.Result], folder: Path, results: Path
         save_picture(folder / "comparison.png", (8, height),
                      lambda figure: comparison.picture(lines, dressed(figure.subplots())))
         say(f"Picture: {folder / 'comparison.png'}")
+
+# %% ../nbs/7_workshop/74a_design_command.ipynb #3c6361f2
+import subprocess
+
+from .designing import honest, report
+from .designing import search as searching
+
+
+class Gauge:
+    "A bar that shows how much of a search's budget is used up, and the best so far."
+    def __init__(self, name: str, quiet: bool):
+        from tqdm.auto import tqdm
+        self.bar = tqdm(total=100, desc=name, unit="%", disable=quiet,
+                        bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}")
+
+    def __call__(self, search: searching.Search) -> None:
+        "After a trial."
+        trials = search.trials()
+        share = 1 - searching.left(trials, search.effort)
+        if search.effort.trials: share = max(share, len(trials) / search.effort.trials)
+        self.bar.n = min(100, round(100 * share))
+        best = min((trial.values[0] for trial in searching.completed(trials)), default=math.nan)
+        self.bar.set_postfix_str(f"{len(trials)} candidates, best {best:.4g}")
+
+# %% ../nbs/7_workshop/74a_design_command.ipynb #cc05dd8e
+how_long = options(
+    click.option("--minutes", type=Above(), default=None, show_default="5, if nothing else is said",
+                 help="Minutes of work, of all workers together."),
+    click.option("--meta-steps", type=Count(1), default=None, show_default="no limit",
+                 help="Meta-steps of all candidates together."),
+    click.option("--trials", type=Count(1), default=None, show_default="no limit",
+                 help="How many candidates."))
+
+how_searched = options(
+    click.option("--steps", type=Count(1), default=1000,
+                 help="Meta-steps of a candidate that is not stopped early."),
+    click.option("--inner-steps", type=Steps(), default="1",
+                 help="After how many inner steps to look at the error."),
+    click.option("--objective", type=Names(), default="error",
+                 help=f"What is to be small: {', '.join(searching.OBJECTIVES)}; several of them "
+                 "give a front, and nothing is stopped early."),
+    click.option("--sampler", type=OneOf(searching.SAMPLERS), default="tpe",
+                 help="What proposes candidates."),
+    click.option("--judge/--no-judge", "judges", default=True,
+                 help="Whether candidates are judged before they are trained."))
+
+how_worked = options(
+    click.option("--workers", type=Count(1, 64), default=1, help="How many processes."),
+    click.option("--worker", type=Count(0, 10**6), default=0,
+                 help="Join a search as this worker; worker 0 makes the end."),
+    click.option("--storage", default=None, show_default="a file in the folder",
+                 help="URL of a data base that all workers reach."),
+    click.option("--beat", type=Count(1, 3600), default=10,
+                 help="Seconds between two signs of life; after three without, a worker is dead."))
+
+how_ended = options(
+    click.option("--against", type=Names(), default=None, show_default="none",
+                 help="Methods to tune as long, and to compare with on fresh tasks."),
+    click.option("--random/--no-random", "at_random", default=False,
+                 help="Search the same space at random as long, and compare with that."),
+    click.option("--finalists", type=Count(1, 100), default=3, help="How many are trained anew."),
+    click.option("--seeds", type=Steps(), default="101,102,103,104,105",
+                 help="Fresh seeds for that."))
+
+# %% ../nbs/7_workshop/74a_design_command.ipynb #e6931125
+@main.command(context_settings={"show_default": True})
+@click.argument("family", type=OneOf(("sinusoids",)))
+@click.option("--shots", type=Count(1), default=5, help="Support examples per task.")
+@how_long
+@how_searched
+@how_worked
+@how_ended
+@click.option("--seed", type=Count(0, MOST_OF["seed"]), default=0,
+              help="Fixes first weights, tasks and what is proposed.")
+@click.option("--out", type=Place(), default="runs/design",
+              help="Folder of the search. One that is found there goes on.")
+@click.option("--report", "page", is_flag=True, help="Write a page, report.html, too.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def design(family: str, out: Path, workers: int, worker: int, page: bool, quiet: bool,
+           **settings: Any) -> None:
+    """Search for a meta-loss that learns the tasks of FAMILY quickly.
+
+    Candidates are drawn from a space of the seven choices, judged before they are trained, and most
+    of them stopped early. The folder holds best.py, a program that makes and trains the best;
+    trials.csv, search.png, and the data base. Stop with Ctrl-C at any time; the same command goes
+    on. With --against, the best few are trained anew and compared with methods tuned as long.
+    """
+    if not any(settings[name] for name in ("minutes", "meta_steps", "trials")):
+        settings["minutes"] = 5.0
+    with plain_errors(), saved_when_stopped():
+        team = [] if worker else started_workers(workers, family, out, settings)
+        try: found, ended = designed(out, worker, quiet or worker > 0, settings)
+        except BaseException:
+            for process in team: process.terminate()
+            raise
+        for process in team: process.wait()
+        if not worker: report_design(found, ended, out, page)
+
+# %% ../nbs/7_workshop/74a_design_command.ipynb #ee454f47
+def designed(out: Path, worker: int, quiet: bool,
+             of: dict[str, Any]) -> tuple[searching.Design, honest.Confirmed | None]:
+    "What a search finds, and, of worker 0 where it is asked for, what that is worth."
+    rivals = of["against"] or []
+    honest.check_final(of["seeds"], of["seed"], rivals)
+    found = searching.design(
+        Sinusoids(of["shots"]), sine_network, F.mse_loss, minutes=of["minutes"],
+        meta_steps=of["meta_steps"], trials=of["trials"], steps=of["steps"],
+        inner_steps=of["inner_steps"], sampler=of["sampler"], judges=of["judges"],
+        objective=of["objective"], storage=of["storage"], beat=of["beat"], seed=of["seed"],
+        worker=worker, folder=out, tell=Gauge("search", quiet))
+    if not rivals and not of["at_random"]: return found, None
+    tell = Gauge("rivals", quiet)
+    if worker:
+        honest.entries_of(found, rivals, of["finalists"], of["at_random"], tell)
+        return found, None
+    return found, honest.confirm(found, against=rivals, finalists=of["finalists"],
+                                 seeds=of["seeds"], at_random=of["at_random"], tell=tell,
+                                 progress=not quiet)
+
+
+def started_workers(count: int, family: str, out: Path,
+                    settings: dict[str, Any]) -> list[subprocess.Popen[bytes]]:
+    "The other workers: this command once more for each, with its number."
+    words = [word for name, value in settings.items() for word in as_options(name, value)]
+    command = [sys.executable, "-m", "metalit", "design", family, "--out", str(out), *words]
+    return [subprocess.Popen([*command, "--worker", str(number)], stdout=subprocess.DEVNULL)
+            for number in range(1, count)]
+
+
+def as_options(name: str, value: Any) -> list[str]:
+    "A setting of `metalit design` as words of a command; nothing for one that was left open."
+    flags = {"judges": "judge", "at_random": "random"}
+    if name in flags: return [f"--{'' if value else 'no-'}{flags[name]}"]
+    if value is None: return []
+    told = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return [option_of(name), told]
+
+# %% ../nbs/7_workshop/74a_design_command.ipynb #af33bc32
+def report_design(found: searching.Design, ended: honest.Confirmed | None, folder: Path,
+                  page: bool) -> None:
+    "Say what a search found, and write it down."
+    say(f"\n{found}")
+    if searching.completed(found.search.trials()): say(measured_anew(found.best))
+    if ended: say(f"\n{ended}")
+    files = report.kept_files(found, folder)
+    if page:
+        files.append(folder / "report.html")
+        write_whole(files[-1], report.search_page(found, ended).encode())
+    say(f"\nWritten: {', '.join(map(str, files))}")
+
+
+def measured_anew(best: searching.Best) -> str:
+    "What the best does on tasks that the search did not look at."
+    steps = best.effort.inner_steps
+    fresh = training.evaluate(best.J(), best.setting.tasks, steps=steps)
+    after = ", ".join(f"{mean:.4g} ± {half:.2g} after {k}" for k, mean, half in
+                      zip(steps, fresh.mean, fresh.ci95, strict=True))
+    return (f"The best, on {fresh.n_tasks} tasks that the search did not look at: {after}. How "
+            "that compares with methods tuned as long: --against maml,meta-sgd")

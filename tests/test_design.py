@@ -120,11 +120,11 @@ def test_the_questions_do_not_change_what_they_ask():
 
 
 def test_with_one_worker_it_is_the_same_at_each_call(tmp_path):
-    found = [on_bowls(tmp_path / name, trials=11, n_tasks=9) for name in "ab"]
+    found = [on_bowls(tmp_path / name, trials=8, n_tasks=9) for name in "ab"]
     assert told(found[0]) == told(found[1])
     other = on_bowls(tmp_path / "c", trials=2, n_tasks=9, seed=1)
     assert told(found[0])[:2] != told(other)
-    assert [len(told(each)) for each in found] == [11, 11]
+    assert [len(told(each)) for each in found] == [8, 8]
     assert {"trained", "behind"} <= set(ends_of(found[0]))
 
 
@@ -138,15 +138,15 @@ def test_it_finds_the_best_rate_where_that_is_known(tmp_path):
 
 
 def test_a_search_that_is_stopped_between_trials_goes_on_as_if_it_had_not_been(tmp_path):
-    whole = told(on_bowls(tmp_path / "whole", trials=6))
+    whole = told(on_bowls(tmp_path / "whole", trials=5))
 
     def stop(search):
-        if len(search.trials()) in (2, 5): raise KeyboardInterrupt
+        if len(search.trials()) in (2, 4): raise KeyboardInterrupt
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt): on_bowls(tmp_path / "parts", trials=6, tell=stop)
-    found = on_bowls(tmp_path / "parts", trials=6)
+        with pytest.raises(KeyboardInterrupt): on_bowls(tmp_path / "parts", trials=5, tell=stop)
+    found = on_bowls(tmp_path / "parts", trials=5)
     assert told(found) == whole
-    assert told(on_bowls(tmp_path / "parts", trials=6)) == whole
+    assert told(on_bowls(tmp_path / "parts", trials=5)) == whole
 
 
 def test_a_trial_that_is_interrupted_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
@@ -189,7 +189,7 @@ def test_several_objectives_have_a_front_and_nothing_is_stopped(tmp_path):
 
 
 def test_the_best_is_a_module_a_program_and_words(tmp_path):
-    found = on_bowls(tmp_path, trials=6)
+    found = on_bowls(tmp_path, trials=5)
     best, looked = found.best, BOWLS.held_out(50, LOOKS)
     assert best.J().curve(looked, (1,)).double().mean().item() == pytest.approx(best.values[0])
     there = {"__name__": "a program"}

@@ -161,7 +161,8 @@ def entries_of(found: Design, against: Sequence[str], finalists: int, at_random:
         if completed(other.search.trials()):
             name = f"{method}-tuned-{other.best.number}"
             entries.append(entry(name, "tuned", other.best, search))
-        entries.append(Entry(f"{method}-published", "published", Trainee(published(method), search)))
+        as_published = Trainee(published(method), search)
+        entries.append(Entry(f"{method}-published", "published", as_published))
     if at_random:
         other = tuned_as_long(found, search.space, "random", sampler="random",
                               judges=search.judges, tell=tell)

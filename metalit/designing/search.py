@@ -532,7 +532,7 @@ def allowed(search: Search, at: Progress, rung: int) -> tuple[int, float | None]
     "Up to which meta-step, and which minute of its training, a worker may go at once."
     effort, trials = search.effort, search.trials()
     running = sum(trial.state.name == "RUNNING" for trial in trials)
-    share = min(left(trials, effort) / max(1, running), 0.02)
+    share = min(left(trials, effort) / max(1, running), 0.02 if running > 1 else 0.05)
     steps = max(1, round(share * effort.meta_steps)) if effort.meta_steps else effort.steps
     minutes = at.seconds / 60 + share * effort.minutes if effort.minutes else None
     return min(rung, at.step + steps), minutes
@@ -653,21 +653,22 @@ def told_search(design: Design) -> str:
 
 
 def picture_of_search(design: Design, ax: Axes | None = None) -> Axes:
-    "The candidates in the order of their drawing: how each ended, and the best so far."
+    "The candidates as they were drawn: how each ended (far off: at the top), and the best so far."
     if ax is None: ax = plots.figure(width=6)[1]
     name, rows = design.search.objectives[0], design.rows()
+    measured = [row[name] for row in rows if math.isfinite(row.get(name, math.inf))]
+    top = 3 * statistics.median(measured or [1.0])           # what is beyond stands there
     for end, mark, colour in (("trained", "o", "blue"), ("behind", "v", "sky"),
                               ("refused", "x", "red"), ("diverged", "x", "orange")):
         mine = [row for row in rows if row["ended"] == end]
         if not mine: continue
-        top = max((row[name] for row in rows if math.isfinite(row.get(name, math.inf))), default=1)
         ax.plot([row["number"] for row in mine], [min(row.get(name, top), top) for row in mine],
                 mark, color=plots.COLOURS[colour], ms=4, ls="", label=end)
     done = [row for row in rows if row["ended"] == "trained"]
     best = [min(row[name] for row in done[:i + 1]) for i in range(len(done))]
     ax.step([row["number"] for row in done], best, where="post", color=plots.COLOURS["blue"], lw=1)
     ax.set(xlabel="candidate", ylabel=name, yscale="log")
-    plots.legend(ax)
+    if ax.get_legend_handles_labels()[0]: plots.legend(ax)
     return ax
 
 # %% ../../nbs/4_judgement/44_designing.ipynb #a6a2a5af
@@ -734,8 +735,8 @@ def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     setting = Setting(tasks, model, loss, written or {})
     check_choosing(setting, validation, sampler)
     space = Space() if space is None else space
-    found = {"tasks": identity(tasks), "model": identity(model(seed), weights=True),
-             "loss": identity(loss, "loss"), "space": space.describe(), "seed": seed,
+    found = {"seed": seed, "tasks": identity(tasks), "model": identity(model(seed), weights=True),
+             "loss": identity(loss, "loss"), "space": space.describe(),
              "sampler": sampler, "judges": judges, "objectives": list(names),
              "effort": identity(effort._replace(minutes=None, meta_steps=None, trials=None)),
              "versions": versions()}

@@ -30,7 +30,8 @@ STILL = {page for page in PAGES if page.startswith("9_")} | {
     "7_workshop/63d_plain", "7_workshop/63e_refused", "7_workshop/64a_outer",
     "7_workshop/65_evaluation", "7_workshop/66_watching", "7_workshop/68_identity",
     "7_workshop/70a_many_steps", "7_workshop/70b_whole_run",
-    "7_workshop/71_chunks", "7_workshop/73a_runs", "7_workshop/77_random", "7_workshop/78_checks"}
+    "7_workshop/71_chunks", "7_workshop/73a_runs", "7_workshop/74a_design_command",
+    "7_workshop/77_random", "7_workshop/78_checks"}
 # The first figure of these pages is the one that the function makes by itself.
 TWINS = {"8_figures/81_sinusoid_figure": widgets.sinusoid,
          "8_figures/82_two_parameters": widgets.two_parameters,
