@@ -3,6 +3,7 @@ import math
 import sys
 from functools import partial
 
+import optuna
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from metalit.designing.search import (
     seconds_spent,
     shares_in,
     steps_spent,
+    taken_up,
     worst_of,
 )
 from metalit.designing.space import Space
@@ -165,6 +167,26 @@ def test_a_trial_that_is_interrupted_goes_on_from_its_checkpoint(tmp_path, monke
     assert [origin(trial) for trial in again] == [0] and calls[8] == calls[9]
     assert told(found)[0] == told(whole)[0]
     assert steps_spent(found.search.trials()) == 40 == sum(row["meta_steps"] for row in told(found))
+
+
+def test_a_worker_that_slept_leaves_its_trial_to_whoever_has_taken_it(tmp_path, monkeypatch):
+    train, calls = searching.meta_train, []
+
+    def slept(*args, **how):
+        log = train(*args, **how)
+        calls.append(how["checkpoint"])
+        if len(calls) == 2:                                  # another one takes it for dead
+            storage, state = study._storage, optuna.trial.TrialState
+            trial = next(one for one in study.get_trials() if one.state == state.RUNNING)
+            storage.set_trial_state_values(trial._trial_id, state=state.FAIL)
+            taken_up(study, trial)
+        return log
+    study = on_bowls(tmp_path, trials=1, steps=1).search.study
+    monkeypatch.setattr(searching, "meta_train", slept)
+    found = on_bowls(tmp_path, trials=3, steps=1)
+    assert len(told(found)) == 3 and ends_of(found) == {"trained": 3}
+    tries = [origin(trial) for trial in found.search.trials()]
+    assert sorted(tries) == [0, 1, 2, 2] and calls[1] == calls[2]
 
 
 def test_the_budget_in_meta_steps_is_kept(tmp_path):

@@ -47,10 +47,10 @@ __all__ = ['Doubt', 'DOUBTS', 'SAMPLERS', 'LOOKS', 'OBJECTIVES', 'Candidate', 'i
            'climbs', 'along', 'blows_up_soon', 'error_on', 'refusal', 'candidate', 'optuna_', 'quietly', 'storage_at',
            'unhurried', 'sampler_for', 'taken_up', 'origin', 'facts', 'Effort', 'check_effort', 'errors_of', 'worst_of',
            'check_objectives', 'is_waiting', 'steps_spent', 'seconds_spent', 'left', 'all_begun', 'Standing', 'Once',
-           'Rungs', 'Search', 'one_trial', 'write_down', 'outcome', 'ended', 'place_of', 'asked_first', 'climbed',
-           'measured_by', 'stands', 'trained_until', 'allowed', 'Best', 'Design', 'completed', 'best_of', 'rows_of',
-           'ends_of', 'why_none', 'told_search', 'picture_of_search', 'importance_of', 'shares_in', 'design',
-           'check_choosing', 'study_at']
+           'Rungs', 'Search', 'one_trial', 'hand_over', 'write_down', 'outcome', 'tried_out', 'wait_for', 'ended',
+           'place_of', 'asked_first', 'climbed', 'measured_by', 'stands', 'trained_until', 'allowed', 'Best', 'Design',
+           'completed', 'best_of', 'rows_of', 'ends_of', 'why_none', 'told_search', 'picture_of_search',
+           'importance_of', 'shares_in', 'design', 'check_choosing', 'study_at']
 
 # %% ../../nbs/4_judgement/44_designing.ipynb #fa0e2a78
 class Candidate(NamedTuple):
@@ -394,6 +394,8 @@ class Search:
     objectives: tuple[str, ...] = ("error",)
     device: str = "auto"
     url: str | None = None
+    at_work: int | None = None                               # the number of its trial
+    lost: bool = False                                       # which another one has taken
 
     @cached_property
     def looks(self) -> Any:
@@ -431,12 +433,19 @@ def one_trial(search: Search) -> None:
     "Draw, judge, train; a trial that is interrupted waits for whoever goes on."
     number = len(search.trials())
     search.study.sampler = sampler_for(search.sampler, search.seed, search.worker, number)
+    search.at_work, search.lost = None, False
     try: search.study.optimize(partial(outcome, search), n_trials=1)
     except KeyboardInterrupt:
-        mine = [trial for trial in search.trials() if trial.state.name == "FAIL"
-                and facts(trial).get("worker") == search.worker]
-        taken_up(search.study, copy.deepcopy(mine[-1]))
+        if search.at_work is not None: hand_over(search, search.at_work)
         raise
+    except (ValueError, RuntimeError):       # it is not ours any more, so we cannot say its end
+        if not search.lost: raise
+
+
+def hand_over(search: Search, number: int) -> None:
+    "Let a trial that was interrupted wait for whoever goes on with it."
+    trial = next(trial for trial in search.trials() if trial.number == number)
+    if trial.state.name == "FAIL": taken_up(search.study, copy.deepcopy(trial))
 
 
 def write_down(search: Search, trial: Any, **more: Any) -> None:
@@ -448,16 +457,36 @@ def write_down(search: Search, trial: Any, **more: Any) -> None:
 
 
 def outcome(search: Search, trial: Any) -> Any:
-    "What a trial comes to: its objectives. It ends early where it is refused, or falls behind."
+    """What a trial comes to: its objectives. It ends early where it is refused, or falls behind.
+
+    A worker that was silent for too long, as on a machine that slept, may find that another one has
+    taken its trial; it leaves it to that one.
+    """
+    search.at_work = trial.number
+    try: return tried_out(search, trial)
+    except optuna_().exceptions.UpdateFinishedTrialError:
+        search.lost = True
+        raise
+
+# %% ../../nbs/4_judgement/44_designing.ipynb #ddc17850
+def tried_out(search: Search, trial: Any) -> Any:
+    "Draw a sentence, ask it, train it."
     known, sentence = facts(trial), search.space.draw(trial)
     trial.set_user_attr("facts", known | {
         "worker": search.worker, "words": sentence.words(), "seconds": 0.0})
     reason = "" if "at" in known else asked_first(search, sentence)
     if reason: ended(search, trial, "refused", reason)
+    wait_for(place_of(search, trial))
     try: return climbed(search, trial, sentence)
     except DivergedError as error: return ended(search, trial, "diverged", str(error))
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #ddc17850
+
+def wait_for(folder: Path) -> None:
+    "Until nobody else writes to a folder: a worker that was taken for dead ends its piece there."
+    if not (folder / ".lock").exists(): return
+    with FileLock(folder / ".lock"): pass
+
+# %% ../../nbs/4_judgement/44_designing.ipynb #ec0eece9
 def ended(search: Search, trial: Any, how: str, why: str) -> Any:
     "End a trial before its time: write down how, and forget its checkpoint."
     write_down(search, trial, ended=how, why=why)
@@ -480,7 +509,7 @@ def asked_first(search: Search, sentence: Any) -> str:
     except (ValueError, TypeError, RuntimeError) as error: return f"cannot be built: {error}"
     return refusal(of)
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #ec0eece9
+# %% ../../nbs/4_judgement/44_designing.ipynb #8df35c9e
 def climbed(search: Search, trial: Any, sentence: Any) -> Any:
     "Train a sentence from rung to rung; its objectives at the last."
     J, standing = search.made(sentence), stands(search, trial)
@@ -512,7 +541,7 @@ def stands(search: Search, trial: Any) -> Progress:
     file = place_of(search, trial) / "checkpoint.pt"
     return Progress(**read_checkpoint(file)["progress"]) if file.exists() else Progress()
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #8df35c9e
+# %% ../../nbs/4_judgement/44_designing.ipynb #9c4ccb46
 def trained_until(search: Search, trial: Any, J: MetaLoss, sentence: Any, rung: int) -> Progress:
     "Train, from the checkpoint if there is one, up to a rung or the end of the budget."
     standing, at = Standing(), stands(search, trial)
@@ -537,7 +566,7 @@ def allowed(search: Search, at: Progress, rung: int) -> tuple[int, float | None]
     minutes = at.seconds / 60 + share * effort.minutes if effort.minutes else None
     return min(rung, at.step + steps), minutes
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #9c4ccb46
+# %% ../../nbs/4_judgement/44_designing.ipynb #4378836e
 class Best(NamedTuple):
     """A sentence that a search found: its trial, its objectives, and all that it is made of.
 
@@ -574,7 +603,7 @@ class Best(NamedTuple):
         load_checkpoint(self.folder / "checkpoint.pt", J)
         return J
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #4378836e
+# %% ../../nbs/4_judgement/44_designing.ipynb #505f8812
 @dataclass
 class Design:
     """What a search found: see `design`. Printed, it says so.
@@ -605,7 +634,7 @@ class Design:
     def importance(self) -> dict[str, dict[str, float]]: return importance_of(self)
     def __str__(self) -> str: return told_search(self)
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #505f8812
+# %% ../../nbs/4_judgement/44_designing.ipynb #e1edc656
 def completed(trials: Sequence[Any]) -> list[Any]:
     "The trials that were trained to their end."
     return [trial for trial in trials if trial.state.name == "COMPLETE"]
@@ -638,7 +667,7 @@ def why_none(design: Design) -> str:
     ends = ", ".join(f"{count} {end}" for end, count in ends_of(design).items())
     return (ends or "there was no time for one") + "; a larger budget, or fewer steps, may help"
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #e1edc656
+# %% ../../nbs/4_judgement/44_designing.ipynb #b1b796f1
 def told_search(design: Design) -> str:
     "What a search found, in some lines."
     search, trials = design.search, design.search.trials()
@@ -671,7 +700,7 @@ def picture_of_search(design: Design, ax: Axes | None = None) -> Axes:
     if ax.get_legend_handles_labels()[0]: plots.legend(ax)
     return ax
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #a6a2a5af
+# %% ../../nbs/4_judgement/44_designing.ipynb #b9581e9b
 def importance_of(design: Design, least: int = 8) -> dict[str, dict[str, float]]:
     """How much each parameter mattered, in all trials and in each branch with at least so many.
 
@@ -698,7 +727,7 @@ def shares_in(trials: Sequence[Any]) -> dict[str, float]:
         return dict(optuna.importance.get_param_importances(
             study, params=sorted(names), evaluator=optuna.importance.PedAnovaImportanceEvaluator()))
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #34a961e3
+# %% ../../nbs/4_judgement/44_designing.ipynb #a9b9d035
 def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
            minutes: float | None = None, meta_steps: int | None = None, trials: int | None = None,
            space: Any = None, steps: int = 1000, batch_size: int = 25,
@@ -747,7 +776,7 @@ def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     search.work(tell)
     return Design(search)
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #a9b9d035
+# %% ../../nbs/4_judgement/44_designing.ipynb #749d0cfc
 def check_choosing(setting: Setting, validation: Family | None, sampler: str) -> None:
     "Raise `ValueError` for an unknown sampler, and where tasks to choose by are those to judge by."
     if sampler not in SAMPLERS:
