@@ -2,14 +2,14 @@
 import contextlib
 import csv
 import json
-import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
+import warnings
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,12 @@ import metalit as ml
 from metalit.cli import as_options
 from metalit.designing.honest import Confirmed, Final, concluded
 from metalit.designing.report import html_table, search_page
-from metalit.designing.search import Effort, design, facts, origin, seconds_spent, steps_spent
+from metalit.designing.search import Effort, design, facts, seconds_spent
 from metalit.designing.space import Space
 from metalit.judging.recipes import sine_network
+from reproduce.design_killed import chains, complaints, error_anew, search_in, worker
 
+STEPS_OF_ALL = 60
 SMALL = ["design", "sinusoids", "--meta-steps", 60, "--steps", 18, "--quiet"]
 
 
@@ -98,36 +100,6 @@ def test_a_table_says_what_it_is_given():
 # ---- workers -------------------------------------------------------------------------------------
 
 
-def worker(folder, number, *more):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "metalit", *map(str, SMALL), "--out", folder,
-                             "--no-judge", "--worker", str(number), "--beat", "1", *map(str, more)],
-                            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def study_of(folder):
-    "The search that a folder holds; with nothing left to do."
-    return design(ml.tasks.Sinusoids(5), sine_network, F.mse_loss, meta_steps=60, steps=18,
-                  folder=folder, beat=1, judges=False)
-
-
-def check_whole(found, budget=60):
-    "Every candidate has one end, and each meta-step of a checkpoint counts once."
-    trials = found.search.trials()
-    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED", "FAIL"}
-    by_origin = {}
-    for trial in trials: by_origin.setdefault(origin(trial), []).append(trial)
-    for number, tries in by_origin.items():
-        *dead, last = tries
-        assert {trial.state.name for trial in dead} <= {"FAIL"} and last.state.name != "FAIL"
-        assert len({json.dumps(trial.params, sort_keys=True) for trial in tries if trial.params}
-                   ) <= 1
-        if last.state.name == "COMPLETE": assert facts(last)["at"] == 18, number
-    assert 0.95 * budget <= steps_spent(trials) <= 1.05 * budget
-    assert steps_spent(trials) == sum(row["meta_steps"] for row in found.rows())
-    return by_origin
-
-
 def is_at_work(folder, number):
     "Whether a worker has trained something, by what stands in the data base."
     if not (folder / "search.db").exists(): return False
@@ -143,25 +115,32 @@ def test_a_killed_worker_loses_nothing_and_nothing_counts_twice(tmp_path):
 
     Fifty moments: `python -m reproduce.design_killed`.
     """
-    first, second = worker(tmp_path, 1), worker(tmp_path, 2)
+    first, second = (worker(tmp_path, number, STEPS_OF_ALL) for number in (1, 2))
     while not is_at_work(tmp_path, 2) and second.poll() is None: time.sleep(0.05)
     second.kill()
     assert second.wait() == -signal.SIGKILL
     assert first.wait(timeout=60) == 0, first.stderr.read()
     for process in (first, second): process.stderr.close()
-    found = study_of(tmp_path)
-    by_origin = check_whole(found)
-    assert {facts(trial)["worker"] for tries in by_origin.values() for trial in tries
-            if facts(trial)} == {1, 2}
-    done = [tries[-1] for tries in by_origin.values() if tries[-1].state.name == "COMPLETE"]
-    one = done[-1]
-    sentence = Space().read(one.params)
-    J = sentence.made(sine_network(0), F.mse_loss)
-    ml.meta_train(J, ml.tasks.Sinusoids(5), steps=18, progress=False,
-                  optimizer=sentence.optimizer())
-    looked = found.search.looks
-    again = ml.evaluate(J, looked, steps=(1,)).per_task.mean().item()
-    assert one.values[0] == again                            # bit for bit, killed or not
+    found = search_in(tmp_path, STEPS_OF_ALL)
+    assert complaints(found) == []
+    trials = [trial for tries in chains(found).values() for trial in tries]
+    assert {facts(trial)["worker"] for trial in trials if "worker" in facts(trial)} == {1, 2}
+    ended = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    assert error_anew(found, ended[-1]) == ended[-1].values[0]  # bit for bit, killed or not
+
+
+def test_what_would_be_wrong_is_seen(tmp_path):
+    found = search_in(tmp_path, 10)
+    assert complaints(found) == []
+    storage = found.search.study._storage
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)         # a trial without a sign of life
+        trial = found.search.study.ask()
+    assert complaints(found) == [f"candidate {trial.number} ended as ['RUNNING']"]
+    trial.set_user_attr("facts", {"at": 7})
+    storage.set_trial_state_values(trial._trial_id, state=optuna.trial.TrialState.FAIL)
+    assert complaints(found) == [f"candidate {trial.number} ended as ['FAIL']",
+                                 "17 meta-steps of 10"]
 
 
 def test_the_command_starts_its_workers(tmp_path, monkeypatch):
