@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table', 'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'units_of', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of', 'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'check_results', 'report_comparison', 'how_long', 'how_searched', 'how_worked', 'how_ended', 'Gauge', 'design', 'designed', 'started_workers', 'as_options', 'report_design', 'measured_anew']
+__all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table', 'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'units_of', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of', 'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'check_results', 'report_comparison', 'how_long', 'how_searched', 'how_worked', 'how_ended', 'Gauge', 'design', 'designed', 'started_workers', 'as_options', 'report_design', 'measured_anew', 'score']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
 class Names(click.ParamType):
@@ -938,3 +938,30 @@ def measured_anew(best: searching.Best) -> str:
                       zip(steps, fresh.mean, fresh.ci95, strict=True))
     return (f"The best, on {fresh.n_tasks} tasks that the search did not look at: {after}. How "
             "that compares with methods tuned as long: --against maml,meta-sgd")
+
+# %% ../nbs/7_workshop/74a_design_command.ipynb #39602cf0
+import json
+
+from .designing import scoring
+
+
+@main.command(context_settings={"show_default": True})
+@click.argument("file", type=Place())
+@click.option("--tasks", type=OneOf(list(scoring.SCORED_ON)), default="sinusoids",
+              help="What to score it on.")
+@click.option("--budget", type=Above(), default=60.0, help="Seconds of training.")
+@click.option("--steps", type=Count(1), default=None, show_default="as many as fit",
+              help="Meta-steps, within the budget.")
+@click.option("--memory", type=Above(), default=4.0, help="Gigabytes beside PyTorch's own.")
+@click.option("--seed", type=Count(0, MOST_OF["seed"]), default=0,
+              help="Fixes first weights and tasks.")
+def score(file: Path, tasks: str, budget: float, steps: int | None, memory: float,
+          seed: int) -> None:
+    """Score the meta-loss that FILE defines, as one line of JSON.
+
+    FILE defines make(model, loss), which returns a MetaLoss. It is judged, trained and measured in
+    a process of its own, with limits in time and memory. It runs with your rights: score only what
+    you would run anyway.
+    """
+    say(json.dumps(scoring.score(file, tasks=tasks, seconds=budget, steps=steps, memory=memory,
+                                 seed=seed)))

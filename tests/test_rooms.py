@@ -35,7 +35,8 @@ ROWS = (
     "data data.images data.glyphs data.omniglot data.patients data.other_patients",
     "judging.judge judging.recipes judging.baselines judging.conformal judging.comparison",
     "judging.runs judging",
-    "designing.space designing.search designing.honest designing.report designing",
+    "designing.space designing.search designing.honest designing.report",
+    "designing.scoring designing",
     "widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes",
     "widgets.patients widgets.explorer widgets.training widgets",
     "cli",
@@ -49,6 +50,7 @@ COMMAND = "the command is called as the function that it runs"
 TWICE = {"_all_": "what a room shows", "__getattr__": "the old names of a module that has moved",
          "one_graph": "of version 0.1.0, which took J, beside the function that took its place",
          "compare": COMMAND, "design": COMMAND, "evaluate": COMMAND,
+         "score": COMMAND,
          **dict.fromkeys(("CAPTION", "DEFAULT", "GRID", "LABELS", "LIMIT", "LRS", "MOST_STEPS",
                           "Start", "_draw", "_show", "described", "readable", "specification",
                           "start", "still", "trained"), FIGURE)}
