@@ -48,13 +48,15 @@ def test_a_chapter_as_a_page():
     figure = nbformat.v4.new_output("display_data", data)
     made = page(book(markdown("# A title\n\nSee `Exact`."), code("#| default_exp gradient.exact"),
                      code("#| hide\nx"), code("#| export\nx = 1"),
-                     code("#| echo: false\n#| fig-alt: A line.\nx", outputs=[figure])),
+                     code("#| echo: false\n#| fig-alt: A line.\nx", outputs=[figure]),
+                     code("#| code-fold: true\nx")),
                 7, TABLE)
-    title, makes, exported, drawn = made.cells
+    title, makes, exported, drawn, folded = made.cells
     assert title.source == "# 7. A title\n\nSee {py:obj}`Exact <metalit.gradient.exact.Exact>`."
     assert "{py:mod}`metalit.gradient.exact`" in makes.source
     assert (exported.source, exported.metadata.tags) == ("x = 1", ["exported"])
     assert (drawn.source, drawn.metadata.tags) == ("x", ["remove-input"])
+    assert (folded.source, folded.metadata.tags) == ("x", ["hide-input"])
     assert drawn.metadata.mystnb == {"image": {"alt": "A line."}}
     assert drawn.outputs[0].data == {"text/html": "<b>"}
 

@@ -6,6 +6,7 @@ The rest is left to MyST-NB. Only what the chapters use is understood here:
 
     #| hide                 the cell is not shown
     #| echo: false          its output is shown, its code is not
+    #| code-fold: true      its output is shown, its code behind a button
     #| fig-alt: TEXT        what its figures show, in words
     #| export, exporti      the code is shown as part of the library
     #| default_exp MODULE   becomes a line that links to the module's page in the API
@@ -100,6 +101,8 @@ def code_page(cell):
     tags = [tag for key, tag in (("export", "exported"), ("exporti", "exported")) if key in says]
     if says.get("echo") == "false":
         tags.append("remove-input")
+    if says.get("code-fold") == "true":
+        tags.append("hide-input")
     cell.metadata["tags"] = tags + cell.metadata.get("tags", [])
     if "fig-alt" in says:
         kinds = {kind for output in cell.outputs for kind in output.get("data", {})}

@@ -184,6 +184,15 @@ class LiveFigure(Answering):
                          spec | {"alt": alt, "caption": caption, "devices": devices()}, state,
                          frames)
 
+    def captioned(self, words: str) -> LiveFigure:
+        """The figure itself, with these words below it: what to move here, and what to notice.
+
+        Example: `sinusoid(steps=0).captioned("Slide the steps to 1.")`, with `from metalit.widgets
+        import sinusoid`.
+        """
+        self.spec = self.spec | {"caption": words}
+        return self
+
     def still(self) -> bytes:
         "The figure as a PNG: what torch computed, drawn by matplotlib, or the message."
         if "message" in self.picture: return as_png(written(self.picture["message"]))
