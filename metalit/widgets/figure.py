@@ -187,8 +187,7 @@ class LiveFigure(Answering):
     def captioned(self, words: str) -> LiveFigure:
         """The figure itself, with these words below it: what to move here, and what to notice.
 
-        Example: `sinusoid(steps=0).captioned("Slide the steps to 1.")`, with `from metalit.widgets
-        import sinusoid`.
+        Example: `sinusoid().captioned("Slide α.")`, with `from metalit.widgets import sinusoid`.
         """
         self.spec = self.spec | {"caption": words}
         return self
