@@ -1,6 +1,8 @@
 """Every live figure on the static site: it moves by keyboard and pointer, and draws what is right.
 """
 import json
+import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,7 @@ STILL = {page for page in PAGES if page.startswith("9_")} | {
     "7_workshop/65_evaluation", "7_workshop/66_watching", "7_workshop/68_identity",
     "7_workshop/70a_many_steps", "7_workshop/70b_whole_run",
     "7_workshop/71_chunks", "7_workshop/73a_runs", "7_workshop/74a_design_command",
+    "7_workshop/75_main",
     "7_workshop/77_random", "7_workshop/78_checks"}
 # The first figure of these pages is the one that the function makes by itself.
 TWINS = {"8_figures/81_sinusoid_figure": widgets.sinusoid,
@@ -95,14 +98,28 @@ def test_a_chapter_of_machinery_has_no_figure_that_shows_something_else(site):
     assert with_figure == set(PAGES) - STILL
 
 
+def depth(page):
+    "The share of a page's words that stand before its first live figure."
+    article = re.search(r"<article.*?</article>", page, re.DOTALL)[0]
+    bare = re.sub(r"<(script|style|noscript|svg)\b.*?</\1>", "", article, flags=re.DOTALL)
+    before, _, after = bare.partition('id="metalit-')
+    words = [len(re.sub(r"<[^>]*>", " ", part).split()) for part in (before, after)]
+    return words[0] / sum(words)
+
+
+def test_the_figure_stands_right_behind_the_question(site):
+    depths = [depth((SITE / f"{page}.html").read_text(encoding="utf-8"))
+              for page in PAGES if page not in STILL]
+    assert statistics.median(depths) <= 0.2
+
+
 @pytest.mark.parametrize("name", [page for page in PAGES if page not in STILL])
 def test_every_other_chapter_has_a_figure_that_moves_by_pointer_and_every_control_of_it_by_keyboard(
     site, browser_page, name
 ):
     found = figures(browser_page, site, name)
     assert found.count() > 0, "a chapter without a live figure"
-    # its first figure waits for a training
-    figure = found.last if name.endswith("training_figure") else found.first
+    figure = found.first
     assert not figure.locator(".m-message").is_visible(), figure.locator(".m-message").inner_text()
     controls = figure.locator("input[data-key], select[data-key]")
     assert controls.count() > 0

@@ -1,0 +1,109 @@
+"""Where the figures that move stand in their chapters, and what stands below them."""
+import ast
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+from check_book import tree_of
+
+from metalit import widgets
+
+NBS = Path(__file__).parent.parent / "nbs"
+# A figure that compares measured times stands beside the measurement.
+LATE = {"7_workshop/70_compiled"}
+# Chapters that make a figure show it as its function makes it, with the caption of the function.
+MAKERS = {"8_figures/81_sinusoid_figure", "8_figures/82_two_parameters",
+          "8_figures/83_rewards_figure", "8_figures/84_episode_figure",
+          "8_figures/85_training_figure", "8_figures/85a_patients_figure"}
+
+
+def is_figure(node):
+    "Whether an expression makes a live figure, with a caption of its own or not."
+    if not isinstance(node, ast.Call): return False
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    return is_figure(node.func.value) if name == "captioned" else name in widgets.__all__
+
+
+def shows(source):
+    "Whether a cell ends with a live figure: made there, or made before under a name."
+    if re.search(r"^#\| *export", source, re.MULTILINE): return False
+    body = tree_of(source).body
+    if not body or not isinstance(body[-1], ast.Expr): return False
+    shown = body[-1].value
+    if isinstance(shown, ast.Call) and getattr(shown.func, "attr", "") == "captioned":
+        shown = shown.func.value
+    named = {ast.unparse(line.targets[0]) for line in body
+             if isinstance(line, ast.Assign) and is_figure(line.value)}
+    return is_figure(shown) or ast.unparse(shown) in named
+
+
+def first_figure(cells):
+    "The share of a chapter's characters before its first live figure, and the figure's cell."
+    sources = ["".join(cell["source"]) for cell in cells]
+    for number, (cell, source) in enumerate(zip(cells, sources, strict=True)):
+        if cell["cell_type"] == "code" and shows(source):
+            return sum(map(len, sources[:number])) / sum(map(len, sources)), source
+    return None
+
+
+def chapters():
+    "Every chapter with a live figure: its name, how deep the first is, and its cell."
+    for path in sorted(NBS.glob("[1-8]_*/*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if found := first_figure(cells):
+            yield path.relative_to(NBS).with_suffix("").as_posix(), *found
+
+
+FOUND = {name: (depth, source) for name, depth, source in chapters()}
+
+
+def test_a_live_figure_stands_right_behind_the_question():
+    assert len(FOUND) > 60
+    depths = {name: depth for name, (depth, _) in FOUND.items()}
+    assert statistics.median(depths.values()) <= 0.15
+    assert {name for name, depth in depths.items() if depth > 0.25} <= LATE
+
+
+@pytest.mark.parametrize("name", [name for name in FOUND if name not in LATE])
+def test_its_cell_is_folded_and_brings_its_own_imports(name):
+    source = FOUND[name][1]
+    assert source.startswith("#| code-fold: true\n")
+    assert "metalit.widgets" in source or "from metalit import widgets" in source
+
+
+def caption(source):
+    "The words below a figure, or None where the function chooses them."
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call): continue
+        said = [word.value for word in node.keywords if word.arg == "caption"]
+        if getattr(node.func, "attr", "") == "captioned": said += node.args
+        if said: return ast.literal_eval(said[0])
+    return None
+
+
+def test_each_has_a_caption_of_its_own():
+    captions = {name: caption(source) for name, (_, source) in FOUND.items()
+                if name not in LATE | MAKERS}
+    assert all(captions.values()), [name for name, words in captions.items() if not words]
+    assert len(set(captions.values())) == len(captions)
+    assert all(len(words.split()) >= 12 for words in captions.values()), captions
+
+
+def notebook(*cells):
+    "Cells of a notebook: code, and text where it begins with a hash and a space."
+    return [{"cell_type": "markdown" if cell.startswith("# ") else "code", "source": cell}
+            for cell in cells]
+
+
+@pytest.mark.parametrize(("cell", "share"), [
+    ("widgets.sinusoid()", 0.5), ("sinusoid(steps=0).captioned('Slide.')", 0.5),
+    ("one = widgets.rewards()\none.move(steps=1)\none", 0.5),
+    ("run = training_run(J, tasks)\nmeta_train(J)\nrun.captioned('Slide.')", 0.5),
+    ("figure = sinusoid()", None), ("sinusoid().picture", None), ("x = 1\nx", None),
+    ("#| export\ndef two(): return 2\nsinusoid()", None)])
+def test_how_deep_a_figure_is(cell, share):
+    before = "# " + "x" * (len(cell) - 2)
+    found = first_figure(notebook(before, cell))
+    assert (found is None and share is None) or found[0] == share
