@@ -31,11 +31,12 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
 
     `compute(**values)` returns x and the lines, `{name: y}`, all of one length.
 
-    `controls` are the sliders and the values each can take (words make a select box); `start` are
-    the values at first, by default the first of each. Everything is computed at once, at most 400
-    combinations. `log` is for the axis of y, and `y` its ends, by default wide enough for all, but
-    no more than eight decades. x and the lines may be tensors or lists; where a line is not finite
-    it breaks off, where it is beyond the axis it leaves, and the figure says so.
+    `controls` are the sliders and the values each can take (words make a menu, two values of any
+    kind two buttons); `start` are the values at first, by default the first of each. Everything is
+    computed at once, at most 400 combinations. `log` is for the axis of y, and `y` its ends, by
+    default wide enough for all, but no more than eight decades. x and the lines may be tensors or
+    lists; where a line is not finite it breaks off, where it is beyond the axis it leaves, and the
+    figure says so.
 
     Raises `ValueError` for more than 400 combinations, for a start that is no value of its control,
     and for lines whose length is not that of x.

@@ -121,13 +121,15 @@ def test_every_other_chapter_has_a_figure_that_moves_by_pointer_and_every_contro
     assert found.count() > 0, "a chapter without a live figure"
     figure = found.first
     assert not figure.locator(".m-message").is_visible(), figure.locator(".m-message").inner_text()
-    controls = figure.locator("input[data-key], select[data-key]")
+    # of two buttons the one that is not pressed
+    controls = figure.locator("input[data-key], select[data-key], "
+                              "button[data-key][aria-pressed=false]")
     assert controls.count() > 0
     slide_by_pointer(browser_page, figure)
     for i in range(controls.count()):
         control, before = controls.nth(i), figure.evaluate(LOOK)
         control.focus()
-        if control.get_attribute("type") == "checkbox":
+        if control.get_attribute("type") in ("checkbox", "button"):
             browser_page.keyboard.press("Space")
         elif control.evaluate("node => node.tagName") == "SELECT":
             if control.locator("option").count() < 2: continue
@@ -145,6 +147,10 @@ def test_what_it_draws_is_what_the_library_computes_wherever_its_controls_are(
 ):
     figure, twin = figures(browser_page, site, name).first, TWINS[name]()
     assert_right(figure.evaluate(LOOK), twin)
+    for other in figure.locator("button[data-key][aria-pressed=false]").all():
+        before = figure.evaluate(LOOK)
+        other.click()
+        assert_right(wait_for_move(browser_page, figure, before), twin)
     controls = figure.locator("input[type=range], select[data-key]")
     for i in range(controls.count()):
         control, before = controls.nth(i), figure.evaluate(LOOK)

@@ -131,6 +131,10 @@ html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-
   width: 100%; }
 .metalit-figure select option { color: #111; background: #fff; }
 .metalit-figure button { cursor: pointer; width: auto; }
+.metalit-figure .m-pair { font-size: 13px; }
+.metalit-figure .m-pair div { display: flex; flex-wrap: wrap; gap: .35rem; margin-top: .15rem; }
+.metalit-figure button[aria-pressed=true] { font-weight: 600; border-color: currentColor;
+  background: color-mix(in srgb, currentColor 16%, transparent); }
 .metalit-figure input[type=checkbox] { accent-color: #0072B2; margin-right: .4em; }
 .metalit-figure :is(input, select, button):focus-visible { outline: 2px solid #56B4E9; outline-offset: 2px; }
 .metalit-figure p { margin: .4rem 0 0; }
@@ -453,6 +457,17 @@ class Interface {
     this.updates.push((state) => { input.value = options.findIndex(([value]) => value === state[key]); });
     this.controls.append(h("label", {}, h("span", { class: "m-top" }, label), input));
     return input;
+  }
+
+  // Two things to choose from are two buttons; more are a menu.
+  choice({ key, label, options }) {
+    if (options.length !== 2) return this.select({ key, label, options });
+    const pair = options.map(([value, name]) => h("button",
+      { type: "button", "data-key": key, onclick: () => this.set({ [key]: value }) }, name ?? String(value)));
+    this.updates.push((state) => pair.forEach((made, i) => made.setAttribute("aria-pressed", options[i][0] === state[key])));
+    this.controls.append(h("div", { class: "m-pair", role: "group", "aria-label": label },
+      h("span", { class: "m-top" }, label), h("div", {}, ...pair)));
+    return pair;
   }
 
   check({ key, label }) {

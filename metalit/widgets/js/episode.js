@@ -473,8 +473,8 @@ function controls(ui, spec) {
   const numbered = (names) => names.map((name, i) => [i, name]);
   ui.slider({ key: "lr", label: "inner step size α", values: spec.lrs, digits: 2 });
   const starts = Object.entries(spec.starts).map(([name, { label }]) => [name, label]);
-  ui.select({ key: "start", label: "start", options: starts });
-  ui.select({ key: "episode", label: "episode", options: numbered(spec.titles) });
+  ui.choice({ key: "start", label: "start", options: starts });
+  ui.choice({ key: "episode", label: "episode", options: numbered(spec.titles) });
   ui.check({ key: "together", label: "judge all queries together" });
 }
 

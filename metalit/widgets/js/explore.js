@@ -9,8 +9,8 @@ export function build(ui, spec) {
   const plot = ui.plot({ label: spec.title, x: spec.x, y: spec.y, xlabel: spec.xlabel, ylabel: spec.ylabel,
                          log: spec.log ? "y" : "", height: 0.5 });
   for (const { key, label, values } of spec.controls) {
-    if (values.every((value) => typeof value === "number")) ui.slider({ key, label, values });
-    else ui.select({ key, label, options: values.map((value) => [value, String(value)]) });
+    if (values.length !== 2 && values.every((value) => typeof value === "number")) ui.slider({ key, label, values });
+    else ui.choice({ key, label, options: values.map((value) => [value, String(value)]) });
   }
   return (state, { x, lines }) => {
     Object.entries(lines).forEach(([name, y], i) => {

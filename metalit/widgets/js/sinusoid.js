@@ -143,8 +143,8 @@ function drawPoints(plot, ui, spec, state, picture) {
 
 function controls(ui, spec) {
   const options = Object.entries(spec.starts).map(([name, { label }]) => [name, label]);
-  ui.select({ key: "left", label: "left: start", options });
-  ui.select({ key: "right", label: "right: start", options });
+  ui.choice({ key: "left", label: "left: start", options });
+  ui.choice({ key: "right", label: "right: start", options });
   ui.slider({ key: "steps", label: "inner steps K", min: 0, max: spec.steps, step: 1, digits: 0 });
   ui.slider({ key: "lr", label: "inner step size α", values: spec.lrs, digits: 3 });
   ui.slider({ key: "amplitude", label: "amplitude", min: 0.1, max: 5, step: 0.1, digits: 1 });
