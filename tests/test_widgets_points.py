@@ -14,6 +14,7 @@ from torch.testing import assert_close
 import metalit as ml
 from metalit.models import Point, mlp
 from metalit.tasks import curvature, half_square
+from metalit.widgets.explorer import called, explore, lowest_of, still
 from metalit.widgets.figure import finite
 from metalit.widgets.landscape import RATES, REMARKS, best_start, rewards
 from metalit.widgets.plane import (
@@ -208,3 +209,51 @@ def test_a_page_has_its_picture_its_script_and_no_request(make):
     page = make().html()
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert len(page) < 400_000
+
+
+def offered(figure):
+    "The keys that a reader can choose, and those with an arrow at first."
+    arrows = [key for key in CHOICES if figure.state.get(f"arrow_{key}")]
+    return [choice["key"] for choice in figure.spec["choices"]], arrows
+
+
+def test_a_figure_offers_what_its_chapter_has_introduced_and_no_more(net_loss):
+    assert offered(two_parameters(only=("fomaml", "maml"))) == (["fomaml", "maml"],
+                                                                ["maml", "fomaml"])
+    assert two_parameters(only=("fomaml", "maml")).state["shown"] == "fomaml"
+    assert offered(two_parameters({"mine": net_loss}, only=()))[0] == ["mine"]
+    assert rewards(only=("norm", "maml")).state["loss"] == "norm"
+    mine = rewards({"mine": net_loss}, only=("maml",))
+    assert (offered(mine)[0], mine.state["loss"]) == (["maml", "mine"], "mine")
+    assert len(offered(two_parameters())[0]) == len(CHOICES) == len(offered(rewards())[0])
+
+
+@pytest.mark.parametrize("figure", [two_parameters, rewards])
+def test_what_is_not_there_cannot_be_offered(figure):
+    with pytest.raises(ValueError, match="only='mamal': no such meta-loss; there are maml, fomaml"):
+        figure(only=("maml", "mamal"))
+    with pytest.raises(ValueError, match=r"only=\(\) leaves nothing to choose from"):
+        figure(only=())
+
+
+def test_a_caption_of_its_own_stands_on_the_page():
+    figure = rewards(only=("maml",))
+    assert figure.captioned("Choose MAML.") is figure
+    assert figure.spec["caption"] == "Choose MAML." and '"caption":"Choose MAML."' in figure.html()
+
+
+def test_the_lowest_places_of_lines_are_marked_where_there_are_any():
+    assert lowest_of([0.0, 1.0, 2.0], [2.0, None, 1.0]) == ([], [])
+    assert lowest_of([0.0, 1.0, 2.0], [2.0, 1.0, None]) == ([1.0], [1.0])
+    assert lowest_of([0.0, 1.0], [None, None]) == ([], [])
+    def bowl(lr): return [0, 1, 2], {"a": [2, lr, 2], "b": [0, 1, 2]}
+    figure = explore(bowl, {"lr": [0.5, 1.0]}, title="", xlabel="", ylabel="", caption="",
+                     lowest=True)
+    drawn = still(figure.spec, figure.picture).axes[0].lines
+    assert [line.get_xydata().tolist() for line in drawn if line.get_marker() == "o"] == [
+        [[1.0, 0.5]], []]
+
+
+def test_controls_are_called_by_the_symbols_of_the_book():
+    assert [called(key) for key in ("lr", "steps", "beta", "my_own")] == [
+        "step size α", "inner steps K", "β", "my own"]

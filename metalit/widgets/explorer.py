@@ -17,26 +17,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LIMIT', 'Compute', 'explore', 'checked', 'lines_of', 'ranges', 'still']
+__all__ = ['LIMIT', 'Compute', 'SYMBOLS', 'explore', 'called', 'checked', 'lines_of', 'ranges', 'lowest_of', 'still']
 
 # %% ../../nbs/8_figures/86_explore.ipynb #08d40bc7
 LIMIT = 400  # positions that are computed beforehand; beyond, a page becomes heavy and a cell slow
 Compute = Callable[..., tuple[Any, dict[str, Any]]]  # of values of the controls: x, and the lines
+# How controls are called that stand for a symbol of this book.
+SYMBOLS = {"alpha": "step size α", "lr": "step size α", "steps": "inner steps K",
+           "inner_steps": "inner steps K", "beta": "β", "rho": "ρ", "power": "power p"}
 
 
 def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str, xlabel: str,
             ylabel: str, caption: str, log: bool = False, y: tuple[float, float] | None = None,
-            **start: Any) -> LiveFigure:
+            lowest: bool = False, **start: Any) -> LiveFigure:
     """A figure of lines over sliders.
 
     `compute(**values)` returns x and the lines, `{name: y}`, all of one length.
 
     `controls` are the sliders and the values each can take (words make a menu, two values of any
     kind two buttons); `start` are the values at first, by default the first of each. Everything is
-    computed at once, at most 400 combinations. `log` is for the axis of y, and `y` its ends, by
-    default wide enough for all, but no more than eight decades. x and the lines may be tensors or
-    lists; where a line is not finite it breaks off, where it is beyond the axis it leaves, and the
-    figure says so.
+    computed at once, at most 400 combinations. `lowest` marks the lowest place of each line. `log`
+    is for the axis of y, and `y` its ends, by default wide enough for all, but no more than eight
+    decades. x and the lines may be tensors or lists; where a line is not finite it breaks off,
+    where it is beyond the axis it leaves, and the figure says so.
 
     Raises `ValueError` for more than 400 combinations, for a start that is no value of its control,
     and for lines whose length is not that of x.
@@ -53,10 +56,10 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
                            for values in itertools.product(*controls.values())]
     known = {position(state): lines_of(compute, state) for state in states}
     window = ranges(list(known.values()), log) | ({"y": list(y)} if y else {})
-    sliders = [{"key": key, "label": key.replace("_", " "), "values": list(values)}
+    sliders = [{"key": key, "label": called(key), "values": list(values)}
                for key, values in controls.items()]
     spec = {"title": title, "xlabel": xlabel, "ylabel": ylabel, "log": log, "controls": sliders,
-            **window}
+            "lowest": lowest, **window}
     return LiveFigure(
         "explore", spec=spec, state=state, compute=lambda state: known[position(state)],
         draw=lambda state, picture: still(spec, picture), frames=states, caption=caption,
@@ -64,6 +67,11 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
     )
 
 # %% ../../nbs/8_figures/86_explore.ipynb #27e7e835
+def called(key: str) -> str:
+    "What stands beside a control: the symbol of the book, or its own name."
+    return SYMBOLS.get(key, key.replace("_", " "))
+
+
 def checked(controls: dict[str, Sequence[Any]], start: FigureState) -> FigureState:
     "The values at first; `ValueError` for too many combinations, and for a start that is no value."
     count = math.prod(len(values) for values in controls.values())
@@ -105,11 +113,20 @@ def ranges(pictures: list[Picture], log: bool) -> dict[str, list[float]]:
     return {"x": [min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1], "y": [low, high]}
 
 
+def lowest_of(x: list[float], y: list[float | None]) -> tuple[list[float], list[float]]:
+    "The lowest place of a line, as lists of one number; of none if it is an end of the axis."
+    found = [(value, place) for place, value in zip(x, y, strict=True) if value is not None]
+    value, place = min(found, default=(0.0, x[0]))
+    return ([place], [value]) if place not in (x[0], x[-1]) else ([], [])
+
+
 def still(spec: dict[str, Any], picture: Picture) -> Figure:
     "The lines of one position on paper."
     fig, ax = figure(width=5)
     for name, y in picture["lines"].items():
-        ax.plot(picture["x"], [math.nan if value is None else value for value in y], label=name)
+        values = [math.nan if value is None else value for value in y]
+        line, = ax.plot(picture["x"], values, label=name)
+        if spec["lowest"]: ax.plot(*lowest_of(picture["x"], y), "o", color=line.get_color())
     ax.set(xlabel=spec["xlabel"], ylabel=spec["ylabel"], title=spec["title"], xlim=spec["x"],
            ylim=spec["y"], yscale="log" if spec["log"] else "linear")
     legend(ax)

@@ -5,6 +5,7 @@
 # %% ../../nbs/8_figures/83_rewards_figure.ipynb #72a3d270
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -143,26 +144,29 @@ def _draw(state: FigureState, picture: Picture) -> Figure:
     return fig
 
 # %% ../../nbs/8_figures/83_rewards_figure.ipynb #d4a82c20
-def rewards(own: dict[str, MetaLoss] | None = None, *, task: Task | None = None) -> LiveFigure:
+def rewards(own: dict[str, MetaLoss] | None = None, *, task: Task | None = None,
+            only: Sequence[str] | None = None) -> LiveFigure:
     """The figure of this chapter: where descent on a meta-loss ends, and its worth.
 
     That is what it is worth after adaptation.
 
     `own` are meta-losses of yours by name; they are put on the bed by `J.on`. `task` are two or
-    more other bowls, from `quadratic_task`.
+    more other bowls, from `quadratic_task`. `only` are the keys of `CHOICES` that the figure
+    offers, by default all; it opens with the first.
 
-    Raises `ValueError` for tasks that are not bowls in two dimensions, and for a name that is
-    taken.
+    Raises `ValueError` for tasks that are not bowls in two dimensions, for a name that is taken,
+    and for a key that is not there.
 
     Example: `rewards({"mine": J})`.
     """
     (task, own), grid = bed_of(task, own), 31 if own else GRID
-    state = DEFAULT | ({"loss": next(iter(own))} if own else {})
+    first = next(iter((*own, *(only or ()))), DEFAULT["loss"])
+    state = DEFAULT | {"loss": first}
     rates = {key: dict(zip(("rate", "power"), RATES.get(key, OWN_RATE), strict=True))
              for key in (*CHOICES, *own)}
     return LiveFigure(
         "rewards", spec={"tasks": described(task), "reach": REACH, "grid": grid,
-                         "choices": listed(own), "rates": rates, "remarks": REMARKS,
+                         "choices": listed(own, only), "rates": rates, "remarks": REMARKS,
                          "outers": [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0], "x": DEFAULT["x"],
                          "y": DEFAULT["y"]},
         state=state, compute=lambda state: _show(state, task, own, grid), draw=_draw,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Make', 'CHOICES', 'REACH', 'GRID', 'ARROW', 'NO_SLOPE', 'DEFAULT', 'ARROWS', 'four_bowls', 'Choice', 'set_by_sliders',
            'made', 'readable', 'values_at', 'grid_of', 'gradient_of', 'inner_loop', 'paths_of', 'draw_ground', 'square',
-           'described', 'listed', 'frames_of', 'bed_of', 'two_parameters']
+           'described', 'offered', 'listed', 'frames_of', 'bed_of', 'two_parameters']
 
 # %% ../../nbs/8_figures/82_two_parameters.ipynb #4647029b
 def four_bowls() -> Task:
@@ -247,11 +247,21 @@ def described(task: Task) -> list[dict[str, Any]]:
             for i in range(len(s))]
 
 
-def listed(own: dict[str, MetaLoss]) -> list[dict[str, str]]:
+def offered(only: Sequence[str] | None) -> dict[str, Choice]:
+    "The meta-losses of the book that a figure offers; `ValueError` for one that is not there."
+    if only is None: return CHOICES
+    if missing := [key for key in only if key not in CHOICES]:
+        raise ValueError(f"only={missing[0]!r}: no such meta-loss; there are {', '.join(CHOICES)}")
+    return {key: CHOICES[key] for key in only}
+
+
+def listed(own: dict[str, MetaLoss], only: Sequence[str] | None = None) -> list[dict[str, str]]:
     "All meta-losses to choose from, for the browser."
-    return ([{"key": key, "name": c.name, "short": c.short, "colour": c.colour}
-             for key, c in CHOICES.items()]
-            + [{"key": key, "name": key, "short": key, "colour": "currentColor"} for key in own])
+    found = [{"key": key, "name": c.name, "short": c.short, "colour": c.colour}
+             for key, c in offered(only).items()]
+    found += [{"key": key, "name": key, "short": key, "colour": "currentColor"} for key in own]
+    if not found: raise ValueError(f"{only=} leaves nothing to choose from")
+    return found
 
 
 def frames_of(state: FigureState, key: str, own: dict[str, MetaLoss]) -> list[FigureState]:
@@ -278,24 +288,27 @@ def bed_of(task: Task | None, own: dict[str, MetaLoss] | None) -> tuple[Task, di
     return task.to(dtype=torch.float64), own
 
 # %% ../../nbs/8_figures/82_two_parameters.ipynb #687bb8ef
-def two_parameters(own: dict[str, MetaLoss] | None = None, *,
-                   task: Task | None = None) -> LiveFigure:
+def two_parameters(own: dict[str, MetaLoss] | None = None, *, task: Task | None = None,
+                   only: Sequence[str] | None = None) -> LiveFigure:
     """The figure of this chapter: drag θ over a meta-loss, and see where each rule would send it.
 
     `own` are meta-losses of yours by name; they are put on the bed by `J.on`. `task` are two or
-    more other bowls, from `quadratic_task`.
+    more other bowls, from `quadratic_task`. `only` are the keys of `CHOICES` that the figure
+    offers, by default all; each of them then has an arrow.
 
-    Raises `ValueError` for tasks that are not bowls in two dimensions, and for a name that is
-    taken.
+    Raises `ValueError` for tasks that are not bowls in two dimensions, for a name that is taken,
+    and for a key that is not there.
 
     Example: `two_parameters({"mine": J})`.
     """
     (task, own), grid = bed_of(task, own), 31 if own else GRID
-    state = DEFAULT | {f"arrow_{key}": key in ARROWS or key in own for key in (*CHOICES, *own)}
+    arrows = (*(ARROWS if only is None else only), *own)
+    state = DEFAULT | {f"arrow_{key}": key in arrows for key in (*CHOICES, *own)}
+    if only: state["shown"] = only[0]
     if own: state["shown"] = next(iter(own))
     return LiveFigure(
         "two_parameters", spec={"tasks": described(task), "reach": REACH, "grid": grid,
-                                "choices": listed(own), "x": DEFAULT["x"], "y": DEFAULT["y"]},
+                                "choices": listed(own, only), "x": DEFAULT["x"], "y": DEFAULT["y"]},
         state=state, compute=lambda state: _show(state, task, own, grid),
         draw=lambda state, picture: _draw(state, picture, task),
         frames=frames_of(state, "shown", own),

@@ -184,6 +184,23 @@ def test_points_are_dragged_by_pointer_and_by_keys_and_the_numbers_follow(site, 
     assert_right(wait_for_move(browser_page, figure, dragged), twin)
 
 
+@pytest.mark.parametrize("name", TWINS)
+def test_what_is_told_moves_no_control_while_one_is_moved(site, new_page, name):
+    page = new_page(viewport={"width": 700, "height": 1000})
+    figure = figures(page, site, name).first
+    sliders = figure.locator("input[type=range]")
+    def heights():
+        top = figure.bounding_box()["y"]
+        return [sliders.nth(i).bounding_box()["y"] - top for i in range(sliders.count())]
+    stood = heights()
+    for i in range(sliders.count()):
+        for key in ("End", "Home"):
+            sliders.nth(i).focus()
+            page.keyboard.press(key)
+            page.wait_for_timeout(100)
+            assert heights() == stood
+
+
 def test_the_line_on_the_page_goes_through_the_numbers(site, browser_page):
     figure = figures(browser_page, site, "8_figures/81_sinusoid_figure").first
     shown = figure.evaluate(LOOK)

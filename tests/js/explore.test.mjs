@@ -1,7 +1,7 @@
 // Lines over sliders: what is said of them.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { inWords } from "../../metalit/widgets/js/explore.js";
+import { inWords, lowest, valuesAt } from "../../metalit/widgets/js/explore.js";
 
 const spec = { xlabel: "steps", y: [0, 2] };
 
@@ -13,4 +13,18 @@ test("a line that breaks off and lines that leave the window are named", () => {
   assert.equal(inWords(spec, { x: [0, 1], lines: { a: [1, null], b: [-1, 1], c: [1, 2.01] } }),
     "At steps 1, a: not finite; b: 1; c: 2.01. Where a line breaks off, a is not a finite number."
     + " Beyond the axis in places: b, c.");
+});
+
+test("the lowest places are told, and an end of the axis is none", () => {
+  assert.equal(lowest([2, 1, 3]), 1);
+  assert.deepEqual([[1, 2, 3], [3, 2, 1], [null, null, null], []].map(lowest), [-1, -1, -1, -1]);
+  const lines = { a: [2, 1, 2], b: [0, 1, 2] };
+  assert.equal(inWords({ ...spec, lowest: true }, { x: [0, 0.5, 1], lines }), "Lowest: a at 0.5.");
+  assert.equal(inWords({ ...spec, lowest: true }, { x: [0, 0.5, 1], lines: { b: lines.b } }), "Lowest: nowhere.");
+});
+
+test("the values under the pointer are those of the nearest place", () => {
+  const now = { x: [0, 1, 2], lines: { a: [5, 6.12345, 7], b: [1, null, 3] } };
+  assert.equal(valuesAt(spec, now, 0.8), "At steps 1, a: 6.12; b: not finite.");
+  assert.equal(valuesAt(spec, now, 9), "At steps 2, a: 7; b: 3.");
 });

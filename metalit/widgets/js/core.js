@@ -113,7 +113,7 @@ html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-
 .metalit-figure .m-legend { display: flex; flex-wrap: wrap; gap: 0 .9rem; font-size: 12px; min-height: 1.4em; }
 .metalit-figure .m-legend i { display: inline-block; width: 1.1em; height: 0; border-top: 3px solid; margin-right: .35em;
   vertical-align: .25em; }
-.metalit-figure .m-legend i.dot { width: .6em; height: .6em; border: 0; border-radius: 50%; vertical-align: 0; }
+.metalit-figure .m-legend svg.m-mark { margin-right: .3em; vertical-align: -1px; }
 .metalit-figure svg.m-plot { display: block; width: 100%; overflow: visible; touch-action: pan-y; }
 .metalit-figure svg text { fill: currentColor; font-size: 11px; font-family: inherit; }
 .metalit-figure .m-axis { stroke: currentColor; stroke-opacity: .45; }
@@ -154,6 +154,21 @@ const GAP_BETWEEN_TICKS = 70;
 const nextNumber = () => (globalThis.metalitPlots = (globalThis.metalitPlots ?? 0) + 1);
 
 const near = (pixel) => Math.min(1e5, Math.max(-1e5, pixel));
+
+// A mark, drawn from its middle.
+function markOf(shape, r) {
+  return { circle: `m${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
+           square: `m${-r},${-r}h${2 * r}v${2 * r}h${-2 * r}z`,
+           diamond: `m0,${-r * 1.3}l${r * 1.3},${r * 1.3}l${-r * 1.3},${r * 1.3}l${-r * 1.3},${-r * 1.3}z`,
+           cross: `m${-r},${-r}l${2 * r},${2 * r}m0,${-2 * r}l${-2 * r},${2 * r}` }[shape];
+}
+
+// What stands before a name in the legend: the line or the mark of the plot itself.
+function swatch({ kind, colour: ink, shape }) {
+  if (kind !== "dot") return h("i", { class: kind, style: `border-top:3px ${kind} ${ink}` });
+  return svg("svg", { class: "m-mark", width: 12, height: 12, viewBox: "-6 -6 12 12", "aria-hidden": "true" },
+    svg("path", { d: `M0,0${markOf(shape, 3.6)}`, fill: ink, stroke: shape === "cross" ? ink : "none", "stroke-width": 2 }));
+}
 
 class Plot {
   constructor(ui, { label, x, y, xlabel = "", ylabel = "", height = 0.72, log = "", square = false }) {
@@ -254,10 +269,7 @@ class Plot {
     const key = entries.map((e) => e.dataset.label + e.dataset.colour).join();
     if (this.legend.dataset.key === key) return;
     this.legend.dataset.key = key;
-    this.legend.replaceChildren(...entries.map(({ dataset }) =>
-      h("span", {}, h("i", { class: dataset.kind,
-        style: dataset.kind === "dot" ? `background:${dataset.colour}` : `border-top:3px ${dataset.kind} ${dataset.colour}` }),
-        dataset.label)));
+    this.legend.replaceChildren(...entries.map(({ dataset }) => h("span", {}, swatch(dataset), dataset.label)));
   }
 
   clear(id, element = this.parts.get(id)) {
@@ -292,10 +304,8 @@ class Plot {
     element.setAttribute("fill", colour(look.colour));
     element.setAttribute("stroke", shape === "cross" ? colour(look.colour) : "none");
     element.setAttribute("stroke-width", 2);
-    const r = radius;
-    const mark = { circle: `m${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
-                   square: `m${-r},${-r}h${2 * r}v${2 * r}h${-2 * r}z`, diamond: `m0,${-r * 1.3}l${r * 1.3},${r * 1.3}l${-r * 1.3},${r * 1.3}l${-r * 1.3},${-r * 1.3}z`,
-                   cross: `m${-r},${-r}l${2 * r},${2 * r}m0,${-2 * r}l${-2 * r},${2 * r}` }[shape];
+    element.dataset.shape = shape;
+    const mark = markOf(shape, radius);
     element.setAttribute("d", Array.from(xs, (x, i) => Number.isFinite(x) && Number.isFinite(ys[i]) && ys[i] !== null
       ? `M${this.px(x).toFixed(2)},${this.py(ys[i]).toFixed(2)}${mark}` : "").join(""));
   }
@@ -396,6 +406,12 @@ class Plot {
       event.stopPropagation();                               // JupyterLab listens to arrow keys and Delete too
     });
     return element;
+  }
+
+  // Where the pointer is, in the units of the x axis; null once it has left.
+  watch(told) {
+    this.svg.addEventListener("pointermove", (event) => told(this.at(event)[0]));
+    this.svg.addEventListener("pointerleave", () => told(null));
   }
 
   // A click on empty ground.
@@ -509,7 +525,8 @@ export function start(figure, model, el) {
     if (!scheduled) requestAnimationFrame(refresh);          // several moves within one frame are one
     scheduled = true;
   });
-  figureNode.append(h("style", {}, STYLE), message, ui.panels, ui.noteNode, ui.controls,
+  // What is told stands below the controls: however long it is, it moves none of them.
+  figureNode.append(h("style", {}, STYLE), message, ui.panels, ui.controls, ui.noteNode,
     h("p", { class: "m-caption" }, spec.caption ?? ""), status);
   el.replaceChildren(figureNode);
 

@@ -17,6 +17,15 @@ export function inWords(names) {
   return names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;
 }
 
+// The sliders that a figure needs: λ and the margin for those of its meta-losses that have one, and for a reader's own.
+export function knobs(ui, choices, most, step) {
+  const has = (...names) => choices.some(({ key, colour }) => names.includes(key) || colour === "currentColor");
+  if (has("norm", "triplet", "conml", "written_curvature"))
+    ui.slider({ key: "weight", label: "factor λ of second terms", min: 0, max: most, step });
+  if (has("triplet", "written_contrastive"))
+    ui.slider({ key: "margin", label: "margin m (triplet, §4.2)", min: 0.1, max: 3, step: 0.1, digits: 1 });
+}
+
 // Levels for contours, closer together where the surface is low. The lowest is not so near the ground that the coarse
 // grid shows.
 export function heights(Z, count = 14) {

@@ -1,7 +1,7 @@
 // What a meta-loss rewards: the surface it descends and where descent ends, beside the error after adaptation.
 import { linspace } from "./core.js";
 import { META_LOSS_KEYS, bestStart, edgeOf, metaLoss, outerPath, surfaceOf } from "./bed.js";
-import { fixedDigits, heights } from "./plane.js";
+import { fixedDigits, heights, knobs } from "./plane.js";
 
 // The outer step of a formula: `outer` times the step that suits its scale, as in rewards.py.
 export function outerStep(spec, state) {
@@ -45,16 +45,15 @@ export function build(ui, spec) {
     .map(([key, label, ink]) => ({ key, ink, plot: ui.plot({ ...look, label }) }));
   const along = ui.plot({ label: "Error after adaptation, along the way", x: [0, 1], y: [0, 1], xlabel: "outer step",
                           height: 1 });
-  ui.select({ key: "loss", label: "meta-loss", options: spec.choices.map(({ key, name }) => [key, name]) });
+  ui.choice({ key: "loss", label: "meta-loss", options: spec.choices.map(({ key, name }) => [key, name]) });
   ui.slider({ key: "lr", label: "inner step size α", min: 0.02, max: 1.2, step: 0.02 });
   ui.slider({ key: "steps", label: "inner steps K", min: 1, max: 10, step: 1, digits: 0 });
-  ui.slider({ key: "weight", label: "factor λ of second terms", min: 0, max: 5, step: 0.1, digits: 1 });
-  ui.slider({ key: "margin", label: "margin m (triplet, §4.2)", min: 0.1, max: 3, step: 0.1, digits: 1 });
+  knobs(ui, spec.choices, 5, 0.1);
   ui.slider({ key: "count", label: "outer steps N", min: 0, max: 40, step: 1, digits: 0 });
   ui.slider({ key: "outer", label: "outer step size", values: spec.outers, digits: 2 });
   ui.button({ label: "Start back to its first place", press: () => ({ x: spec.x, y: spec.y }) });
   const remark = document.createElement("p");
-  ui.controls.before(remark);
+  ui.controls.after(remark);                                  // its length moves no control
 
   return (state, picture) => {
     const [px, py] = [0, 1].map((axis) => picture.path.map((point) => point[axis]));

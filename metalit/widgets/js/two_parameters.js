@@ -1,7 +1,7 @@
 // Two parameters: drag θ over a meta-loss, and see where each rule would send it.
 import { linspace, shown } from "./core.js";
 import { META_LOSS_KEYS, edgeOf, innerPath, metaLoss, surfaceOf } from "./bed.js";
-import { angleBetween, ellipse, enough, fixedDigits, heights, inWords, spread } from "./plane.js";
+import { angleBetween, ellipse, enough, fixedDigits, heights, inWords, knobs, spread } from "./plane.js";
 
 const ARROW = 1.1;                                           // the length of an arrow, in units of θ
 const MOST_NAMES = 6;                                        // with more arrows their names go into the legend
@@ -45,11 +45,10 @@ export function build(ui, spec) {
   const look = { x: reach, y: reach, xlabel: "θ₁", ylabel: "θ₂", square: true };
   const plot = ui.plot({ ...look, label: "θ on the surface of the meta-loss" });
   const inner = ui.plot({ ...look, label: "The inner loop of each task" });
-  ui.select({ key: "shown", label: "contours of", options: spec.choices.map(({ key, name }) => [key, name]) });
+  ui.choice({ key: "shown", label: "contours of", options: spec.choices.map(({ key, name }) => [key, name]) });
   ui.slider({ key: "lr", label: "inner step size α", min: 0.02, max: 1.5, step: 0.02 });
   ui.slider({ key: "steps", label: "inner steps K", min: 1, max: 10, step: 1, digits: 0 });
-  ui.slider({ key: "weight", label: "factor λ of second terms", min: 0, max: 2, step: 0.05 });
-  ui.slider({ key: "margin", label: "margin m (triplet, §4.2)", min: 0.1, max: 3, step: 0.1, digits: 1 });
+  knobs(ui, spec.choices, 2, 0.05);
   ui.row("Arrows: where to, not how far");
   for (const { key, name, colour: ink } of spec.choices)
     ui.check({ key: `arrow_${key}`, label: name }).style.accentColor = ink;
