@@ -82,6 +82,16 @@ def test_a_page_gets_all_it_needs_and_asks_nobody(live):
     assert base64.b64decode(image).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("note", ["<!--<script>", "</script>", "\ud800", "$\\frac12$"])
+def test_any_text_comes_through_to_the_page(note):
+    figure = LiveFigure("smallest", spec={"note": note}, state={"x": 4.0}, draw=still, alt=note,
+                        compute=half)
+    page = figure.html()
+    page.encode()                                            # it can be written
+    inline = page.partition("-data\">")[2].partition("</script>")[0]
+    assert "<" not in inline and json.loads(inline)["spec"]["note"] == note
+
+
 def test_two_showings_of_one_figure_have_two_places(live):
     places = [re.search(r'<div id="([^"]+)"', live.html())[1] for _ in range(2)]
     assert places[0] != places[1]

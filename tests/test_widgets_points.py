@@ -236,6 +236,14 @@ def test_what_is_not_there_cannot_be_offered(figure):
         figure(only=())
 
 
+@pytest.mark.parametrize(("figure", "name"), [(two_parameters, "steps"), (rewards, "steps"),
+                                              (rewards, "count")])
+def test_a_million_steps_are_refused_and_not_waited_for(figure, name):
+    shown = figure()
+    shown.move(**{name: 10**6})
+    assert shown.picture["message"] == f"ValueError: {name}=1000000: 0 to 1000 steps are drawn"
+
+
 def test_a_caption_of_its_own_stands_on_the_page():
     figure = rewards(only=("maml",))
     assert figure.captioned("Choose MAML.") is figure

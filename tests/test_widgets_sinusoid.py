@@ -187,6 +187,8 @@ def test_what_is_no_start_is_refused_at_once():
     with pytest.raises(ValueError,
                        match="left='mamml': no such start; there are random, joint, maml, reptile"):
         sinusoid(left="mamml")
+    with pytest.raises(ValueError, match="the name 'maml' is taken by a start of the book"):
+        sinusoid({"maml": ml.MAML(ml.models.mlp(1, 4, 1), F.mse_loss)})
 
 
 def test_only_plain_perceptrons_go_to_the_browser():

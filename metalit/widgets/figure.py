@@ -231,11 +231,13 @@ def as_page(live: LiveFigure, still: bytes) -> str:
     place = f"metalit-{uuid.uuid4().hex[:12]}"
     frames = [frame | {"picture": short(frame["picture"])} for frame in live.frames]
     data = {"spec": live.spec, "state": live.state, "answer": short(live.answer), "frames": frames}
-    inline = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    # as text of a script, a "<" could begin a comment or end the script
+    inline = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    alt = html.escape(live.spec["alt"]).encode("utf-8", "replace").decode()  # no half of a letter
     picture = base64.b64encode(still).decode()
     script = bundle(live.name).replace("</script", "<\\/script")
     return (f'<div id="{place}"><img src="data:image/png;base64,{picture}" '
-            f'alt="{html.escape(live.spec["alt"])}">'
+            f'alt="{alt}">'
             '<noscript><p>This figure moves where JavaScript is allowed; the picture is its '
             'first state.</p></noscript>'
             f'</div>\n<script type="application/json" id="{place}-data">{inline}</script>\n'

@@ -239,10 +239,13 @@ def sinusoid(starts: Mapping[str, MetaLoss] | None = None, *, left: str | None =
     distance above the wave). Step size `lr` is for starts that learn by plain gradient descent;
     others keep their own.
 
-    Raises `TypeError` for a start that is no `MetaLoss`, `ValueError` for a name that is not there.
+    Raises `TypeError` for a start that is no `MetaLoss`, `ValueError` for a name that is not there,
+    or that the book's own starts have.
 
     Example: `sinusoid({"mine": J})`.
     """
+    if taken := LABELS.keys() & (starts or {}).keys():
+        raise ValueError(f"the name {min(taken)!r} is taken by a start of the book: choose another")
     mine = {name: start(name, J) for name, J in (starts or {}).items()}
     every = {name: start(name, MAML(trained(name), F.mse_loss)) for name in LABELS} | mine
     own = next(iter(mine), None)

@@ -254,3 +254,22 @@ def test_a_number_that_only_python_knows_is_not_made_up(site, browser_page):
     refused = found.nth(2)
     assert "one number" in refused.locator(".m-message").inner_text()
     assert not refused.locator(".m-panels").is_visible()
+
+
+def test_pressing_play_trains_theta_until_it_is_pressed_again(site, browser_page):
+    page, figure = browser_page, figures(browser_page, site, "8_figures/82_two_parameters").first
+    button = figure.get_by_role("button", name="play: train θ")
+    start = figure.evaluate(LOOK)
+    button.click()
+    moved = wait_for_move(page, figure, start, "x")
+    slider = figure.locator("input[data-key=lr]")           # everything works while it runs
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    later = wait_for_move(page, figure, moved, "lr")
+    assert later["picture"]["value"] < start["picture"]["value"]
+    figure.get_by_role("button", name="pause").click()
+    page.wait_for_timeout(200)
+    stood = figure.evaluate(LOOK)
+    page.wait_for_timeout(400)
+    assert figure.evaluate(LOOK)["state"] == stood["state"] and button.is_visible()
+    assert_right(stood, widgets.two_parameters())

@@ -4,8 +4,9 @@ import { test } from "node:test";
 
 import { angleBetween, ellipse, enough, fixedDigits, heights, inWords, spread }
   from "../../metalit/widgets/js/plane.js";
+import { META_LOSS_KEYS, bestStart } from "../../metalit/widgets/js/bed.js";
 import { compute as rewards, outerStep } from "../../metalit/widgets/js/rewards.js";
-import { compute as twoParameters } from "../../metalit/widgets/js/two_parameters.js";
+import { compute as twoParameters, downhill } from "../../metalit/widgets/js/two_parameters.js";
 
 const tasks = [{ A: [1, 0, 0.5], s: [1, 0], C: [2, 0, 1], q: [1, 1] },
                { A: [2, 0, 0.5], s: [-1, 2], C: [1, 0, 1], q: [-1, 2] }];
@@ -68,4 +69,36 @@ test("names are moved apart where they are close, and left alone where they are 
   spread(apart).forEach((angle, i) => assert.ok(Math.abs(angle - apart[i]) < 1e-9));
   const [a, b, c] = spread([-1.5, -1.5, -1.4]);
   assert.ok(b - a > 0.4 && c - b > 0.4);
+});
+
+// Where a played θ comes to rest, and by how many steps.
+function played(from, most = 2000) {
+  let now = { ...from }, last = null, count = 0;
+  while (count < most && (last = downhill(spec, now, last))) { now = { ...now, x: last.x, y: last.y }; count++; }
+  return { ...now, count };
+}
+
+test("a played θ rests at the best start of MAML, from far away and from beside it, and within half a minute", () => {
+  const best = bestStart({ ...state, tasks });
+  for (const [x, y] of [[-1.9, 1.9], [1, -2], [best[0] + 0.02, best[1]]]) {
+    const end = played({ ...state, x, y });
+    assert.ok(Math.hypot(end.x - best[0], end.y - best[1]) < 0.03, `${[x, y]} → ${[end.x, end.y]}, not ${best}`);
+    assert.ok(end.count < 500, `${end.count} steps`);
+  }
+});
+
+test("no step of a played θ is longer than a tenth, whatever the scale of its meta-loss", () => {
+  for (const shown of META_LOSS_KEYS) {
+    let now = { ...state, shown, x: -1.5, y: 1.5 }, last = null;
+    for (let i = 0; i < 300 && (last = downhill(spec, now, last)); i++) {
+      assert.ok(Math.hypot(last.x - now.x, last.y - now.y) <= 0.1 + 1e-12);
+      now = { ...now, x: last.x, y: last.y };
+    }
+  }
+});
+
+test("where there is no slope a played θ stays, and one that has run away stops", () => {
+  const best = bestStart({ ...state, tasks });
+  assert.equal(downhill(spec, { ...state, x: best[0], y: best[1] }, { u: 0, v: 0, rate: 1 }), null);
+  assert.equal(downhill(spec, { ...state, x: 100, y: 100 }, null), null);
 });

@@ -4,6 +4,7 @@ import { META_LOSS_KEYS, edgeOf, innerPath, metaLoss, surfaceOf } from "./bed.js
 import { angleBetween, ellipse, enough, fixedDigits, heights, inWords, knobs, spread } from "./plane.js";
 
 const ARROW = 1.1;                                           // the length of an arrow, in units of θ
+const FIRST_STEP = 0.1, LAST_STEP = 2e-4;                    // the lengths between which a played θ moves
 const MOST_NAMES = 6;                                        // with more arrows their names go into the legend
 
 const chosenArrows = (spec, state) => spec.choices.map(({ key }) => key).filter((key) => state[`arrow_${key}`]);
@@ -39,6 +40,38 @@ function told(spec, state, picture, lengths) {
   return parts.join(" ");
 }
 
+// One step of θ down the meta-loss whose contours are shown, or null where it rests or has run away. `last` is the step
+// before: its rate is kept, and halved where this step would lead back.
+export function downhill(spec, state, last) {
+  const [, u, v] = metaLoss(state.shown, { ...state, tasks: spec.tasks })([state.x, state.y]), length = Math.hypot(u, v);
+  if (!enough(length)) return null;
+  const back = last && u * last.u + v * last.v < 0;
+  const rate = Math.min((last?.rate ?? Infinity) / (back ? 2 : 1), FIRST_STEP / length);
+  const [x, y] = [state.x - rate * u, state.y - rate * v];
+  return rate * length < LAST_STEP || Math.hypot(x, y) > 4 * spec.reach ? null : { x, y, u, v, rate };
+}
+
+// A button that lets θ go downhill until it rests, or until it is pressed again. All sliders work meanwhile.
+function player(ui, spec) {
+  let timer = null, last = null, chosen = null;
+  const button = ui.button({ label: "play: train θ", press: () => ({}) });
+  const stop = () => { clearInterval(timer); timer = null; button.textContent = "play: train θ"; };
+  const step = () => {
+    const look = [ui.state.shown, ui.state.lr, ui.state.steps].join();
+    if (look !== chosen) [chosen, last] = [look, null];      // another surface has another scale
+    last = button.isConnected ? downhill(spec, ui.state, last) : null;
+    if (last === null) return stop();
+    ui.set({ x: last.x, y: last.y });
+  };
+  button.addEventListener("click", () => {
+    if (timer !== null) return stop();
+    last = null;
+    button.textContent = "pause";
+    timer = setInterval(step, 60);
+  });
+  return button;
+}
+
 export function build(ui, spec) {
   const reach = [-spec.reach, spec.reach], ground = linspace(...reach, spec.grid);
   ui.columns(2);
@@ -52,11 +85,14 @@ export function build(ui, spec) {
   ui.row("Arrows: where to, not how far");
   for (const { key, name, colour: ink } of spec.choices)
     ui.check({ key: `arrow_${key}`, label: name }).style.accentColor = ink;
+  const play = player(ui, spec);
   ui.button({ label: "θ back to its first place", press: () => ({ x: spec.x, y: spec.y }) });
 
   return (state, picture) => {
+    play.hidden = !META_LOSS_KEYS.includes(state.shown);     // what the browser cannot compute is not offered
     const move = (x, y) => ui.set({ x, y });
     const Z = picture.surface;
+    plot.shade("shade", ground, ground, Z, { colour: "blue", opacity: 0.28 });
     plot.contours("surface", ground, ground, Z, { colour: "blue", opacity: 0.7, levels: heights(Z) });
     const lengths = {};
     const drawn = spec.choices.filter(({ key }) => key in picture.arrows).map((choice) => {
