@@ -21,7 +21,9 @@ from metalit.widgets.plane import (
     CHOICES,
     four_bowls,
     frames_of,
+    gradient_of,
     grid_of,
+    made,
     set_by_sliders,
     two_parameters,
     values_at,
@@ -234,6 +236,18 @@ def test_what_is_not_there_cannot_be_offered(figure):
         figure(only=("maml", "mamal"))
     with pytest.raises(ValueError, match=r"only=\(\) leaves nothing to choose from"):
         figure(only=())
+
+
+@pytest.mark.parametrize(("key", "place"), [("maml", (0.95, -0.19)), ("fomaml", (0.88, 0.33)),
+                                            ("reptile", (-0.26, 0.02))])
+def test_a_played_theta_rests_where_the_chapters_say(key, place):
+    state, task = two_parameters().state, four_bowls()
+    def length(theta):
+        theta = torch.tensor(theta, dtype=torch.float64)
+        return gradient_of(made(key, theta, state, {}), task).norm()
+    x, y = place
+    assert length(place) < 0.01
+    assert all(length(near) > 2 * length(place) for near in ((x - 0.1, y), (x, y + 0.1)))
 
 
 @pytest.mark.parametrize(("figure", "name"), [(two_parameters, "steps"), (rewards, "steps"),
