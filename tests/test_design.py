@@ -1,6 +1,9 @@
 """A search for a meta-loss: judged first, within its budget, going on after it was stopped."""
 import math
 import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import optuna
@@ -27,6 +30,7 @@ from metalit.designing.search import (
     seconds_spent,
     shares_in,
     steps_spent,
+    storage_at,
     taken_up,
     worst_of,
 )
@@ -187,6 +191,42 @@ def test_a_worker_that_slept_leaves_its_trial_to_whoever_has_taken_it(tmp_path, 
     assert len(told(found)) == 3 and ends_of(found) == {"trained": 3}
     tries = [origin(trial) for trial in found.search.trials()]
     assert sorted(tries) == [0, 1, 2, 2] and calls[1] == calls[2]
+
+
+def without_a_sign(study):
+    "A trial whose worker died before its first beat."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return study.ask()
+
+
+def test_workers_that_die_before_their_first_beat_or_while_they_bury_another_are_seen(tmp_path):
+    study = on_bowls(tmp_path, trials=1, steps=1).search.study
+    without_a_sign(study)
+    buried = without_a_sign(study)
+    study._storage.set_trial_state_values(buried._trial_id, state=optuna.trial.TrialState.FAIL)
+    found = on_bowls(tmp_path, trials=3, steps=1, beat=1)
+    assert ends_of(found) == {"trained": 3}
+    assert sorted(map(origin, found.search.trials())) == [0, 1, 1, 2, 2]
+    states = {trial.number: trial.state.name for trial in found.search.trials()}
+    assert (states[1], states[2]) == ("FAIL", "FAIL")
+
+
+def test_the_file_is_one_s_own_in_a_transaction(tmp_path):
+    "Two who look whether a trial waits, and then take it: one of them gets it."
+    study = on_bowls(tmp_path, trials=1, steps=1).search.study
+    for _ in range(10): study.enqueue_trial({})
+    storages = [storage_at(f"sqlite:///{tmp_path}/search.db") for _ in range(2)]
+    together = threading.Barrier(2)
+
+    def take(waiting, storage):
+        together.wait()
+        return storage.set_trial_state_values(waiting, state=optuna.trial.TrialState.RUNNING)
+    with ThreadPoolExecutor(2) as team:
+        for trial in study.get_trials()[1:]:
+            taken = team.map(partial(take, trial._trial_id), storages)
+            assert sorted(taken) == [False, True]
+    for storage in storages: storage.engine.dispose()
 
 
 def test_the_budget_in_meta_steps_is_kept(tmp_path):

@@ -14,7 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,10 +47,11 @@ __all__ = ['Doubt', 'DOUBTS', 'SAMPLERS', 'LOOKS', 'OBJECTIVES', 'Candidate', 'i
            'climbs', 'along', 'blows_up_soon', 'error_on', 'refusal', 'candidate', 'optuna_', 'quietly', 'storage_at',
            'unhurried', 'sampler_for', 'taken_up', 'origin', 'facts', 'Effort', 'check_effort', 'errors_of', 'worst_of',
            'check_objectives', 'is_waiting', 'steps_spent', 'seconds_spent', 'left', 'all_begun', 'Standing', 'Once',
-           'Rungs', 'Search', 'one_trial', 'hand_over', 'write_down', 'outcome', 'tried_out', 'wait_for', 'ended',
-           'place_of', 'asked_first', 'climbed', 'measured_by', 'stands', 'trained_until', 'allowed', 'Best', 'Design',
-           'completed', 'best_of', 'rows_of', 'ends_of', 'why_none', 'told_search', 'picture_of_search',
-           'importance_of', 'shares_in', 'design', 'check_choosing', 'study_at']
+           'Rungs', 'Search', 'work_on', 'bury', 'is_open', 'is_forsaken', 'overdue', 'one_trial', 'hand_over',
+           'write_down', 'outcome', 'tried_out', 'wait_for', 'ended', 'place_of', 'asked_first', 'climbed',
+           'measured_by', 'stands', 'trained_until', 'allowed', 'Best', 'Design', 'completed', 'best_of', 'rows_of',
+           'ends_of', 'why_none', 'told_search', 'picture_of_search', 'importance_of', 'shares_in', 'design',
+           'check_choosing', 'study_at']
 
 # %% ../../nbs/4_judgement/44_designing.ipynb #fa0e2a78
 class Candidate(NamedTuple):
@@ -204,16 +205,19 @@ def storage_at(url: str, beat: int = 10) -> Any:
 
 
 def unhurried(storage: Any) -> Any:
-    """A file of SQLite that is not forced to disk at each commit.
+    """A file of SQLite in which a transaction has it for itself, and does not wait for the disk.
 
-    A killed process loses nothing by that; if the power fails, the last facts may be missing.
+    Without the first, two workers could both take up one trial: SQLite locks no single rows. By the
+    second a killed process loses nothing; if the power fails, the last facts may be missing.
     """
     from sqlalchemy import event
 
     def settle_in(connection: Any, record: Any) -> None:
+        connection.isolation_level = None                    # transactions begin below
         for line in ("journal_mode=WAL", "synchronous=NORMAL"):
             connection.execute(f"PRAGMA {line}").close()
     event.listen(storage.engine, "connect", settle_in)
+    event.listen(storage.engine, "begin", lambda one: one.exec_driver_sql("BEGIN IMMEDIATE"))
     storage.engine.dispose()                                 # what is open was opened without it
     return storage
 
@@ -234,7 +238,7 @@ SAMPLERS = ("tpe", "random")
 # %% ../../nbs/4_judgement/44_designing.ipynb #320714da
 def taken_up(study: Any, trial: Any) -> None:
     "Let another trial go on with one whose worker has died, or was stopped; five times at most."
-    trial.user_attrs["facts"] = facts(trial) | {"origin": origin(trial)}
+    trial.user_attrs["facts"] = facts(trial) | {"origin": origin(trial), "worker": None}
     with quietly() as optuna:
         again = optuna.storages.RetryHeartbeatStaleTrialCallback(
             max_retry=5, inherit_intermediate_values=True)
@@ -396,6 +400,8 @@ class Search:
     url: str | None = None
     at_work: int | None = None                               # the number of its trial
     lost: bool = False                                       # which another one has taken
+    silent: dict[tuple[int, str], float] = field(default_factory=dict)  # since when
+    began: float = 0.0
 
     @cached_property
     def looks(self) -> Any:
@@ -416,19 +422,56 @@ class Search:
         if any(map(is_waiting, trials)): return True
         return left(trials, self.effort) > 0 and not all_begun(trials, self.effort)
 
-    def work(self, tell: Callable[[Search], Any] | None = None) -> None:
-        "Trial after trial, until the budget is used up and no trial of a dead worker is left."
-        self.began = time.perf_counter()
-        with quietly() as optuna:
-            while True:
-                while self.goes_on():
-                    one_trial(self)
-                    if tell: tell(self)
-                if not any(trial.state.name == "RUNNING" for trial in self.trials()): return
-                time.sleep(0.2)                              # another worker is at it, or has died
-                optuna.storages.fail_stale_trials(self.study)
+# %% ../../nbs/4_judgement/44_designing.ipynb #ddc17850
+def work_on(search: Search, tell: Callable[[Search], Any] | None = None) -> None:
+    "Trial after trial, until the budget is used up and no trial of a dead worker is left."
+    search.began = time.perf_counter()
+    with quietly():
+        while True:
+            while search.goes_on():
+                one_trial(search)
+                if tell: tell(search)
+                bury(search)
+            bury(search)
+            if not any(is_open(trial, search.trials()) for trial in search.trials()): return
+            time.sleep(0.2)                                  # another worker is at it, or has died
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #ee8633d9
+
+def bury(search: Search) -> None:
+    "Let others go on with the trials of workers that have died, at whatever moment."
+    search.folder.mkdir(parents=True, exist_ok=True)
+    storage = search.study._storage
+    with FileLock(search.folder / ".burying"):
+        optuna_().storages.fail_stale_trials(search.study)
+        trials = search.trials()
+        for trial in trials:
+            if not is_forsaken(trial, trials) or not overdue(search, trial): continue
+            with contextlib.suppress(optuna_().exceptions.UpdateFinishedTrialError):
+                if trial.state.name == "RUNNING":
+                    storage.set_trial_state_values(
+                        trial._trial_id, optuna_().trial.TrialState.FAIL)
+                taken_up(search.study, copy.deepcopy(trial))
+
+
+def is_open(trial: Any, trials: Sequence[Any]) -> bool:
+    "Whether a trial has no end yet, or one that another trial has still to go on from."
+    return trial.state.name in ("RUNNING", "WAITING") or is_forsaken(trial, trials)
+
+
+def is_forsaken(trial: Any, trials: Sequence[Any]) -> bool:
+    "Whether nobody has begun with a trial, or gone on with a dead one."
+    if trial.state.name == "RUNNING": return facts(trial).get("worker") is None
+    if trial.state.name != "FAIL": return False
+    later = [one for one in trials if origin(one) == origin(trial) and one.number > trial.number]
+    return not later and len(trial.system_attrs.get("retry_history", [])) < 5
+
+
+def overdue(search: Search, trial: Any) -> bool:
+    "Whether a trial has been seen in its state for three beats."
+    since = search.silent.setdefault((trial.number, trial.state.name), time.monotonic())
+    return time.monotonic() - since > 3 * search.study._storage.get_heartbeat_interval()
+
+# %% ../../nbs/4_judgement/44_designing.ipynb #ec0eece9
 def one_trial(search: Search) -> None:
     "Draw, judge, train; a trial that is interrupted waits for whoever goes on."
     number = len(search.trials())
@@ -468,7 +511,7 @@ def outcome(search: Search, trial: Any) -> Any:
         search.lost = True
         raise
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #ddc17850
+# %% ../../nbs/4_judgement/44_designing.ipynb #8df35c9e
 def tried_out(search: Search, trial: Any) -> Any:
     "Draw a sentence, ask it, train it."
     known, sentence = facts(trial), search.space.draw(trial)
@@ -486,7 +529,7 @@ def wait_for(folder: Path) -> None:
     if not (folder / ".lock").exists(): return
     with FileLock(folder / ".lock"): pass
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #ec0eece9
+# %% ../../nbs/4_judgement/44_designing.ipynb #9c4ccb46
 def ended(search: Search, trial: Any, how: str, why: str) -> Any:
     "End a trial before its time: write down how, and forget its checkpoint."
     write_down(search, trial, ended=how, why=why)
@@ -509,7 +552,7 @@ def asked_first(search: Search, sentence: Any) -> str:
     except (ValueError, TypeError, RuntimeError) as error: return f"cannot be built: {error}"
     return refusal(of)
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #8df35c9e
+# %% ../../nbs/4_judgement/44_designing.ipynb #4378836e
 def climbed(search: Search, trial: Any, sentence: Any) -> Any:
     "Train a sentence from rung to rung; its objectives at the last."
     J, standing = search.made(sentence), stands(search, trial)
@@ -541,7 +584,7 @@ def stands(search: Search, trial: Any) -> Progress:
     file = place_of(search, trial) / "checkpoint.pt"
     return Progress(**read_checkpoint(file)["progress"]) if file.exists() else Progress()
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #9c4ccb46
+# %% ../../nbs/4_judgement/44_designing.ipynb #505f8812
 def trained_until(search: Search, trial: Any, J: MetaLoss, sentence: Any, rung: int) -> Progress:
     "Train, from the checkpoint if there is one, up to a rung or the end of the budget."
     standing, at = Standing(), stands(search, trial)
@@ -566,7 +609,7 @@ def allowed(search: Search, at: Progress, rung: int) -> tuple[int, float | None]
     minutes = at.seconds / 60 + share * effort.minutes if effort.minutes else None
     return min(rung, at.step + steps), minutes
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #4378836e
+# %% ../../nbs/4_judgement/44_designing.ipynb #e1edc656
 class Best(NamedTuple):
     """A sentence that a search found: its trial, its objectives, and all that it is made of.
 
@@ -603,7 +646,7 @@ class Best(NamedTuple):
         load_checkpoint(self.folder / "checkpoint.pt", J)
         return J
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #505f8812
+# %% ../../nbs/4_judgement/44_designing.ipynb #b1b796f1
 @dataclass
 class Design:
     """What a search found: see `design`. Printed, it says so.
@@ -634,7 +677,7 @@ class Design:
     def importance(self) -> dict[str, dict[str, float]]: return importance_of(self)
     def __str__(self) -> str: return told_search(self)
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #e1edc656
+# %% ../../nbs/4_judgement/44_designing.ipynb #a6a2a5af
 def completed(trials: Sequence[Any]) -> list[Any]:
     "The trials that were trained to their end."
     return [trial for trial in trials if trial.state.name == "COMPLETE"]
@@ -667,7 +710,7 @@ def why_none(design: Design) -> str:
     ends = ", ".join(f"{count} {end}" for end, count in ends_of(design).items())
     return (ends or "there was no time for one") + "; a larger budget, or fewer steps, may help"
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #b1b796f1
+# %% ../../nbs/4_judgement/44_designing.ipynb #b9581e9b
 def told_search(design: Design) -> str:
     "What a search found, in some lines."
     search, trials = design.search, design.search.trials()
@@ -700,7 +743,7 @@ def picture_of_search(design: Design, ax: Axes | None = None) -> Axes:
     if ax.get_legend_handles_labels()[0]: plots.legend(ax)
     return ax
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #b9581e9b
+# %% ../../nbs/4_judgement/44_designing.ipynb #a9b9d035
 def importance_of(design: Design, least: int = 8) -> dict[str, dict[str, float]]:
     """How much each parameter mattered, in all trials and in each branch with at least so many.
 
@@ -727,7 +770,7 @@ def shares_in(trials: Sequence[Any]) -> dict[str, float]:
         return dict(optuna.importance.get_param_importances(
             study, params=sorted(names), evaluator=optuna.importance.PedAnovaImportanceEvaluator()))
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #a9b9d035
+# %% ../../nbs/4_judgement/44_designing.ipynb #00cd2ecd
 def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
            minutes: float | None = None, meta_steps: int | None = None, trials: int | None = None,
            space: Any = None, steps: int = 1000, batch_size: int = 25,
@@ -773,10 +816,10 @@ def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     study = study_at(url, name, found, names, Rungs(effort), beat)
     search = Search(setting, space, effort, study, Path(folder) / name, seed, worker, sampler,
                     judges, validation, names, device, storage)
-    search.work(tell)
+    work_on(search, tell)
     return Design(search)
 
-# %% ../../nbs/4_judgement/44_designing.ipynb #749d0cfc
+# %% ../../nbs/4_judgement/44_designing.ipynb #d9b1288b
 def check_choosing(setting: Setting, validation: Family | None, sampler: str) -> None:
     "Raise `ValueError` for an unknown sampler, and where tasks to choose by are those to judge by."
     if sampler not in SAMPLERS:
