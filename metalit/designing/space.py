@@ -48,7 +48,7 @@ from ..training.identity import identity
 # %% auto #0
 __all__ = ['Range', 'QUESTIONS_OF_SPACE', 'MASKABLE', 'K_RANGE', 'OUTER_RANGE', 'Between', 'Counting', 'Among', 'Size', 'both',
            'either', 'size_of', 'Call', 'takes_model', 'value_in_words', 'name_in_code', 'value_in_code', 'Sentence',
-           'Part', 'Question', 'Space', 'known_choice', 'check_part_of', 'fill', 'Known', 'number_drawn',
+           'SpacePart', 'Question', 'Space', 'known_choice', 'check_part_of', 'fill', 'Known', 'number_drawn',
            'drawn_sentence', 'added', 'masked_call', 'size_of_space', 'description', 'Setting', 'tasks_in_code',
            'program_of', 'wrapped']
 
@@ -238,10 +238,10 @@ class Sentence(NamedTuple):
 
 # %% ../../nbs/4_judgement/43_space.ipynb #d0d53c7a
 @dataclass(frozen=True)
-class Part:
+class SpacePart:
     """One answer to a choice: what makes it, and its arguments, each a value or a range.
 
-    Example: `Part("Tail", Tail, {"share": Between(0.1, 1.0)})`.
+    Example: `SpacePart("Tail", Tail, {"share": Between(0.1, 1.0)})`.
     """
     name: str
     make: Callable[..., Any]
@@ -269,7 +269,7 @@ class Question:
     `always` says that it has one answer; without, a part may also be left out, each by itself.
     """
     question: str
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, SpacePart] = field(default_factory=dict)
     always: bool = True
 
     @property
@@ -278,11 +278,11 @@ class Question:
         if self.always: return either(*(part.size for part in self.parts.values()))
         return both(*(either(Size(), part.size) for part in self.parts.values()))
 
-    def one(self, trial: Any, name: str) -> Part:
+    def one(self, trial: Any, name: str) -> SpacePart:
         "The answer that a trial suggests."
         return self.parts[trial.suggest_categorical(name, tuple(self.parts))]
 
-    def some(self, trial: Any, name: str) -> list[Part]:
+    def some(self, trial: Any, name: str) -> list[SpacePart]:
         "The parts that a trial does not leave out."
         return [part for part in self.parts.values()
                 if trial.suggest_categorical(f"{name} {part.name}", (False, True))]
@@ -310,7 +310,7 @@ class Space:
         self.steps, self.outer = steps, outer
         self.choices = {name: Question(question, always=name != "extras")
                         for name, question in QUESTIONS_OF_SPACE.items()}
-        self.choices["mask"].parts["all of them"] = Part("all of them", MASKABLE)
+        self.choices["mask"].parts["all of them"] = SpacePart("all of them", MASKABLE)
         if standard: fill(self)
 
     def add(self, choice: str, make: Callable[..., Any], *, name: str | None = None,
@@ -325,7 +325,7 @@ class Space:
         parts, name = known_choice(self, choice).parts, name or make.__name__
         if name in parts: raise ValueError(f"{choice} has a part {name!r} already: give it a name=")
         if choice == "extras": arguments = {"weight": Between(1e-4, 1.0)} | arguments
-        parts[name] = Part(name, make, arguments)
+        parts[name] = SpacePart(name, make, arguments)
         return self
 
     def only(self, **names: list[str]) -> Space:
@@ -353,7 +353,8 @@ def known_choice(space: Space, name: str) -> Question:
                      f"{', '.join(space.choices)}")
 
 
-def check_part_of(choice: str, names: list[str], parts: Mapping[str, Part], needed: bool) -> None:
+def check_part_of(choice: str, names: list[str], parts: Mapping[str, SpacePart],
+                  needed: bool) -> None:
     "Raise `ValueError` for a part that a choice does not have, and for no answer to a question."
     for name in names:
         if name not in parts:
@@ -422,7 +423,7 @@ def drawn_sentence(space: Space, trial: Any) -> Sentence:
                     number_drawn(space.outer, trial, "outer"))
 
 
-def added(part: Part, trial: Any) -> tuple[float, Call]:
+def added(part: SpacePart, trial: Any) -> tuple[float, Call]:
     "A term that is added, with its weight."
     arguments = part.draw(trial)
     return arguments.pop("weight"), Call(part.make, arguments)
