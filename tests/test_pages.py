@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from check_book import LINK, Chapter
-from check_sync import notebooks_in
+from check_sync import notebooks_in, settings
 from site_pages import GUIDES, REFERENCE
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +29,26 @@ def test_each_begins_with_a_promise_and_says_what_it_needs(name):
     text = text_of(name)
     assert re.match(r"# .+\n\n> \S", text)
     assert name == "guides/faq" or "**You need**" in text
+
+
+INSTALL = "pip install -e '.[widgets]'"
+
+
+@pytest.mark.parametrize("name", ["index", "guides/install", "guides/quickstart"])
+def test_the_same_line_installs_the_library_wherever_it_is_told(name):
+    assert INSTALL in text_of(name)
+    assert INSTALL in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_extra_that_is_told_of_is_one():
+    told = re.findall(r"^\| `\[(\w+)\]` \|", text_of("guides/install"), re.MULTILINE)
+    assert "widgets" in told
+    assert all(f"{extra}_requirements" in settings(ROOT) for extra in told)
+
+
+def test_nothing_is_said_to_be_in_a_package_index():
+    texts = [*map(text_of, ["index", *LOOKED_UP]), (ROOT / "README.md").read_text(encoding="utf-8")]
+    assert not [text for text in texts if re.search(r"pip install ['\"]?metalit", text)]
 
 
 # ---- notation and glossary ---------------------------------------------------------------------
