@@ -3,6 +3,7 @@ import nbformat
 import pytest
 from build_site import (
     ROOT,
+    api_page,
     contents,
     label_of,
     module_page,
@@ -119,6 +120,19 @@ def test_parts_and_contents():
     labels = {"1_idea/00_a": "0", "1_idea/07_b": "7", "1_idea/00a_c": "0a", "99_api": None,
               "index": None, "guides/faq": None}
     assert {name: label_of(name) for name in labels} == labels
+
+
+def test_the_names_of_the_api_stand_by_choice():
+    text = api_page(["metalit.inner.sgd", "metalit.data.glyphs"],
+                    ["metalit.data.glyphs.glyphs", "metalit.inner.sgd.SGD",
+                     "metalit.terms.query.QueryLoss", "metalit.odd.thing"])
+    lines = [line.strip() for line in text.splitlines()]
+    order = ["Choices 1 to 4: terms", "~metalit.terms.query.QueryLoss",
+             "Choice 7: how a task learns", "~metalit.inner.sgd.SGD", "Data, and the rest",
+             "~metalit.data.glyphs.glyphs", "~metalit.odd.thing", "Every module",
+             "metalit.inner.sgd"]
+    assert [line for line in lines if line in order] == order
+    assert "Choice 5: pooling" not in lines                  # a group without a name
 
 
 def test_modules_and_results(tmp_path):

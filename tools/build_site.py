@@ -25,6 +25,15 @@ from site_pages import GUIDES, PARTS, REFERENCE, page, symbol_table
 ROOT = Path(__file__).parent.parent
 
 
+# What the names of a room are shown under, in the order of the sentence of seven choices.
+GROUPS = {"meta_loss": "The meta-loss", "learner": "The meta-loss", "losses": "The meta-loss",
+          "methods": "Methods with a name", "terms": "Choices 1 to 4: terms",
+          "pooling": "Choice 5: pooling", "gradient": "Choice 6: the gradient rule",
+          "inner": "Choice 7: how a task learns", "tasks": "Tasks", "models": "Models",
+          "training": "Training and evaluating", "judging": "Judging and comparing",
+          "data": "Data, and the rest"}
+
+
 def public_names(library):
     """The names that each module offers, by `__all__`, without importing them."""
     index = {}
@@ -117,12 +126,21 @@ def module_page(module, source):
             "   :show-inheritance:\n")
 
 
+def room_of(name):
+    """The group of a full name, by the room that it is from; the last one where it has none."""
+    return GROUPS.get(name.split(".")[1], GROUPS["data"])
+
+
 def api_page(modules, top):
-    """The entrance to the API: what `import metalit as ml` gives, then every module."""
-    names = "\n".join(f"   ~{name}" for name in top)
+    """The entrance to the API: what `import metalit as ml` gives, by choice, then every module."""
+    text = "The API\n=======\n\nWhat ``import metalit as ml`` gives, choice by choice.\n"
+    for title in dict.fromkeys(GROUPS.values()):
+        names = "\n".join(f"   ~{name}" for name in top if room_of(name) == title)
+        if not names: continue
+        text += (f"\n{title}\n{'-' * len(title)}\n\n.. autosummary::\n   :nosignatures:\n\n"
+                 f"{names}\n")
     pages = "\n".join(f"   {module}" for module in modules)
-    return ("The API\n=======\n\nWhat ``import metalit as ml`` gives:\n\n.. autosummary::\n"
-            f"   :nosignatures:\n\n{names}\n\nEvery module, with the chapter that makes it:\n\n"
+    return (f"{text}\nEvery module\n------------\n\nEach with the chapter that makes it:\n\n"
             f".. toctree::\n   :maxdepth: 1\n\n{pages}\n")
 
 
