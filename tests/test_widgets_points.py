@@ -279,3 +279,9 @@ def test_the_lowest_places_of_lines_are_marked_where_there_are_any():
 def test_controls_are_called_by_the_symbols_of_the_book():
     assert [called(key) for key in ("lr", "steps", "beta", "my_own")] == [
         "step size α", "inner steps K", "β", "my own"]
+
+
+def test_a_value_that_stands_twice_is_no_list_of_positions():
+    def nothing(n): return [0], {}
+    with pytest.raises(ValueError, match=r"n has a value twice: \(1, 20, 1, 5\)"):
+        explore(nothing, {"n": (1, 20, 1, 5)}, title="", xlabel="", ylabel="", caption="")

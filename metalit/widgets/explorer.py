@@ -42,7 +42,7 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
     where it is beyond the axis it leaves, and the figure says so.
 
     Raises `ValueError` for more than 400 combinations, for a start that is no value of its control,
-    and for lines whose length is not that of x.
+    for a value that stands there twice, and for lines whose length is not that of x.
 
     Example: `explore(lambda lr: (range(6), {"loss": [(1 - lr) ** (2 * k) for k in range(6)]}),
     {"lr": [0.1, 1.0]}, title="A bowl", xlabel="inner steps", ylabel="loss", caption="Slide the step
@@ -73,11 +73,14 @@ def called(key: str) -> str:
 
 
 def checked(controls: dict[str, Sequence[Any]], start: FigureState) -> FigureState:
-    "The values at first; `ValueError` for too many combinations, and for a start that is no value."
+    "The values at first; `ValueError` for too many, a start that is none of them, one twice."
     count = math.prod(len(values) for values in controls.values())
     if count > LIMIT:
         raise ValueError(f"{count} combinations of {', '.join(controls)}: at most {LIMIT} are "
                          "computed beforehand. Give a control fewer values")
+    for key, values in controls.items():
+        if any(value in values[:place] for place, value in enumerate(values)):
+            raise ValueError(f"{key} has a value twice: {values}")
     for key, value in start.items():
         if value not in controls.get(key, ()):
             raise ValueError(f"{key}={value!r} is not a value of a control: "
