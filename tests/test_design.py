@@ -254,6 +254,7 @@ def test_the_best_is_a_module_a_program_and_words(tmp_path):
     found = on_bowls(tmp_path, trials=5)
     best, looked = found.best, BOWLS.held_out(50, LOOKS)
     assert best.J().curve(looked, (1,)).double().mean().item() == pytest.approx(best.values[0])
+    assert ml.load(best.folder, best.made(0)).step == 9
     there = {"__name__": "a program"}
     exec(best.code(tasks="ml.tasks.Quadratics(2)"), there)
     task = BOWLS.batch(3)

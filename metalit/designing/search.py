@@ -613,7 +613,7 @@ def allowed(search: Search, at: Progress, rung: int) -> tuple[int, float | None]
 class Best(NamedTuple):
     """A sentence that a search found: its trial, its objectives, and all that it is made of.
 
-    `folder` is that of its training.
+    `folder` is that of its training, which `ml.load(best.folder, best.made(best.seed))` reads back.
     """
     number: int
     values: tuple[float, ...]
