@@ -12,7 +12,7 @@ from build_site import (
     results_page,
 )
 from check_site import VIEW, problems
-from site_pages import PARTS, linked, options, page, restructured, symbol_table
+from site_pages import PARTS, imports_alone, linked, options, page, restructured, symbol_table
 
 TABLE = {"ml.Exact": "metalit.gradient.exact.Exact", "Exact": "metalit.gradient.exact.Exact"}
 GOOD = """<html><head><link rel="stylesheet" href="book.css"></head><body><h1 id="top">A page</h1>
@@ -67,6 +67,20 @@ def test_a_chapter_as_a_page():
 def test_the_page_of_results_is_found_from_every_folder(link, shown):
     made = page(book(markdown(f"# T\n\n[results]({link}/README.md#speed)")), None, TABLE)
     assert made.cells[0].source == f"# T\n\n[results]({shown}#speed)"
+
+
+@pytest.mark.parametrize(("source", "alone"), [
+    ("import torch\nfrom a import b", True), ("if TYPE_CHECKING:\n    from a import b", True),
+    ("try:\n    import a\nexcept ImportError:\n    a = None", True),
+    ("import torch\nx = 1", False), ("%pip install a\nimport a", False), ("x = 1", False)])
+def test_a_cell_of_imports_is_folded(source, alone):
+    assert imports_alone(source) == alone
+    _, cell = page(book(markdown("# T"), code(f"#| export\n{source}")), 7, TABLE).cells
+    assert ("hide-input" in cell.metadata.tags) == alone
+    assert (cell.metadata.get("mystnb", {}).get("code_prompt_show") == "Show the imports") == alone
+    assert "exported" in cell.metadata.tags
+    guide, = page(book(code(source)), None, TABLE).cells
+    assert guide.metadata.tags == []
 
 
 def test_a_figure_that_is_promised_must_be_there():

@@ -10,8 +10,11 @@ The rest is left to MyST-NB. Only what the chapters use is understood here:
     #| fig-alt: TEXT        what its figures show, in words
     #| export, exporti      the code is shown as part of the library
     #| default_exp MODULE   becomes a line that links to the module's page in the API
+
+In a chapter, cells of nothing but imports are folded, too; a guide is there to be copied.
 """
 
+import ast
 import builtins
 import re
 
@@ -89,7 +92,16 @@ def defined(notebook):
     return {name for pair in names for name in pair if name}
 
 
-def code_page(cell):
+def imports_alone(source):
+    """Whether a cell imports, and does nothing else."""
+    try: body = ast.parse(source).body
+    except SyntaxError: return False  # what IPython alone understands
+    inside = [line for node in body for line in (node.body if isinstance(node, ast.If | ast.Try)
+                                                 else [node])]
+    return bool(inside) and all(isinstance(line, ast.Import | ast.ImportFrom) for line in inside)
+
+
+def code_page(cell, chapter=False):
     """A code cell as a page shows it, or None where it shows nothing."""
     says, cell.source = options(cell.source)
     if "default_exp" in says:
@@ -103,6 +115,10 @@ def code_page(cell):
         tags.append("remove-input")
     if says.get("code-fold") == "true":
         tags.append("hide-input")
+    if chapter and imports_alone(cell.source):
+        tags.append("hide-input")
+        cell.metadata["mystnb"] = {"code_prompt_show": "Show the imports",
+                                   "code_prompt_hide": "Hide the imports"}
     cell.metadata["tags"] = tags + cell.metadata.get("tags", [])
     if "fig-alt" in says:
         kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
@@ -126,7 +142,7 @@ def page(notebook, number, table):
         if cell.cell_type == "markdown":
             cell.source = linked(RESULTS.sub(r"](\1results.md", cell.source), table)
         elif cell.cell_type == "code":
-            cell = code_page(cell)
+            cell = code_page(cell, chapter=number is not None)
         if cell is not None:
             cells.append(cell)
     if number is not None:
