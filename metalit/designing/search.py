@@ -227,7 +227,8 @@ def sampler_for(kind: str, seed: int, worker: int, trial: int) -> Any:
 
     So a search that was stopped goes on as it would have gone on.
     """
-    fixed = seeded_generator(seed + worker, trial).initial_seed()
+    other = 10**6 * (kind == "random")       # or both would begin with the same ten candidates
+    fixed = seeded_generator(seed + worker + other, trial).initial_seed()
     with quietly() as optuna:
         if kind == "random": return optuna.samplers.RandomSampler(fixed)
         return optuna.samplers.TPESampler(seed=fixed, multivariate=True, group=True)
