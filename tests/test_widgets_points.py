@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import metalit as ml
 from metalit.models import Point, mlp
 from metalit.tasks import curvature, half_square
-from metalit.widgets.explorer import called, explore, lowest_of, still
+from metalit.widgets.explorer import control_words, explore, lowest_of, still
 from metalit.widgets.figure import finite
 from metalit.widgets.landscape import RATES, REMARKS, best_start, rewards
 from metalit.widgets.plane import (
@@ -277,7 +277,7 @@ def test_the_lowest_places_of_lines_are_marked_where_there_are_any():
 
 
 def test_controls_are_called_by_the_symbols_of_the_book():
-    assert [called(key) for key in ("lr", "steps", "beta", "my_own")] == [
+    assert [control_words(key) for key in ("lr", "steps", "beta", "my_own")] == [
         "step size α", "inner steps K", "β", "my own"]
 
 

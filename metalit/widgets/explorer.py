@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LIMIT', 'Compute', 'SYMBOLS', 'explore', 'called', 'checked', 'lines_of', 'ranges', 'lowest_of', 'still']
+__all__ = ['LIMIT', 'Compute', 'SYMBOLS', 'explore', 'control_words', 'checked', 'lines_of', 'ranges', 'lowest_of', 'still']
 
 # %% ../../nbs/8_figures/86_explore.ipynb #08d40bc7
 LIMIT = 400  # positions that are computed beforehand; beyond, a page becomes heavy and a cell slow
@@ -56,7 +56,7 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
                            for values in itertools.product(*controls.values())]
     known = {position(state): lines_of(compute, state) for state in states}
     window = ranges(list(known.values()), log) | ({"y": list(y)} if y else {})
-    sliders = [{"key": key, "label": called(key), "values": list(values)}
+    sliders = [{"key": key, "label": control_words(key), "values": list(values)}
                for key, values in controls.items()]
     spec = {"title": title, "xlabel": xlabel, "ylabel": ylabel, "log": log, "controls": sliders,
             "lowest": lowest, **window}
@@ -67,7 +67,7 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
     )
 
 # %% ../../nbs/8_figures/86_explore.ipynb #27e7e835
-def called(key: str) -> str:
+def control_words(key: str) -> str:
     "What stands beside a control: the symbol of the book, or its own name."
     return SYMBOLS.get(key, key.replace("_", " "))
 

@@ -24,7 +24,7 @@ from metalit.widgets.plane import (
     GRID,
     REACH,
     bed_of,
-    check_count,
+    check_drawn,
     described,
     draw_ground,
     frames_of,
@@ -87,7 +87,7 @@ def best_start(error: MetaLoss, task: Task, starts: Tensor, errors: Tensor) -> T
 # %% ../../nbs/8_figures/83_rewards_figure.ipynb #dd779e1a
 def _show(state: FigureState, task: Task, own: dict[str, MetaLoss], grid: int) -> Picture:
     "The picture of a state: both surfaces, the path with what it is worth, and the best start."
-    for name in ("steps", "count"): check_count(state, name)
+    for name in ("steps", "count"): check_drawn(state, name)
     task = task.to(state["device"])
     theta = torch.tensor([state["x"], state["y"]], dtype=torch.float64, device=state["device"])
     starts = grid_of(grid, theta.device)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Make', 'CHOICES', 'REACH', 'GRID', 'ARROW', 'NO_SLOPE', 'DEFAULT', 'ARROWS', 'four_bowls', 'Choice', 'set_by_sliders',
-           'made', 'readable', 'values_at', 'grid_of', 'gradient_of', 'inner_loop', 'paths_of', 'check_count',
+           'made', 'readable', 'values_at', 'grid_of', 'gradient_of', 'inner_loop', 'paths_of', 'check_drawn',
            'draw_ground', 'square', 'described', 'offered', 'listed', 'frames_of', 'bed_of', 'two_parameters']
 
 # %% ../../nbs/8_figures/82_two_parameters.ipynb #4647029b
@@ -167,7 +167,7 @@ def _checked(value: Tensor) -> Tensor:
     return value
 
 
-def check_count(state: FigureState, name: str, most: int = 1000) -> None:
+def check_drawn(state: FigureState, name: str, most: int = 1000) -> None:
     "Raise `ValueError` for a number of steps that nobody would wait for."
     if not 0 <= state[name] <= most:
         raise ValueError(f"{name}={state[name]}: 0 to {most} steps are drawn")
@@ -175,7 +175,7 @@ def check_count(state: FigureState, name: str, most: int = 1000) -> None:
 
 def _show(state: FigureState, task: Task, own: dict[str, MetaLoss], grid: int) -> Picture:
     "The picture of a state: value, surface, inner paths and arrows."
-    check_count(state, "steps")
+    check_drawn(state, "steps")
     task = task.to(state["device"])
     theta = torch.tensor([state["x"], state["y"]], dtype=torch.float64, device=state["device"])
     with readable(state["shown"]):
