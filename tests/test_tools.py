@@ -134,7 +134,7 @@ def test_every_notebook_finds_the_library_where_colab_opens_it():
         if not sources: continue                # a page to be read, with nothing to run
         found[path], = [source for source in sources if "google.colab" in source]
     assert len(found) > 70
-    searches = {path for path in found if "metalit.designing" in path.read_text(encoding="utf-8")}
+    searches = {path for path in found if "designing." in path.read_text(encoding="utf-8")}
     for path, source in found.items():          # all the same, but for the folder and for a search
         folder = path.parent.relative_to(ROOT).as_posix()
         if path in searches: source = source.replace("[widgets,design]", "[widgets]")
