@@ -11,8 +11,6 @@ from check_book import tree_of
 from metalit import widgets
 
 NBS = Path(__file__).parent.parent / "nbs"
-# A figure that compares measured times stands beside the measurement.
-LATE = {"7_workshop/70_compiled"}
 # Chapters that make a figure show it as its function makes it, with the caption of the function.
 MAKERS = {"8_figures/81_sinusoid_figure", "8_figures/82_two_parameters",
           "8_figures/83_rewards_figure", "8_figures/84_episode_figure",
@@ -63,10 +61,10 @@ def test_a_live_figure_stands_right_behind_the_question():
     assert len(FOUND) > 60
     depths = {name: depth for name, (depth, _) in FOUND.items()}
     assert statistics.median(depths.values()) <= 0.15
-    assert {name for name, depth in depths.items() if depth > 0.25} <= LATE
+    assert max(depths.values()) < 0.25
 
 
-@pytest.mark.parametrize("name", [name for name in FOUND if name not in LATE])
+@pytest.mark.parametrize("name", FOUND)
 def test_its_cell_is_folded_and_brings_its_own_imports(name):
     source = FOUND[name][1]
     assert source.startswith("#| code-fold: true\n")
@@ -103,7 +101,7 @@ def test_each_has_a_caption_of_its_own():
     found = list(captions())
     assert all(words for _, words in found), [name for name, words in found if not words]
     assert len({words for _, words in found}) == len(found) > 70
-    assert all(len(words.split()) >= 12 for name, words in found if name not in LATE), found
+    assert all(len(words.split()) >= 12 for _, words in found), found
 
 
 def shown_name(source):
