@@ -177,6 +177,30 @@ def test_sizes_that_are_not_known_are_left_alone():
     assert str(traced.graph) == before
 
 
+UNKNOWN = {
+    "one step": (lambda W, A, B, x: torch.bmm(x, turned(W - torch.bmm(A, B))),
+                 (SHARED, LEFT, RIGHT, QUERY)),
+    "a sum over tasks": (lambda A, B: torch.bmm(A, B).sum(0), (LEFT, RIGHT)),
+    "factors": (lambda M, x: torch.bmm(x, turned(-0.5 * M)), ((3, 8, 9), (3, 2, 9))),
+    "turned": (lambda A, B, C: turned(torch.bmm(A, B) - 2 * C), ((3, 9, 8), (3, 8, 9), (3, 9, 9))),
+    "tall": (torch.bmm, ((3, 8, 4), (3, 4, 2))), "thin": (torch.bmm, ((3, 8, 4), (3, 4, 1))),
+    "thin, of one": (torch.mm, ((1, 4), (4, 5)))}
+
+
+@pytest.mark.parametrize(("name", "which"), [
+    (name, which) for name, (_, shapes) in UNKNOWN.items() for which in range(len(shapes))])
+def test_where_the_sizes_of_one_thing_are_not_known(name, which):
+    "As where only the number of tasks, or of examples, is a variable of the graph."
+    function, shapes = UNKNOWN[name]
+    inputs = drawn(*shapes)
+    traced = make_fx(function, tracing_mode="fake")(*inputs)
+    del traced.graph.find_nodes(op="placeholder")[which].meta["val"]
+    Products()(traced.graph)
+    traced.graph.lint()
+    traced.recompile()
+    torch.testing.assert_close(traced(*inputs), function(*inputs), rtol=1e-11, atol=1e-11)
+
+
 def test_what_has_no_use_and_may_do_something_is_left():
     def function(A, B):
         torch.rand(3)

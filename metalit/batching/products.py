@@ -22,10 +22,11 @@ except ImportError:
 
 # %% auto #0
 __all__ = ['GraphPass', 'aten', 'BMM', 'MM', 'SUM', 'PERMUTE', 'EXPAND', 'NEG', 'RESHAPE', 'VIEWS', 'SUMS', 'MULTIPLES', 'EXACT',
-           'LARGE', 'shape_of', 'put', 'args_of', 'is_turned', 'transposed', 'replaced', 'forget', 'without_detours',
-           'Part', 'multiple', 'parts_of', 'is_expanded', 'is_sum', 'collected', 'is_narrow', 'never_built',
-           'used_in_parts', 'multiplies', 'sums_products', 'ends', 'with_shared', 'over_tasks', 'untwisted', 'Apart',
-           'factors_last', 'bare', 'upright', 'can_turn', 'without_thin_products', 'wide', 'Products']
+           'LARGE', 'shape_of', 'is_known', 'put', 'args_of', 'is_turned', 'transposed', 'replaced', 'forget',
+           'without_detours', 'Part', 'multiple', 'parts_of', 'is_expanded', 'is_sum', 'collected', 'is_narrow',
+           'never_built', 'used_in_parts', 'multiplies', 'sums_products', 'ends', 'with_shared', 'over_tasks',
+           'untwisted', 'Apart', 'factors_last', 'bare', 'upright', 'can_turn', 'without_thin_products', 'wide',
+           'Products']
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #d1b0760c
 aten = torch.ops.aten
@@ -43,6 +44,11 @@ def shape_of(node: Any) -> tuple[int, ...]:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     if not isinstance(value, Tensor) or value.dtype not in EXACT: return ()
     return tuple(value.shape) if all(isinstance(n, int) for n in value.shape) else ()
+
+
+def is_known(node: fx.Node) -> bool:
+    "Whether the sizes of an operation's result, and of all that it is given, are known."
+    return all(map(shape_of, [node, *node.all_input_nodes]))
 
 
 def put(graph: fx.Graph, operation: Callable, *args: Any) -> fx.Node:
@@ -125,7 +131,7 @@ def parts_of(node: fx.Node, built: set[fx.Node]) -> list[Part]:
     "The sum that a stack of matrices is; `built`: nodes that are not taken apart."
     if is_expanded(node): return [Part(1.0, args_of(node)[0])]
     if node in built or node.op != "call_function": return [Part(1.0, node)]
-    if node.target is BMM: return [Part(1.0, *args_of(node))]
+    if node.target is BMM and is_known(node): return [Part(1.0, *args_of(node))]
     factor, source = multiple(node), args_of(node)[0]
     if factor is not None: return [part.times(factor) for part in parts_of(source, built)]
     if is_turned(node):
@@ -188,7 +194,7 @@ def used_in_parts(node: fx.Node, built: set[fx.Node]) -> bool:
 
 def multiplies(node: fx.Node, built: set[fx.Node]) -> bool:
     "Whether a node is a product with one stack that is not built, and one that is."
-    return node.target is BMM and len(set(args_of(node)) - built) == 1
+    return node.target is BMM and is_known(node) and len(set(args_of(node)) - built) == 1
 
 
 def sums_products(node: fx.Node, built: set[fx.Node]) -> bool:
@@ -275,7 +281,7 @@ class Apart:
 # %% ../../nbs/7_workshop/69a_products.ipynb #9aa3fb08
 def factors_last(graph: fx.Graph) -> None:
     "A product with a multiple of a large stack is the multiple of a product."
-    for node in [node for node in graph.nodes if node.target is BMM and shape_of(node)]:
+    for node in [node for node in graph.nodes if node.target is BMM and is_known(node)]:
         with graph.inserting_before(node):
             (one, a), (two, b) = (bare(graph, each, node) for each in args_of(node))
             if (factor := one * two) == 1: continue
@@ -287,7 +293,7 @@ def bare(graph: fx.Graph, node: fx.Node, result: fx.Node) -> tuple[float, fx.Nod
     "A factor of a stack that is larger than a result, and the stack without it."
     source, twisted = untwisted(node)
     if math.prod(shape_of(node)) <= math.prod(shape_of(result)): return 1.0, node
-    if (factor := multiple(source)) is None: return 1.0, node
+    if (factor := multiple(source)) is None or not is_known(source): return 1.0, node
     inner, rest = bare(graph, args_of(source)[0], result)
     return factor * inner, transposed(graph, rest) if twisted else rest
 
@@ -307,14 +313,14 @@ def upright(graph: fx.Graph) -> None:
 def can_turn(node: fx.Node) -> bool:
     "Whether a stack is a sum, a multiple, or a product that is not wide already."
     if len(shape_of(node)) != 3 or node.kwargs: return False
-    if node.target is BMM: return shape_of(node)[1] >= shape_of(node)[2]
+    if node.target is BMM: return is_known(node) and shape_of(node)[1] >= shape_of(node)[2]
     matrices = all(len(shape_of(arg)) > 1 for arg in node.all_input_nodes)
     return matrices and (node.target in SUMS or multiple(node) is not None)
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #7df9ebdb
 def without_thin_products(graph: fx.Graph) -> None:
     "Products with an axis of length one, written as products of numbers."
-    for node in [node for node in graph.nodes if node.target in (MM, BMM) and shape_of(node)]:
+    for node in [node for node in graph.nodes if node.target in (MM, BMM) and is_known(node)]:
         (*_, rows, between), columns = shape_of(args_of(node)[0]), shape_of(node)[-1]
         if 1 not in (rows, between, columns): continue
         with graph.inserting_before(node):
@@ -328,7 +334,7 @@ def without_thin_products(graph: fx.Graph) -> None:
 # %% ../../nbs/7_workshop/69a_products.ipynb #b0052901
 def wide(graph: fx.Graph) -> None:
     "Tall products of stacks, computed as their transpose."
-    for node in [node for node in graph.nodes if node.target is BMM and shape_of(node)]:
+    for node in [node for node in graph.nodes if node.target is BMM and is_known(node)]:
         if 1 < shape_of(node)[2] < shape_of(node)[1]:
             with graph.inserting_before(node):
                 first, second = (transposed(graph, each) for each in args_of(node))
@@ -346,4 +352,4 @@ class Products(GraphPass):
 
     def uuid(self) -> str:
         "Tells compiled graphs on disk apart: to be changed whenever the pass changes."
-        return "metalit.batching.products.Products 1"
+        return "metalit.batching.products.Products 2"
