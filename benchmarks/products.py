@@ -7,15 +7,15 @@ Written to results/products.json.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch.nn.functional as F
 
 import metalit as ml
-from metalit.batching import compiled
+from metalit.batching import compiled, many_steps
 from metalit.batching.products import Products
 
 from . import measure
@@ -24,11 +24,13 @@ CASES = ((40, 5, 1), (40, 5, 5), (100, 5, 1), (100, 5, 5), (256, 5, 1), (256, 5,
 TASKS, LR, BUDGET = 25, 0.01, 0.2
 
 
-def as_written() -> AbstractContextManager:
+@contextmanager
+def as_written() -> Iterator[None]:
     """Inside, the compiler is asked for everything but another order of products."""
     asked = {name: value for name, value in compiled.cpu_options().items()
              if not isinstance(value, Products)}
-    return patch.object(compiled, "cpu_options", lambda: asked)
+    with (patch.object(compiled, "cpu_options", lambda: asked),
+          patch.object(many_steps, "cpu_options", lambda: asked)): yield
 
 
 def meta_step(width: int, shots: int, steps: int) -> Callable[[], None]:
