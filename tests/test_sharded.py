@@ -89,3 +89,4 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     both()
     dist.destroy_process_group()
+    dist.destroy_process_group()                             # else a thread may outlive the rest
