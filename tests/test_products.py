@@ -72,6 +72,24 @@ def test_a_sum_over_tasks_is_one_product():
         (30, 20), (30, 20)]
 
 
+def test_a_sum_of_another_type_is_left():
+    def function(A, B): return torch.bmm(A, B).sum(0, dtype=torch.float64)
+    graph = changed(function, drawn(LEFT, RIGHT, dtype=torch.float32))
+    *_, out = graph.nodes
+    assert out.args[0].meta["val"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("number", [0.0, float("inf"), float("nan")])
+def test_a_factor_that_is_none_is_left(number):
+    for function in (lambda M, x: torch.bmm(x, turned(M / number)),
+                     lambda M, x: torch.bmm(x, turned(number * M))):
+        inputs = drawn((3, 8, 9), (3, 2, 9))
+        traced = make_fx(function, tracing_mode="fake")(*inputs)
+        Products()(traced.graph)
+        traced.recompile()
+        torch.testing.assert_close(traced(*inputs), function(*inputs), equal_nan=True)
+
+
 @pytest.mark.parametrize("look", [
     lambda W: W.square().sum(), lambda W: W[0], lambda W: W.sum(1), lambda W: W * W, lambda W: W])
 def test_what_is_looked_at_is_built_once(look):
@@ -98,7 +116,7 @@ def test_large_stacks_are_left_in_parts_up_to_their_own_numbers():
     assert 3 * 300 * 200 >= products.LARGE > 3 * 30 * 20
     inputs = drawn((3, 300, 110), (3, 110, 200), (3, 5, 200))
     graph = changed(lambda A, B, x: torch.bmm(x, turned(torch.bmm(A, B))), inputs)
-    assert built(graph, 3, 300, 200) == 0
+    assert built(graph, 3, 300, 200) == built(graph, 3, 200, 300) == 0
 
 
 def test_a_product_of_two_such_stacks_is_left():
@@ -109,18 +127,14 @@ def test_a_product_of_two_such_stacks_is_left():
 def test_pairs_are_compared_once():
     "x Bᵀ, and B xᵀ on the way back, are one product."
     def function(A, B, x, y):
-        weights = torch.bmm(A, B)
-        return torch.bmm(x, turned(weights)), torch.bmm(y, weights)
+        there, back = torch.bmm(A, B), torch.bmm(turned(y), x)
+        return torch.bmm(x, turned(there)), torch.bmm(B, turned(back))
+    graph = changed(function, drawn(LEFT, RIGHT, QUERY, (3, 5, 30)))
+    assert len(graph.find_nodes(op="call_function", target=BMM)) == 3
 
-    def both(A, B, x):
-        W = torch.bmm(A, B)
-        return torch.bmm(x, turned(W)), torch.bmm(turned(x), torch.bmm(x, turned(W)))
-    changed(function, drawn(LEFT, RIGHT, QUERY, (3, 5, 30)))
-    changed(both, drawn(LEFT, RIGHT, QUERY))
-
-    def paired(A, B, C):
+    def same(A, B, C):
         return torch.bmm(A, torch.bmm(B, C)), torch.bmm(turned(torch.bmm(B, C)), turned(A))
-    graph = changed(paired, drawn((3, 4, 30), (3, 30, 2), (3, 2, 20)))
+    graph = changed(same, drawn((3, 4, 30), (3, 30, 2), (3, 2, 20)))
     assert len(graph.find_nodes(op="call_function", target=BMM)) == 2
 
 

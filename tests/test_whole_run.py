@@ -129,7 +129,7 @@ CHANGING = {
         terms=ml.schedule.Linear(1.0, 2.0) * ml.QueryLoss()).double()}
 
 
-@pytest.mark.parametrize("ema", [None, 0.3])
+@pytest.mark.parametrize("ema", [None, 0.9])  # the first step is seen after thirty
 @pytest.mark.parametrize("name", CHANGING)
 def test_numbers_with_a_schedule_and_an_average(quick, pieces, tmp_path, name, ema):
     found, seen = [], []
@@ -218,6 +218,17 @@ class Breaks(ml.tasks.Sinusoids):
         task = super().batch(batch_size, seed, step)
         if step >= self.first: task.query.y[0, 0] = self.bad
         return task
+
+
+def test_numbers_with_a_schedule_are_those_of_the_step_that_fails(quick):
+    found = []
+    for compile in (False, True):
+        J = maml(lr=ml.schedule.Linear(0.1, 0.01))
+        tasks = Breaks(shots=3)
+        tasks.bad = 3e38
+        with pytest.raises(ml.DivergedError): train(J.float(), tasks, steps=12, compile=compile)
+        found.append(J.inner.lr)
+    assert found[0] == found[1] == ml.schedule.Linear(0.1, 0.01)(5, 12)
 
 
 @pytest.mark.parametrize(("bad", "error"), [(math.nan, ValueError), (3e38, ml.DivergedError)])

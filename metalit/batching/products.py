@@ -5,10 +5,9 @@
 # %% ../../nbs/7_workshop/69a_products.ipynb #83cb4a70
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,8 +20,8 @@ except ImportError:
     GraphPass = object
 
 # %% auto #0
-__all__ = ['GraphPass', 'aten', 'BMM', 'MM', 'SUM', 'PERMUTE', 'EXPAND', 'NEG', 'RESHAPE', 'VIEWS', 'SUMS', 'MULTIPLES', 'EXACT',
-           'LARGE', 'shape_of', 'is_known', 'put', 'args_of', 'is_turned', 'transposed', 'replaced', 'forget',
+__all__ = ['GraphPass', 'aten', 'BMM', 'MM', 'SUM', 'PERMUTE', 'EXPAND', 'NEG', 'RESHAPE', 'VIEWS', 'SUMS', 'SHARES', 'MULTIPLES',
+           'EXACT', 'LARGE', 'shape_of', 'is_known', 'put', 'args_of', 'is_turned', 'transposed', 'replaced', 'forget',
            'without_detours', 'Part', 'multiple', 'parts_of', 'is_expanded', 'is_sum', 'collected', 'is_narrow',
            'never_built', 'used_in_parts', 'multiplies', 'sums_products', 'ends', 'with_shared', 'over_tasks',
            'untwisted', 'Apart', 'factors_last', 'bare', 'upright', 'can_turn', 'without_thin_products', 'wide',
@@ -35,7 +34,8 @@ PERMUTE, EXPAND, NEG = aten.permute.default, aten.expand.default, aten.neg.defau
 RESHAPE = aten.reshape.default
 VIEWS = (EXPAND, aten.view.default, RESHAPE, aten._unsafe_view.default)
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
-MULTIPLES = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
+SHARES = (aten.div.Tensor, aten.div.Scalar)
+MULTIPLES = (aten.mul.Tensor, aten.mul.Scalar, *SHARES)
 EXACT = (torch.float32, torch.float64)
 
 
@@ -121,10 +121,13 @@ class Part(NamedTuple):
 
 
 def multiple(node: fx.Node) -> float | None:
-    "The number by which an operation multiplies, if that is all it does."
+    "The finite number by which an operation multiplies, if that is all it does."
     if node.target is NEG: return -1.0
-    if node.target not in MULTIPLES or not isinstance(args_of(node)[1], (int, float)): return None
-    return 1 / args_of(node)[1] if "div" in str(node.target) else float(args_of(node)[1])
+    if node.target not in MULTIPLES: return None
+    number = args_of(node)[1]
+    if not isinstance(number, (int, float)) or not math.isfinite(number): return None
+    if node.target not in SHARES: return float(number)
+    return 1 / number if number else None
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #4a9836bf
 def parts_of(node: fx.Node, built: set[fx.Node]) -> list[Part]:
@@ -199,7 +202,8 @@ def multiplies(node: fx.Node, built: set[fx.Node]) -> bool:
 
 def sums_products(node: fx.Node, built: set[fx.Node]) -> bool:
     "Whether a node sums products over all tasks, and nothing else."
-    return (node.target is SUM and list(args_of(node)[1]) == [0] and args_of(node)[0] not in built
+    if node.target is not SUM or node.kwargs: return False   # as of another type
+    return (list(args_of(node)[1]) == [0] and args_of(node)[0] not in built
             and all(part.right for part in parts_of(args_of(node)[0], built)))
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #ef022760
@@ -262,7 +266,7 @@ class Apart:
         "The sum of what a function makes of each part of a stack, times its factor."
         terms = [put(self.graph, MULTIPLES[0], term(part), part.factor)
                  for part in parts_of(stack, self.built)]
-        return functools.reduce(partial(put, self.graph, SUMS[0]), terms)
+        return reduce(partial(put, self.graph, SUMS[0]), terms)
 
     def product(self, x: fx.Node, part: Part) -> fx.Node:
         "x (A B), as (x A) B; or x W, as one product for all tasks."
@@ -352,4 +356,4 @@ class Products(GraphPass):
 
     def uuid(self) -> str:
         "Tells compiled graphs on disk apart: to be changed whenever the pass changes."
-        return "metalit.batching.products.Products 2"
+        return "metalit.batching.products.Products 3"

@@ -392,7 +392,7 @@ class WholeRun:
             take_up(self.run.optimizer, schedule, before)
             numbers_of_steps(self.descent, good, schedule)
             if good < len(values): _, state = self._took(good)
-        if good: put_back(self, step + good, good, state)
+        put_back(self, step, good, count, state)
         self.pace = (time.perf_counter() - begin) / count
         ends = [math.nan] * (len(values) == fine < count)    # an error is raised by its own step
         return [*values.tolist(), *ends][:good + 1]
@@ -424,11 +424,14 @@ def fill_numbers(whole: WholeRun, step: int, count: int, schedule: Any = None) -
     stacks[1][:count] = numbers_around(whole.descent, step, count, run.plan.steps)
 
 
-def put_back(whole: WholeRun, step: int, good: int, state: list[Tensor]) -> None:
-    "Put everything where it is in any other run after so many steps, the last of which are good."
+def put_back(whole: WholeRun, step: int, good: int, count: int, state: list[Tensor]) -> None:
+    """Put everything where it is in any other run after so many good steps from this one on.
+
+    Where fewer are good than were to be taken, the numbers of J are those of the next, which fails.
+    """
     run = whole.run
-    whole.descent.set(state, good)
-    for each in (run.J, run.kept): each.at(step - 1, run.plan.steps)
+    if good: whole.descent.set(state, good)
+    for each in (run.J, run.kept): each.at(step + min(good, count - 1), run.plan.steps)
 
 
 def until(whole: WholeRun, step: int) -> int:
