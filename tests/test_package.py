@@ -20,6 +20,7 @@ loaded, before = set(sys.modules), torch.get_rng_state()
 import metalit
 assert torch.equal(before, torch.get_rng_state())
 heavy = {"matplotlib", "tqdm", "click", "IPython", "fastcore", "nbdev", "pandas"}
+heavy |= {"torch._dynamo", "torch._inductor", "sympy", "torch.utils.tensorboard"}
 heavy &= set(sys.modules) - loaded
 sys.exit(f"loaded {heavy}" if heavy else 0)
 """

@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import metalit as ml
 from metalit.batching import products
-from metalit.batching.products import BMM, MM, GraphPass, Products
+from metalit.batching.products import BMM, MM, Products, products_pass
 
 SHARED, LEFT, RIGHT, QUERY = (30, 20), (3, 30, 2), (3, 2, 20), (3, 5, 20)
 
@@ -248,7 +248,9 @@ def test_a_whole_meta_step(inner, steps):
 
 
 def test_the_pass_is_one_of_the_compilers():
-    assert GraphPass is not object and isinstance(Products(), GraphPass)
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+    found = products_pass()["post_grad_custom_pre_pass"]
+    assert isinstance(found, Products) and isinstance(found, CustomGraphPass)
     assert pickle.dumps(Products().uuid())
     from metalit.batching.compiled import cpu_options
     assert isinstance(cpu_options()["post_grad_custom_pre_pass"], Products)

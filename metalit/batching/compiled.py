@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from .products import GraphPass, Products
+from .products import products_pass
 from ..models import Params
 from ..tasks.task import Tree, leaves
 
@@ -135,5 +135,4 @@ def cpu_options() -> dict[str, Any]:
     costs more than it saves.
     """
     asked: dict[str, Any] = {"cpp_wrapper": True, "layout_optimization": False}
-    passes = {} if GraphPass is object else {"post_grad_custom_pre_pass": Products()}
-    return asked | passes
+    return asked | products_pass()

@@ -13,19 +13,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx
 
-GraphPass: Any
-try:  # it is no public part of PyTorch, and may move
-    from torch._inductor.custom_graph_pass import CustomGraphPass as GraphPass
-except ImportError:
-    GraphPass = object
 
 # %% auto #0
-__all__ = ['GraphPass', 'aten', 'BMM', 'MM', 'SUM', 'PERMUTE', 'EXPAND', 'NEG', 'RESHAPE', 'VIEWS', 'SUMS', 'SHARES', 'MULTIPLES',
-           'EXACT', 'LARGE', 'shape_of', 'is_known', 'put', 'args_of', 'is_turned', 'transposed', 'replaced', 'forget',
+__all__ = ['aten', 'BMM', 'MM', 'SUM', 'PERMUTE', 'EXPAND', 'NEG', 'RESHAPE', 'VIEWS', 'SUMS', 'SHARES', 'MULTIPLES', 'EXACT',
+           'LARGE', 'shape_of', 'is_known', 'put', 'args_of', 'is_turned', 'transposed', 'replaced', 'forget',
            'without_detours', 'Part', 'multiple', 'parts_of', 'is_expanded', 'is_sum', 'collected', 'is_narrow',
            'never_built', 'used_in_parts', 'multiplies', 'sums_products', 'ends', 'with_shared', 'over_tasks',
            'untwisted', 'Apart', 'factors_last', 'bare', 'upright', 'can_turn', 'without_thin_products', 'wide',
-           'Products']
+           'Products', 'products_pass']
 
 # %% ../../nbs/7_workshop/69a_products.ipynb #d1b0760c
 aten = torch.ops.aten
@@ -346,7 +341,7 @@ def wide(graph: fx.Graph) -> None:
             replaced(graph, node, new)
 
 
-class Products(GraphPass):
+class Products:
     "A pass of the compiler: products of matrices in the order and the layout that cost least."
     def __call__(self, graph: fx.Graph) -> None:
         without_detours(graph)
@@ -357,3 +352,12 @@ class Products(GraphPass):
     def uuid(self) -> str:
         "Tells compiled graphs on disk apart: to be changed whenever the pass changes."
         return "metalit.batching.products.Products 3"
+
+
+def products_pass() -> dict[str, Products]:
+    "The pass, as an option of PyTorch's compiler, which is loaded only now; none where it has none."
+    try:  # it is no public part of PyTorch, and may move
+        from torch._inductor.custom_graph_pass import CustomGraphPass
+    except ImportError: return {}
+    CustomGraphPass.register(Products)
+    return {"post_grad_custom_pre_pass": Products()}
