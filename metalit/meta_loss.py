@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from .batching.chunks import recomputed, set_back, settings
 from .batching.plain import traceable
 from .batching.refused import SOUND, check_twice, looking_once
 from .gradient.exact import Exact
 from .gradient.first_order import FirstOrder
-from .inner.walk import InnerLoop, Walk
+from .inner.walk import InnerLoop, Walk, first_point, next_point
 from .learner import Learner, alone_with, check_learns, curve, in_turn, choice_words
 from .losses import Loss, check_judge
 from .models import Params, called, check_shapes_known, places
@@ -36,7 +37,8 @@ from .terms.term import Path, Sum, Term, as_sum
 __all__ = ['Choices', 'MetaLoss', 'check_choice', 'shown_to_rule', 'check_theta', 'check_derivatives', 'check_nothing_held',
            'walk_of', 'Calls', 'function_of', 'all_tasks_for', 'check_not_divided', 'check_plain', 'on',
            'check_no_piece', 'probe_of', 'measured_on', 'per_group', 'check_no_probe', 'check_one_size',
-           'in_recomputed_chunks', 'as_now', 'compiled', 'first_complaint', 'written_in', 'report']
+           'in_recomputed_chunks', 'as_now', 'compiled', 'pieces_of', 'check_state', 'first_complaint', 'written_in',
+           'report']
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #fbbf40b0
 class Choices(Learner):
@@ -117,9 +119,9 @@ class MetaLoss(Choices):
     def compile(self, **options: Any) -> None:
         """Compile value and gradient of J into one graph, in place; the next call takes a while.
 
-        `options` are those of `torch.compile`. A C++ compiler is needed. A compiled J can be
+        `options` are those of `torch.compile`; it needs a C++ compiler. A compiled J is
         differentiated once only, by its parameters only; a copy or a pickle of it is not compiled.
-        Raises `ValueError` for a J with `chunk_size`, `MixedMode`, `Implicit`, `Evolution`, a loop.
+        Raises `ValueError` for a J with `chunk_size`, `Implicit`, `Evolution`, a loop.
         """
         self._compiled = compiled(self, **options)
 
@@ -347,14 +349,20 @@ def compiled(J: Choices, **options: Any) -> Callable[[Any], Tensor]:
         raise ValueError(f"batching={J.batching!r} runs one task after another, which is no single "
                          "graph: use batching='vmap', or do not compile J")
     if why := getattr(J.gradient, "no_graph", ""): raise ValueError(why)
-    from metalit.batching.compiled import one_graph  # loads the compiler, which few programs need
+    from metalit.batching.by_steps import by_steps  # loads the compiler, which few programs need
+    from metalit.batching.compiled import one_graph
     calls, around = Calls(J, J._value), traceable(J.model, partial(lifted, J))
+    apart = getattr(J.gradient, "by_steps", False)
 
     def graph(masked: bool) -> Callable[[Task], Tensor]:
         fixed = {"dynamic": False} if masked else {}         # no masks of a size that is not known
-        return one_graph(function_of(calls), calls.named_parameters, around, **fixed | options)
+        how = calls.named_parameters, around
+        if apart: return by_steps(pieces_of(J), *how, **fixed | options)
+        return one_graph(function_of(calls), *how, **fixed | options)
 
-    def now(masked: bool) -> Any: return J.inner.steps, masked, getattr(J.gradient, "exact", True)
+    def now(masked: bool) -> Any:
+        if apart: return masked, *(part.training for part in J.modules())
+        return J.inner.steps, masked, getattr(J.gradient, "exact", True)
     graphs = {now(False): graph(False)}                      # for each number of steps, and so on
 
     def run(tasks: Task | Unequal) -> Tensor:
@@ -374,6 +382,49 @@ def compiled(J: Choices, **options: Any) -> Callable[[Any], Tensor]:
             raise RuntimeError(f"J cannot be one graph: {where}. Write that otherwise, or do not "
                                f"compile J. The compiler says: {why}") from error
     return run
+
+# %% ../nbs/1_idea/13_meta_loss.ipynb #2a0c1486
+def pieces_of(J: Choices) -> Any:
+    "J, cut at its inner steps: see `metalit.batching.by_steps.Pieces`."
+    from metalit.batching.by_steps import Pieces, Points
+    def of(method: Callable[..., Any]) -> Callable[..., Any]: return function_of(Calls(J, method))
+
+    def begin(task: Task) -> Any:
+        walk = J.walk()
+        return J.each(lambda theta, split: check_state(J.inner, first_point(walk(theta), split)),
+                      J.theta(), task.support)
+
+    def step(phi: Params, state: Any, examples: Split, k: int) -> Any:
+        walk = J.walk()
+        return J.each(lambda theta, now: next_point(walk(theta), k, *now), J.theta(),
+                      (phi, state, examples))
+
+    def value(points: Points, task: Task) -> Tensor:
+        walk, probe, ends = J.walk(), probe_of(task.query), points.between is None
+        def one(theta: Params, own: Any) -> list[Tensor]:
+            first, last, between, task = own
+            here = walk(theta)
+            seen: Any = Points(first, last, None if ends else between, points.steps)
+            path = Path(seen, theta, here.predict, here.loss, here, probe)
+            return J.terms.per_task(path, task)
+        own = points.first, points.last, list(points.between or ()), task
+        return J.pool(J.each(one, J.theta(), own), task)
+
+    def examples(task: Task, k: int) -> Split:
+        if J.inner.batch_size is None and type(J.inner).examples is InnerLoop.examples:
+            return task.support
+        return J.each(lambda _, split: J.inner.examples(split, k), (), task.support)
+    return Pieces(of(begin), of(step), of(value), examples, lambda: J.inner.steps)
+
+
+def check_state(inner: InnerLoop, start: tuple[Params, Any]) -> tuple[Params, Any]:
+    "φ₀ and the state of an inner loop, if they are tensors alone; `ValueError` if not."
+    for part in pytree.tree_leaves(start):
+        if not isinstance(part, Tensor):
+            raise ValueError(f"{type(inner).__name__} remembers {brief(part)} from step to step, "
+                             "which is no tensor, and a compiled J with gradient=ml.MixedMode() "
+                             "takes tensors from one step to the next: take gradient=ml.Exact()")
+    return start
 
 # %% ../nbs/1_idea/13_meta_loss.ipynb #d30bb406
 def first_complaint(error: BaseException) -> BaseException:

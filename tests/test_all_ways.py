@@ -121,7 +121,6 @@ WAYS = ("loop", "chunks", "chunks in a loop", "processes", "torch.func", "twice"
 GRAPHS = ("compiled", "traced")
 ONCE, NO_GRAPH = (RuntimeError, r"differentiated once only"), (ValueError, r"no part of a compiled")
 REFUSED = {
-    ("MixedMode", "compiled"): (ValueError, "compile"),
     ("MixedMode", "traced"): (ValueError, "trac"),
     ("Implicit", "torch.func"): ONCE, ("Implicit", "twice"): ONCE,
     ("Implicit", "compiled"): NO_GRAPH, ("Implicit", "traced"): (ValueError, "cannot be traced"),

@@ -17,7 +17,7 @@ ROWS = (
     "models checks schedule",
     "batching.slope batching.modes batching.norms batching.embedding batching.recurrent",
     "batching.attention batching.plain batching.refused batching.chunks batching.products",
-    "batching.compiled batching.many_steps batching",
+    "batching.compiled batching.many_steps batching.by_steps batching",
     "losses",
     "inner.walk inner.momentum inner.rates inner.sgd inner.adam inner.sam inner.masked",
     "inner.proximal inner.sign inner.preconditioned inner.learned_loss",

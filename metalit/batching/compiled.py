@@ -20,7 +20,8 @@ from ..models import Params
 from ..tasks.task import Tree, leaves
 
 # %% auto #0
-__all__ = ['ScalarFunction', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'can_change', 'used', 'one_graph', 'cpu_options']
+__all__ = ['ScalarFunction', 'COUNT', 'UNCHANGING', 'with_code_of_its_own', 'can_change', 'used', 'one_graph', 'compiled_as',
+           'with_its_gradient', 'cpu_options']
 
 # %% ../../nbs/7_workshop/70_compiled.ipynb #77c978f3
 class _OneGraph(torch.autograd.Function):
@@ -101,14 +102,27 @@ def one_graph(value: ScalarFunction, parameters: Callable[[], Any],
     Example: `one_graph(lambda p, x: (p["w"] * x).sum(), lambda: [("w", w)])(w.detach())`, with
     `w = torch.ones(3, requires_grad=True)`.
     """
+    def value_and_gradient(parameters: Params, batch: Tree) -> tuple[Params, Tensor]:
+        return grad_and_value(value)(parameters, batch)
+    run = compiled_as(value_and_gradient, parameters, **options)
+    return with_its_gradient(run, value, parameters, around)
+
+# %% ../../nbs/7_workshop/70_compiled.ipynb #6dfaab70
+def compiled_as(function: Callable, parameters: Callable[[], Any], **options: Any) -> Callable:
+    "A function as a compiled program, by these options, or by those that `one_graph` has."
     on_cpu = next(iter(parameters()))[1].device.type == "cpu"
     if not options.keys() & {"options", "mode", "backend"}:
         options["options"] = {"guard_filter_fn": can_change} | (cpu_options() if on_cpu else {})
+    return torch.compile(with_code_of_its_own(function), **({"fullgraph": True} | options))
 
-    def value_and_gradient(parameters: Params, batch: Tree) -> tuple[Params, Tensor]:
-        return grad_and_value(value)(parameters, batch)
-    run = torch.compile(with_code_of_its_own(value_and_gradient), **({"fullgraph": True} | options))
 
+def with_its_gradient(run: Callable[[Params, Tree], tuple[Params, Tensor]], value: ScalarFunction,
+                      parameters: Callable[[], Any], around: Callable[[], AbstractContextManager]
+                      ) -> Callable[[Tree], Tensor]:
+    """What `run` computes, gradient and value, as a scalar that autograd can differentiate.
+
+    `value` depends on the same parameters: it is called once for those that ask for a gradient.
+    """
     depends: dict[tuple[str, ...], list[str]] = {}
 
     def compiled(batch: Tree) -> Tensor:

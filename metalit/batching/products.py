@@ -355,7 +355,7 @@ class Products:
 
 
 def products_pass() -> dict[str, Products]:
-    "The pass, as an option of PyTorch's compiler, which is loaded only now; none where it has none."
+    "The pass, as an option of PyTorch's compiler, which is loaded here; none where it has none."
     try:  # it is no public part of PyTorch, and may move
         from torch._inductor.custom_graph_pass import CustomGraphPass
     except ImportError: return {}

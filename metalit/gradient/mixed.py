@@ -291,14 +291,14 @@ class MixedMode(nn.Module):
     of every step, this keeps φₖ, and what the inner loop itself computes from gradients.
 
     For every inner loop that descends its `loss`. The model is called again on the way back, so it
-    must not be in use by another thread then. J cannot be compiled. Raises `ValueError` where the
+    must not be in use by another thread then. Compiled, each step is a program of its own, with the
+    same memory (see `metalit.batching.by_steps`). Raises `ValueError` where the
     inner loss reads a tensor to be learned that it cannot see; where PyTorch has no forward-mode
     derivative, its error, with a note.
 
     Example: `ml.MetaLoss(model, loss, inner=ml.SGD(0.01, 10), gradient=ml.MixedMode())`.
     """
-    no_graph = ("gradient=ml.MixedMode() derives forwards, which is no part of a compiled graph: "
-                "do not compile J, or take gradient=ml.Exact(), whose gradient is the same")
+    by_steps = True                                          # where J is compiled
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ Predict = Callable[[Params, Tree], Any]  # the model's output at some parameters
 # %% auto #0
 __all__ = ['State', 'InnerLoss', 'LossOn', 'Predict', 'Learned', 'Change', 'whole', 'real', 'check_steps', 'check_batch_size',
            'check_made_for', 'check_subclass', 'real_in_turn', 'Fitting', 'InnerLoop', 'take_learned', 'has_learned',
-           'Step', 'as_it_is', 'Walk', 'constant', 'ahead', 'held_constant']
+           'Step', 'as_it_is', 'Walk', 'constant', 'ahead', 'held_constant', 'first_point', 'next_point']
 
 # %% ../../nbs/3_choices/31_walk.ipynb #114480f3
 def whole(value: Any) -> int:
@@ -309,3 +309,14 @@ def held_constant(step: Step, phi: Params, state: State, k: int) -> tuple[Params
     """
     if k == 0 and any(isinstance(value, Tensor) for value in leaves(state)): state = step.begin()
     return step.inner.held(step.loss, phi, state, k)
+
+# %% ../../nbs/3_choices/31_walk.ipynb #49a4c35d
+def first_point(walk: Walk, split: Split) -> tuple[Params, State]:
+    "φ₀ of a walk, and what is remembered before the first step."
+    return walk.inner.begin(partial(walk._loss, split), walk.predict, walk.theta, split)
+
+
+def next_point(walk: Walk, k: int, phi: Params, state: State,
+               examples: Split) -> tuple[Params, State]:
+    "What comes after φₖ, by a step that sees these examples, whatever the rule."
+    return walk.inner.step(partial(walk._loss, examples), phi, state, k)

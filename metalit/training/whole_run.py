@@ -265,6 +265,7 @@ def why_not(run: Any, watched: bool) -> str:
             any(vars(optimizer).get(name) for name in vars(optimizer) if name.endswith("_hooks")),
         "the optimizer has not counted all its parameters alike": not is_even(optimizer),
         "J compiles in a way of its own": type(J).compile is not MetaLoss.compile,
+        "each inner step is a program of its own": getattr(J.gradient, "by_steps", False),
         "J is called in a way of its own": type(J).forward is not MetaLoss.forward or any(
             vars(J)[f"_{when}_hooks"] for when in ("forward", "forward_pre", "backward",
                                                    "backward_pre")),
