@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from . import plots, training
 from .judging import baselines, comparison
 from .training.checkpoints import DivergedError, Progress, write_table, write_whole
+from .data.splits import NATURAL
 from .judging.recipes import (
     MOST_OF, RECIPES, WHICH, WORDS, Experiment, build, complete, meant, options_of, sine_network)
 from metalit.judging.runs import (
@@ -424,8 +425,13 @@ network_and_data = options(
                  help="Width of the convolutions; images only."),
     click.option("--pool", type=OneOf(WORDS["pool"]), default=None, show_default="stride",
                  help="How the network halves images."),
-    click.option("--protocol", type=OneOf(WORDS["protocol"]), default=None, show_default="finn",
-                 help="How Omniglot is split and turned."),
+    click.option("--protocol", type=OneOf(WORDS["protocol"]), default=None,
+                 show_default="finn; folder: none",
+                 help="How Omniglot is split and turned; or, for a folder of images, which "
+                 f"published split its files are: {', '.join(NATURAL)}."),
+    click.option("--splits", type=Place(), default=None, show_default="the folder of images",
+                 help="For a folder of images: where the files train, val and test of a split are, "
+                 ".csv with filename,label or .txt with the names of classes."),
     click.option("--size", type=Count(1, MOST_OF["size"]), default=None, show_default="as they are",
                  help="For a folder of images: scale them to so many pixels."),
     click.option("--channels", type=OneOf(WORDS["channels"]), default=None, show_default="1",
@@ -478,11 +484,12 @@ folders = options(
 def train(file: Path | None, out: Path | None, root: Path | None, restart: bool, quiet: bool,
           device: str, compile: bool, steps: int | None, validate_every: int | None,
           patience: int | None, max_minutes: float | None, save_every: int, test_tasks: int,
-          tensorboard: bool, **settings: Any) -> None:
+          tensorboard: bool, splits: Path | None, **settings: Any) -> None:
     """Meta-train on FAMILY and evaluate on unseen tasks.
 
     FAMILY is sinusoids, glyphs (characters drawn from fonts, no download), omniglot, a folder
-    that holds a folder of images for each class, or table, with a CSV file and --task, --x and --y.
+    that holds a folder of images for each class (or images with the files of a published split:
+    --protocol mini-imagenet), or table, with a CSV file and --task, --x and --y.
     Options that a family or a method has no use for are refused. The run's folder holds run.json
     (settings), log.csv (meta-loss), checkpoint.pt and evaluation.csv, and adaptation.png for
     sinusoids and for tables of numbers. Stop with Ctrl-C at any time; the same command goes on.
@@ -490,7 +497,8 @@ def train(file: Path | None, out: Path | None, root: Path | None, restart: bool,
     With several processes: torchrun --nproc-per-node 2 -m metalit train …
     """
     with plain_errors(), joined(device) as here:
-        settings, steps = settled(settings | {"data": file and str(file.resolve())}, steps)
+        settings, steps = settled(settings | {"data": file and str(file.resolve()),
+                                              "splits": splits and str(splits)}, steps)
         check_root(root, settings["family"])
         folder = out or Path("runs") / run_name(settings)
         check_same_run(folder, settings, restart)

@@ -78,10 +78,11 @@ class Job(NamedTuple):
 
     folder: Path
     options: list[str]
+    family: str = "omniglot"
 
     def command(self) -> list[str]:
         """The command line, without the interpreter."""
-        return ["metalit", "train", "omniglot", *self.options, "--out", str(self.folder)]
+        return ["metalit", "train", self.family, *self.options, "--out", str(self.folder)]
 
 
 def long_jobs(steps: int) -> dict[str, Job]:

@@ -32,7 +32,7 @@ ROWS = (
     "training.identity training.checkpoints training.evaluation training.processes training.memory",
     "training.watching training.outer training.whole_run training.loop training",
     "plots",
-    "data data.images data.glyphs data.omniglot data.patients data.other_patients",
+    "data data.images data.splits data.glyphs data.omniglot data.patients data.other_patients",
     "judging.judge judging.recipes judging.baselines judging.conformal judging.comparison",
     "judging.runs judging",
     "designing.space designing.search designing.honest designing.report",

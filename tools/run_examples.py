@@ -13,7 +13,8 @@ it. In "`short(2 / 3)` is `0.667`" (or "which is") the two are compared. Other w
 Each example runs in an empty folder, without network, at most LIMIT seconds, with random numbers
 from seed 0, made shorter by SHORTER. It knows what its module defines and imports and what
 `metalit` exports, by name; `ml`, `torch`, `F`, `nn`, `Tensor`, `partial`, but no `Path` of pathlib;
-and the stand-ins of `names_for`. The folder holds `letters/`, two images for each of ten letters.
+and the stand-ins of `names_for`. The folder holds `letters/`, two images for each of ten letters,
+dealt by train.txt, val.txt and test.txt.
 
 With --missing, public classes and functions without an example are named, not only counted.
 """
@@ -203,6 +204,8 @@ def alone():
         for grey, (name, number) in enumerate(product("abcdefghij", (1, 2))):
             pathlib.Path("letters", name).mkdir(parents=True, exist_ok=True)
             Image.new("L", (32, 32), grey).save(f"letters/{name}/{number}.png")
+        for part, names in {"train": "abcdef", "val": "gh", "test": "ij"}.items():
+            pathlib.Path("letters", f"{part}.txt").write_text("\n".join(names))
         data = mock.patch.dict(os.environ, METALIT_DATA=folder, XDG_CACHE_HOME=folder)
         stack.enter_context(data)
         stack.enter_context(mock.patch.object(socket, "getaddrinfo", offline))

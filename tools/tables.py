@@ -143,6 +143,38 @@ def omniglot_methods(record: dict[str, Any]) -> str:
                            for method, run in runs.items()}))
 
 
+def natural(record: dict[str, Any]) -> str:
+    """Published splits of natural pictures: what was measured, beside what was published."""
+    rows, about = [], []
+    settings = ["5-way 1-shot", "5-way 5-shot"]
+    for protocol, published in record["published"].items():
+        mine = record["measured"].get(protocol)
+        done: dict[str, Any] = mine["methods"] if mine else {}
+        for method in dict.fromkeys([*(name for of in done.values() for name in of), *published]):
+            paper = published.get(method, {})
+            cells = []
+            for setting in settings:
+                run = done.get(setting, {}).get(method)
+                cells += [of_run(run, record["looked_at"].get(method)),
+                          f"*{paper[setting]}*" if setting in paper else ""]
+            rows.append([f"{protocol}: {method}", *cells, paper.get("source", "")])
+        if mine:
+            about.append(f"{protocol}: {mine['steps']:,} meta-steps of {mine['batch_size']} "
+                         f"tasks, {mine['filters']} filters, {mine['test_tasks']} unseen tasks; "
+                         + environment(mine["machine"], mine["versions"]))
+    missing = [name for name in record["published"] if name not in record["measured"]]
+    if missing: about.append(f"Not measured: {' and '.join(missing)}.")
+    head = ["", *(cell for name in settings for cell in (name, "published")), "source"]
+    return markdown(head, rows) + "\n\nAccuracy in per cent ± 95 %. " + " ".join(about)
+
+
+def of_run(run: dict[str, Any] | None, looked_at: int | None) -> str:
+    """What a method reached, or that nobody measured it."""
+    if run is None: return "not measured"
+    if "evaluation" not in run: return percent(run)
+    return percent(next(row for row in run["evaluation"] if row["inner_steps"] == looked_at))
+
+
 def image_step(record: dict[str, Any]) -> str:
     """Milliseconds of one meta-step on images, against the per-task loop and the machine's peak."""
     names = {"autograd": "per-task autograd loop", "higher": "higher", "torchopt": "TorchOpt",
@@ -240,7 +272,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "comparison": comparison, "comparison-short": methods,
     "image_step": image_step, "memory": memory,
     "processes": processes, "omniglot": omniglot, "omniglot-methods": omniglot_methods,
-    "pages": pages}
+    "natural": natural, "pages": pages}
 
 
 def filled(text: str, results: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import warnings
 import zipfile
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FULL', 'ENDINGS', 'MOST_PIXELS', 'check_belonging', 'check_classes', 'part_sizes', 'Images', 'opened_image',
-           'as_bytes', 'is_deep', 'white_of', 'check_said', 'read_image', 'from_folder', 'files_of', 'stacked_files',
-           'data_folder', 'user_cache', 'load_images', 'images_checksum', 'save_images', 'kept_images', 'same_picture',
-           'check_disjoint']
+           'as_bytes', 'is_deep', 'white_of', 'check_said', 'read_image', 'from_folder', 'check_reading', 'whites',
+           'read_classes', 'files_of', 'files_in', 'stacked_files', 'data_folder', 'user_cache', 'load_images',
+           'images_checksum', 'save_images', 'kept_images', 'same_picture', 'check_disjoint']
 
 # %% ../../nbs/5_images/56_images.ipynb #4bfdd6e7
 def check_belonging(images: Any, labels: Any, names: Sequence[str]) -> None:
@@ -196,7 +197,7 @@ def check_said(folder: Path, white: dict[str, float]) -> None:
         if kind == "I" and full == 2**16 - 1: continue
         warnings.warn(f"{folder} holds images of more than 8 bits, and {full:.10g} was taken for "
                       f"white, by their largest values: say what it is, as in white={full:.10g} "
-                      f"or --white {full:.10g}", stacklevel=3)
+                      f"or --white {full:.10g}", stacklevel=4)
 
 # %% ../../nbs/5_images/56_images.ipynb #56b00003
 def read_image(path: Path, size: int | None, channels: int,
@@ -242,18 +243,35 @@ def from_folder(folder: str | Path, size: int | None = None, channels: int = 1,
 
     Example: `train, test = from_folder("letters", size=28).split((0.8, 0.2))`.
     """
-    folder = Path(folder)
+    check_reading(Path(folder), size, channels, white)
+    files = files_of(Path(folder))
+    range_of = whites(Path(folder), itertools.chain(*files.values()), white)
+    return read_classes(files, size, channels, range_of)
+
+
+def check_reading(folder: Path, size: int | None, channels: int, white: float | None) -> None:
+    "Raise `ValueError` where there is no folder, or images cannot be read in such a way."
     if not folder.is_dir(): raise ValueError(f"{folder} is no folder")
     if size is not None and not 1 <= whole(size) <= MOST_PIXELS:
         raise ValueError(f"size={size}: a whole number of pixels from 1 to {MOST_PIXELS} is needed")
     if channels not in (1, 3): raise ValueError(f"channels={channels}: 1 for grey, 3 for colour")
     if white is not None and not 0 < white <= FULL[-1]:
         raise ValueError(f"white={white}: a number above 0 is needed, such as 4095 or 1")
-    files = files_of(folder)
-    paths = [path for of_class in files.values() for path in of_class]
-    range_of = white_of(paths) if white is None else dict.fromkeys("IF", float(white))
-    if white is None: check_said(folder, range_of)
-    images = stacked_files(paths, lambda path: read_image(path, size, channels, range_of))
+
+
+def whites(folder: Path, paths: Iterable[Path], white: float | None) -> dict[str, float]:
+    "What is white in the images of a folder; with a warning, where that is a guess."
+    if white is not None: return dict.fromkeys("IF", float(white))
+    range_of = white_of(paths)
+    check_said(folder, range_of)
+    return range_of
+
+
+def read_classes(files: dict[str, list[Path]], size: int | None, channels: int,
+                 white: dict[str, float]) -> Images:
+    "The images of classes, each with its files; `ValueError` as `from_folder`."
+    paths = list(itertools.chain(*files.values()))
+    images = stacked_files(paths, lambda path: read_image(path, size, channels, white))
     labels = torch.repeat_interleave(torch.tensor([len(of) for of in files.values()]))
     return Images(images.permute(0, 3, 1, 2).contiguous(), labels, list(files))
 
@@ -264,13 +282,17 @@ def files_of(folder: Path) -> dict[str, list[Path]]:
     if not classes:
         raise ValueError(f"{folder} holds no class: a folder for each class is needed, images in "
                          "it")
-    files = {path.name: [file for file in _shown(path) if file.suffix.lower() in ENDINGS]
-             for path in classes}
+    files = {path.name: files_in(path) for path in classes}
     for name, of_class in files.items():
         if not of_class:
             raise ValueError(f"{folder / name} holds no image: give it one ({', '.join(ENDINGS)}), "
                              "or remove it")
     return files
+
+
+def files_in(folder: Path) -> list[Path]:
+    "The image files of a folder, in the order of names."
+    return [file for file in _shown(folder) if file.suffix.lower() in ENDINGS]
 
 
 def _shown(folder: Path) -> list[Path]:
@@ -373,6 +395,10 @@ def same_picture(images: Tensor) -> Tensor:
 
     Bytes, and the same bytes divided by 255, count as equal.
     """
+    return torch.cat([_same_picture(part) for part in images.split(1000)])
+
+
+def _same_picture(images: Tensor) -> Tensor:
     levels = (images.float() * 256 if images.dtype == torch.uint8
               else (images.float() * (256 * 255)).round() + 0.0)
     turns = (0, 1, 2, 3) if images.shape[-1] == images.shape[-2] else (0, 2)

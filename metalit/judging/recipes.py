@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from .. import as_written as article
 from .. import methods
-from ..data.images import MOST_PIXELS
+from ..data.images import MOST_PIXELS, Images, check_disjoint, from_folder
 from ..data.omniglot import PROTOCOLS
+from ..data.splits import NATURAL, from_splits
 from ..inner.adam import Adam
 from ..inner.adaptive import ALFA
 from ..inner.ridge import Ridge
@@ -40,9 +42,9 @@ from ..training.evaluation import accuracy
 # %% auto #0
 __all__ = ['Build', 'RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'FOLDER', 'SCHEDULES', 'WORDS', 'TEXT_SETTINGS', 'LEAST_OF',
            'MOST_OF', 'WHICH', 'Recipe', 'built_as', 'meant', 'recipe_for', 'recipe_of_table', 'options_of',
-           'check_setting', 'of_a_table', 'holds_words', 'checksum_of', 'complete', 'schedule', 'Problem', 'sinusoids',
-           'sine_network', 'small_network', 'few_shot', 'image_families', 'MeanError', 'rows', 'table_of', 'Experiment',
-           'build']
+           'check_setting', 'of_a_table', 'holds_words', 'checksum_of', 'complete', 'of_a_protocol', 'schedule',
+           'Problem', 'sinusoids', 'sine_network', 'small_network', 'few_shot', 'image_families', 'parts_of_folder',
+           'no_leak', 'MeanError', 'rows', 'table_of', 'Experiment', 'build']
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #5b85c687
 Build = Callable[[nn.Module, Loss, float, int], MetaLoss]  # from model, loss, lr, inner steps
@@ -221,7 +223,8 @@ DEFAULTS = {"sinusoids": SINUSOIDS, "glyphs": IMAGES | {"steps": 500, "batch_siz
                 "data": None, "checksum": None, "task": None, "x": None, "y": None, "order": None,
                 "groups": None, "held_out": 0.2, "missing": "refuse", "short": "refuse",
                 "scale": True, "classes": False}}
-FOLDER = IMAGES | {"size": None, "channels": 1, "white": None}  # of images
+FOLDER = IMAGES | {"size": None, "channels": 1, "white": None,  # of images
+                   "protocol": None, "splits": None}
 
 
 def options_of(family: str, method: str, classes: bool = False) -> dict[str, Any]:
@@ -249,9 +252,9 @@ def options_of(family: str, method: str, classes: bool = False) -> dict[str, Any
 SCHEDULES = ("constant", "linear", "cosine")
 WORDS: dict[str, tuple[Any, ...]] = {
     "schedule": SCHEDULES, "init": ("uniform", "finn"), "pool": ("stride", "max"),
-    "protocol": tuple(PROTOCOLS), "channels": (1, 3),
+    "protocol": (*PROTOCOLS, *NATURAL), "channels": (1, 3),
     "missing": ("refuse", "drop"), "short": ("refuse", "drop")}
-TEXT_SETTINGS = ("family", "method", "data", "checksum", "task", "order", "groups")
+TEXT_SETTINGS = ("family", "method", "data", "checksum", "task", "order", "groups", "splits")
 LEAST_OF = {"seed": 0, "ways": 2, "shots": 1, "queries": 1, "steps": 0, "batch_size": 1,
             "inner_steps": 0, "filters": 1, "size": 1}
 MOST_OF = {"seed": 2**63 - 1, "size": MOST_PIXELS}
@@ -339,10 +342,21 @@ def complete(settings: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}={value!r} does not go with {given['family']} and "
                              f"{given['method']}: they take {', '.join(open_ones)}")
         check_setting(name, value)
+    if "protocol" in given: open_ones |= of_a_protocol(given["family"], given["protocol"])
     least = RECIPES[given["method"]].of_a_class
     if "ways" in open_ones and given.get("shots", least) < least:
         raise ValueError(f"shots={given['shots']}: {given['method']} needs {least} or more")
     return {name: given[name] for name in WHICH} | open_ones | given
+
+
+def of_a_protocol(family: str, protocol: str) -> dict[str, Any]:
+    "What a protocol says of pictures; `ValueError` for one that does not go with the family."
+    known = tuple(PROTOCOLS) if family == "omniglot" else tuple(NATURAL)
+    if protocol not in known:
+        raise ValueError(f"protocol={protocol!r} does not go with {family}: there are "
+                         f"{', '.join(known)}")
+    if family == "omniglot": return {}
+    return {"size": NATURAL[protocol].size, "channels": NATURAL[protocol].channels}
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #1d425ce6
 def schedule(name: str, steps: int) -> Callable[[Optimizer], LRScheduler] | None:
@@ -422,13 +436,25 @@ def image_families(settings: dict[str, Any], shots: int | None,
         train, validation, test = (part.episodes(*counts)
                                    for part in glyphs(root).split((0.7, 0.1, 0.2)))
     else:
-        from metalit.data.images import check_disjoint, from_folder
-        images = from_folder(settings["family"], settings["size"], settings["channels"],
-                             settings["white"])
-        train, validation, test = (part.episodes(*counts) for part in images.split((0.7, 0.1, 0.2)))
-        check_disjoint(train, validation)
-        check_disjoint(train, test)
+        train, validation, test = (part.episodes(*counts) for part in parts_of_folder(settings))
+        for part in (validation, test): no_leak(train, part, settings["protocol"])
     return train if shots is None else train.having(shots=shots), validation, test
+
+
+def parts_of_folder(settings: dict[str, Any]) -> Sequence[Images]:
+    "Pictures of a folder for training, validation and test: as a split says, or by chance."
+    folder, splits, protocol, *how = (settings[name] for name in (
+        "family", "splits", "protocol", "size", "channels", "white"))
+    if splits or protocol: return from_splits(folder, splits, protocol, *how)
+    return from_folder(folder, *how).split((0.7, 0.1, 0.2))
+
+
+def no_leak(train: Episodes, other: Episodes, protocol: str | None) -> None:
+    "Raise `ValueError` where both have a picture; of a published split, which is as it is, warn."
+    try: check_disjoint(train, other)
+    except ValueError as error:
+        if protocol is None: raise
+        warnings.warn(f"{protocol}, as it was published: {error}", stacklevel=2)
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #73b10005
 class MeanError:

@@ -22,7 +22,7 @@ STILL = {page for page in PAGES if page.startswith("9_")} | {
     "3_choices/35a_truncated", "3_choices/35b_implicit", "3_choices/35c_evolution",
     "4_judgement/40a_baselines", "4_judgement/43_space", "4_judgement/44_designing",
     "4_judgement/45_honest_end", "4_judgement/46_score",
-    "5_images/53a_ridge", "5_images/53b_shared_head",
+    "5_images/53a_ridge", "5_images/53b_shared_head", "5_images/56a_splits",
     "6_yours/57_your_loop", "6_yours/58_unequal",
     "6_yours/59_given", "6_yours/59a_table", "6_yours/59b_your_data",
     "6_yours/59d_days", "6_yours/59e_intervals", "6_yours/59f_wrong_model",
