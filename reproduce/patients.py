@@ -3,8 +3,9 @@
     python -m reproduce.patients
 
 Everything is trained and chosen on simulated patients, and written down, before a real one is
-read, once. The result goes to results/patients.json. One core needs about ten minutes; a run that
-was stopped goes on.
+read, once. Networks are trained with three seeds, or as many as `--seeds` says; step sizes are
+chosen with the first of them. The result goes to results/patients.json. One core needs about
+five minutes for a seed; a run that was stopped goes on.
 """
 from __future__ import annotations
 
@@ -34,21 +35,23 @@ from metalit.data.patients import (
     theophylline,
 )
 from metalit.judging.baselines import InContext, Joint, RidgeOn, Scratch
+from metalit.judging.comparison import interval as over_seeds
 from metalit.judging.recipes import schedule
 from metalit.tasks.task import Split, Task
 
-SHOTS, STEPS, TRIAL, SEED = (2, 3, 4), 3000, 300, 0
+SHOTS, STEPS, TRIAL, SEED, SEEDS = (2, 3, 4), 3000, 300, 0, 3
 RATES, META_RATES, INNER_STEPS = (0.01, 0.03), (1e-3, 3e-3), 5
 GRID = [0.25 * i for i in range(1, 101)]                     # hours at which curves are drawn
 SIMULATED = 600
+LOOKS = 2                            # the first was with one seed; nothing was changed after it
 Answer = Callable[[Split, Tensor], Tensor]
 
 
 def meta_learned(family: Patients, lr: float, meta_lr: float, steps: int, folder: Path,
-                 compile: bool = False) -> ml.MetaLoss:
+                 compile: bool = False, seed: int = SEED) -> ml.MetaLoss:
     """Meta-SGD on simulated patients; a run that is found in the folder goes on."""
-    J = ml.MetaSGD(Curve(seed=SEED), F.mse_loss, lr=lr, steps=INNER_STEPS)
-    ml.meta_train(J, family, steps=steps, seed=SEED, checkpoint=folder, progress=False,
+    J = ml.MetaSGD(Curve(seed=seed), F.mse_loss, lr=lr, steps=INNER_STEPS)
+    ml.meta_train(J, family, steps=steps, seed=seed, checkpoint=folder, progress=False,
                   compile=compile, optimizer=partial(torch.optim.Adam, lr=meta_lr),
                   scheduler=schedule("cosine", steps))
     return J
@@ -86,9 +89,9 @@ class PerDose(ml.Family):
         return Task(per_dose(support), per_dose(query))
 
 
-def in_context(shots: int, steps: int) -> Answer:
+def in_context(shots: int, steps: int, seed: int) -> Answer:
     """A network that reads the samples as an input."""
-    reader = InContext(F.mse_loss, steps=steps, seed=SEED).fit(PerDose(shots))
+    reader = InContext(F.mse_loss, steps=steps, seed=seed).fit(PerDose(shots))
     return lambda support, x: reader.predict(per_dose(support), seen(x)) * x[..., 1:] / 5
 
 
@@ -109,80 +112,111 @@ def chosen_before() -> dict[str, float]:
     return json.loads((RESULTS / "patients.json").read_text(encoding="utf-8"))["chosen"]
 
 
-def rivals(shots: int, steps: int, rates: dict[str, float], folder: Path,
-           compile: bool) -> dict[str, Answer]:
-    """All who forecast from so many samples, trained and chosen on simulated patients."""
-    family, budget = Patients(shots), {"steps": steps, "seed": SEED}
-    J = meta_learned(family, **rates, steps=steps, folder=folder / f"{shots}-samples",
-                     compile=compile)
-    joint = Joint(Curve(seed=SEED), F.mse_loss, **budget).fit(family)
+def networks(shots: int, steps: int, rates: dict[str, float], folder: Path, compile: bool,
+             seed: int) -> dict[str, Answer]:
+    """Those who forecast from so many samples by a network, trained on simulated patients."""
+    family, budget = Patients(shots), {"steps": steps, "seed": seed}
+    place = folder / (f"{shots}-samples" + f"-seed{seed}" * (seed != SEED))
+    J = meta_learned(family, **rates, steps=steps, folder=place, compile=compile, seed=seed)
+    joint = Joint(Curve(seed=seed), F.mse_loss, **budget).fit(family)
     features = Scratch(joint.learner.model, F.mse_loss, **budget)
-    print(f"{shots} samples: trained", flush=True)
-    return {"meta-learned": adapted(J), "MAP": Fit(posterior).predict,
-            "mean curve": MeanCurve().predict, "least squares": Fit(least_squares).predict,
+    print(f"{shots} samples, seed {seed}: trained", flush=True)
+    return {"meta-learned": adapted(J),
             "ridge on features": RidgeOn(F.mse_loss, features, **budget).fit(family).predict,
             "joint, fine-tuned": joint.predict,
-            "from scratch": Scratch(Curve(seed=SEED), F.mse_loss, **budget).fit(family).predict,
-            "in context": in_context(shots, steps)}
+            "from scratch": Scratch(Curve(seed=seed), F.mse_loss, **budget).fit(family).predict,
+            "in context": in_context(shots, steps, seed)}
 
 
-def table(answers: dict[str, Answer], task: Task) -> dict[str, Any]:
-    """For each rival the mean and the worst patient, and its difference from MAP."""
-    errors = {name: error(answer, task) for name, answer in answers.items()}
-    return {name: {"mean": values.mean().item(), "interval": resampled(values),
-                   "worst": values.max().item(),
-                   "less MAP": (values - errors["MAP"]).mean().item(),
-                   "interval less MAP": resampled(values - errors["MAP"]),
-                   "patients": values.tolist()} for name, values in errors.items()}
+def rivals(of_seeds: list[dict[str, Answer]]) -> dict[str, list[Answer]]:
+    """All who forecast: those with a network once for each seed, the others once."""
+    found = {name: [answers[name] for answers in of_seeds] for name in of_seeds[0]}
+    plain: dict[str, list[Answer]] = {
+        "MAP": [Fit(posterior).predict], "mean curve": [MeanCurve().predict],
+        "least squares": [Fit(least_squares).predict]}
+    return {"meta-learned": found.pop("meta-learned"), **plain, **found}
 
 
-def by_sample(answers: dict[str, Answer], task: Task) -> dict[str, list[float]]:
+def table(answers: dict[str, list[Answer]], task: Task) -> dict[str, Any]:
+    """For each rival the mean over seeds and the worst patient, and its difference from MAP.
+
+    Intervals are over patients, of their means over seeds; "over seeds" is half of Student's
+    interval of the mean over all patients, None for one seed.
+    """
+    errors = {name: torch.stack([error(one, task) for one in of_seeds])
+              for name, of_seeds in answers.items()}
+    by_map = errors["MAP"].mean(0)
+    return {name: {"mean": values.mean().item(), "interval": resampled(values.mean(0)),
+                   "seeds": values.mean(1).tolist(),
+                   "over seeds": over_seeds(values.mean(1).tolist())[1],
+                   "worst": values.mean(0).max().item(),
+                   "less MAP": (values.mean(0) - by_map).mean().item(),
+                   "interval less MAP": resampled(values.mean(0) - by_map),
+                   "patients": values.mean(0).tolist()} for name, values in errors.items()}
+
+
+def by_sample(answers: dict[str, list[Answer]], task: Task) -> dict[str, list[float]]:
     """The root of the mean squared error of each later sample, in their order, in mg/L."""
-    return {name: (answer(task.support, task.query.x) - task.query.y).square().mean((0, 2)).sqrt()
-            .tolist() for name, answer in answers.items()}
+    def squares(answer: Answer) -> Tensor:
+        return (answer(task.support, task.query.x) - task.query.y).square().mean((0, 2))
+    return {name: torch.stack([squares(one) for one in of_seeds]).mean(0).sqrt().tolist()
+            for name, of_seeds in answers.items()}
 
 
-def curves(answers: dict[str, Answer], task: Task) -> dict[str, list[list[float]]]:
-    """What three of the rivals say of each patient at the hours of `GRID`."""
+def curves(answers: dict[str, list[Answer]], task: Task) -> dict[str, list[list[float]]]:
+    """What three of the rivals, of the first seed, say of each patient at the hours of `GRID`."""
     hours = torch.tensor(GRID).expand(task.batch_size, -1)
     x = torch.stack([hours, task.support.x[:, :1, 1].expand_as(hours)], -1)
     return {name: [[round(value, 3) for value in row]
-                   for row in answers[name](task.support, x)[..., 0].tolist()]
+                   for row in answers[name][0](task.support, x)[..., 0].tolist()]
             for name in ("meta-learned", "MAP", "mean curve")}
 
 
-def coverage(answer: Answer, simulated: Task, real: Task) -> float:
+def coverage(answers: list[Answer], simulated: Task, real: Task) -> float:
     """How many real samples lie within what covers nine tenths of the simulated, by their order."""
-    def gaps(task: Task) -> Tensor:
+    def gaps(answer: Answer, task: Task) -> Tensor:
         return (answer(task.support, task.query.x) - task.query.y).abs()[..., 0]
-    wide = torch.quantile(gaps(simulated), 0.9, dim=0)
-    return (gaps(real) <= wide).double().mean().item()
+
+    def held(answer: Answer) -> Tensor:
+        wide = torch.quantile(gaps(answer, simulated), 0.9, dim=0)
+        return (gaps(answer, real) <= wide).double().mean()
+    return torch.stack([held(answer) for answer in answers]).mean().item()
 
 
-def main() -> None:
-    """Train and choose on simulated patients, then look at the real ones."""
+def read_command_line() -> argparse.Namespace:
+    """What is asked for."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS, help="of each training")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many seeds: 0, 1, …")
     parser.add_argument("--runs", type=Path, default=Path("runs/patients"), help="for checkpoints")
     parser.add_argument("--eager", action="store_true",
                         help="do not compile, even where a C++ compiler is found")
     parser.add_argument("--file", default="patients", help="name of the file in results/")
     options = parser.parse_args()
+    if options.seeds < 1: parser.error(f"--seeds {options.seeds}: at least 1 is needed")
+    return options
+
+
+def main() -> None:
+    """Train and choose on simulated patients, then look at the real ones."""
+    options = read_command_line()
     torch.set_num_threads(1)
     begin = time.process_time()
     rates = chosen_rates(options.runs)
     print(f"chosen: {rates}", flush=True)
     compile = not options.eager and shutil.which("c++") is not None
-    answers = {shots: rivals(shots, options.steps, rates, options.runs, compile)
-               for shots in SHOTS}
+    seeds = list(range(SEED, SEED + options.seeds))
+    answers = {shots: rivals([networks(shots, options.steps, rates, options.runs, compile, seed)
+                              for seed in seeds]) for shots in SHOTS}
     simulated = {shots: Patients(shots).held_out(SIMULATED, SEED) for shots in SHOTS}
     record: dict[str, Any] = {
         "what": "mean squared error, (mg/L)², of the samples that follow the first ones after the "
-        "dose; intervals: 95 %, patients drawn again", "command": "python -m reproduce.patients",
-        "compiled": compile, "seed": SEED, "meta_steps": options.steps,
-        "inner_steps": INNER_STEPS, "chosen": rates,
-        "tried": {"lr": RATES, "meta_lr": META_RATES, "steps": TRIAL}, "looks at real patients": 1,
+        "dose, mean over seeds; intervals: 95 %, patients drawn again; over seeds: half of "
+        "Student's 95 % interval", "command": "python -m reproduce.patients",
+        "compiled": compile, "seeds": seeds, "meta_steps": options.steps,
+        "inner_steps": INNER_STEPS, "chosen": rates, "looks at real patients": LOOKS,
+        "tried": {"lr": RATES, "meta_lr": META_RATES, "steps": TRIAL},
         "machine": machine(), "versions": versions("metalit", "torch"),
         "simulated": {shots: table(answers[shots], simulated[shots]) for shots in SHOTS}}
     for one in record["simulated"].values():
