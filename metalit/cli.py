@@ -26,8 +26,9 @@ from . import plots, training
 from .judging import baselines, comparison
 from .training.checkpoints import DivergedError, Progress, write_table, write_whole
 from .data.splits import NATURAL
-from .judging.recipes import (
-    MOST_OF, RECIPES, WHICH, WORDS, Experiment, build, complete, meant, options_of, sine_network)
+from metalit.judging.recipes import (
+    MOST_OF, RECIPES, WHICH, WORDS, Experiment, build, complete, meant, options_of, tasks_elsewhere,
+    sine_network)
 from metalit.judging.runs import (
     SETTINGS,
     best_or_last,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table', 'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'units_of', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of', 'check_root', 'evaluate', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'check_results', 'report_comparison', 'how_long', 'how_searched', 'how_worked', 'how_ended', 'Gauge', 'design', 'designed', 'started_workers', 'as_options', 'report_design', 'measured_anew', 'score']
+__all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'shift_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table', 'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'show_shift', 'units_of', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of', 'check_root', 'evaluate', 'moved_tasks', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'check_results', 'report_comparison', 'how_long', 'how_searched', 'how_worked', 'how_ended', 'Gauge', 'design', 'designed', 'started_workers', 'as_options', 'report_design', 'measured_anew', 'score']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
 class Names(click.ParamType):
@@ -278,8 +279,9 @@ def baselines_beside(names: Sequence[str], fresh: Experiment, steps: int,
 
 # %% ../nbs/7_workshop/74_command.ipynb #3b4cb1a4
 def show(folder: Path, experiment: Experiment, *, n_tasks: int, steps: list[int], seed: int,
-         beside: dict[str, baselines.Baseline], transductive: bool = True) -> None:
-    """Print the table with what is `beside` it, write evaluation.csv.
+         beside: dict[str, baselines.Baseline], transductive: bool = True,
+         shift: dict[str, Family] | None = None) -> None:
+    """Print the table with what is `beside` it, write evaluation.csv; and of a shift shift.csv.
 
     Where y are numbers, draw up to four tasks to adaptation.png.
     """
@@ -287,16 +289,37 @@ def show(folder: Path, experiment: Experiment, *, n_tasks: int, steps: list[int]
     table = training.evaluate(experiment.J, experiment.test, n_tasks=n_tasks, steps=steps,
                               seed=seed, metric=experiment.metric, transductive=transductive)
     say(f"\n{table}")
-    for name, other in beside.items():
-        found = training.evaluate(other.fit(experiment.train), experiment.test, n_tasks=n_tasks,
-                                  steps=[0], seed=seed, metric=experiment.metric)
+    rivals = {name: other.fit(experiment.train) for name, other in beside.items()}
+    for name, other in rivals.items():
+        found = training.evaluate(other, experiment.test, n_tasks=n_tasks, steps=[0], seed=seed,
+                                  metric=experiment.metric)
         say(f"{found.mean[0]:>27.4f}   {found.ci95[0]:.4f}   {name}")
     say(units_of(experiment))
+    if shift: show_shift(folder, experiment, rivals, shift, n_tasks=n_tasks, steps=steps, seed=seed,
+                         transductive=transductive)
     write_table(folder / "evaluation.csv", table.rows())
     say(f"Table: {folder / 'evaluation.csv'}")
     if experiment.metric is not training.accuracy:
         draw(folder / "adaptation.png", experiment.J, experiment.test, seed, steps)
         say(f"Picture: {folder / 'adaptation.png'}")
+
+# %% ../nbs/7_workshop/74_command.ipynb #74c00001
+def show_shift(folder: Path, experiment: Experiment, rivals: dict[str, baselines.Baseline],
+               shift: dict[str, Family], steps: list[int], transductive: bool,
+               **how: Any) -> None:
+    "Print how J, and who stands beside it, fare on tasks of another kind; write shift.csv."
+    how |= {"metric": experiment.metric, "shift": shift}
+    moved = training.evaluate(experiment.J, experiment.test, steps=steps,
+                              transductive=transductive, **how)
+    say(f"{moved}")
+    rows = [{"model": "J"} | row for row in moved.rows()]
+    for name, other in rivals.items():
+        found = training.evaluate(other, experiment.test, steps=[0], **how)
+        say("".join(f"{of.mean[0]:.4f} ± {of.ci95[0]:.4f}   {name}, {kind}\n"
+                    for kind, of in found.items()).rstrip())
+        rows += [{"model": name} | row for row in found.rows()]
+    write_table(folder / "shift.csv", rows)
+    say(f"\nTable: {folder / 'shift.csv'}")
 
 
 def units_of(experiment: Experiment) -> str:
@@ -362,6 +385,12 @@ data_option = click.option(
     show_default="METALIT_DATA, or a cache folder",
     help="Folder of the data: where the archives of Omniglot are, or go. After training: where the "
     "file of a table is now.")
+
+
+shift_option = click.option(
+    "--shift", multiple=True, metavar="WORDS",
+    help="Look at tasks of another kind, too: shots=1, noise=0.5, x=-10:10 (sinusoids), glyphs or "
+    "omniglot (images), or some with commas between them. May be said again for another.")
 
 # %% ../nbs/7_workshop/74_command.ipynb #bd019c7a
 method_and_tasks = options(
@@ -585,21 +614,30 @@ def check_root(root: Path | None, family: str, *also: str) -> None:
 @click.option("--beside", type=Names(), default="blind",
               help="What to set beside it, without meta-learning: "
               f"{', '.join(baselines.BASELINES)}.")
+@shift_option
 @data_option
 @click.option("--device", default="auto", help="cpu, cuda, …")
 def evaluate(run: Path, root: Path | None, n_tasks: int, steps: list[int] | None, seed: int,
-             one_by_one: bool, beside: list[str], device: str) -> None:
+             one_by_one: bool, beside: list[str], shift: tuple[str, ...], device: str) -> None:
     "Read the folder RUN back and measure it on tasks it never saw."
     with plain_errors():
-        check_root(root, read_settings(run)["family"], "table")
+        elsewhere = {"glyphs", "omniglot"} & {word for told in shift for word in told.split(",")}
+        if not elsewhere: check_root(root, read_settings(run)["family"], "table")
         on, which = training.pick_device(device), best_or_last(run)
         experiment, settings, step = rebuilt(run, which, root)
         settings = complete(settings)
         rivals = baselines_beside(beside, build(settings, root), step, settings)
+        moved = moved_tasks(settings, shift, root)
         say(judged(run, step, which))
         experiment.J.to(on)
         show(run, experiment, n_tasks=n_tasks, steps=steps or experiment.steps, seed=seed,
-             beside=rivals, transductive=not one_by_one)
+             beside=rivals, transductive=not one_by_one, shift=moved)
+
+
+def moved_tasks(settings: dict[str, Any], shift: Sequence[str],
+                root: Path | None = None) -> dict[str, Family] | None:
+    "The tasks of each shift, by what it is called in the command; None for none."
+    return {told: tasks_elsewhere(settings, told, root) for told in shift} or None
 
 
 def judged(folder: Path, step: int, which: str) -> str:
@@ -733,13 +771,15 @@ def csv_line(cells: Sequence[str]) -> str:
               help="Step size of the inner loop (always 0.005 for Reptile, 1 for CAVIA).")
 @click.option("--batch-size", type=Count(1), default=25, help="Tasks per meta-step.")
 @click.option("--compile", is_flag=True, help="Compile each meta-loss first: needs a C++ compiler.")
+@shift_option
 @click.option("--out", type=Place(), default="runs/compare",
               help="Folder of the comparison. One that is found there goes on.")
 @click.option("--results", type=Place(), default=None,
               help="A second place for comparison.json.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr: float,
-            batch_size: int, compile: bool, out: Path, results: Path | None, quiet: bool) -> None:
+            batch_size: int, compile: bool, shift: tuple[str, ...], out: Path,
+            results: Path | None, quiet: bool) -> None:
     """Train many methods on the same sinusoids, equally long, and compare them on unseen tasks.
 
     The folder holds comparison.csv, comparison.json, comparison.png and a folder for each run. Stop
@@ -750,15 +790,17 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
               "seeds": seeds, "inner_lr": inner_lr, "batch_size": batch_size, "compile": compile}
     command = (f"metalit compare --methods {','.join(names)} --shots {shots} --steps {steps} "
                f"--seeds {','.join(map(str, seeds))} --inner-lr {inner_lr} --batch-size "
-               f"{batch_size}" + " --compile" * compile)
+               f"{batch_size}" + " --compile" * compile
+               + "".join(f" --shift {told}" for told in shift))
     with plain_errors():
         check_results(results)
+        waves = {"family": "sinusoids", "method": "maml", "seed": 0, "shots": shots}
         if results: results.parent.mkdir(parents=True, exist_ok=True)
         with saved_when_stopped():
             runs = comparison.compare(
                 Sinusoids(shots), sine_network, F.mse_loss, methods=names, steps=steps,
                 seeds=seeds, lr=inner_lr, batch_size=batch_size, folder=out, compile=compile,
-                progress=not quiet)
+                progress=not quiet, shift=moved_tasks(waves, shift))
         report_comparison(runs, out, results, budget, command)
 
 # %% ../nbs/7_workshop/74_command.ipynb #5d0dfe14
@@ -778,6 +820,9 @@ def report_comparison(runs: list[comparison.Result], folder: Path, results: Path
     say(f"\n{comparison.as_table(lines)}\n\nQuery loss on 600 unseen tasks after so many inner "
                "steps: mean over seeds ± 95 % over tasks; seconds of training.")
     for sentence in record["diverged"]: say(sentence)
+    for name in record.get("shifts", ()):
+        say(f"\nThe same on tasks of another kind, {name}:\n"
+            f"{comparison.as_table(comparison.summarise(runs, name))}")
     comparison.save_csv(lines, folder / "comparison.csv")
     for file in (folder / "comparison.json", results):
         if file: comparison.save(record, file)

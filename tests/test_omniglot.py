@@ -17,6 +17,7 @@ import pooch
 import pytest
 import requests
 import torch
+from helpers import metalit
 from PIL import Image
 
 from metalit.data import images as of_images
@@ -470,6 +471,13 @@ def test_the_standard_split_of_omniglot_does_not_leak(true_data, true_images):
     check_disjoint(data.train.episodes(), data.test.episodes())
     names = [name for part in data[:3] for name in part.names]
     assert sorted(names) == sorted(true_images.names)
+
+
+def test_from_drawn_characters_to_omniglot(true_data, true_images, tmp_path):
+    metalit("train", "glyphs", "--method", "protonet", "--root", true_data, "--out", tmp_path,
+            "--filters", 2, "--steps", 1, "--batch-size", 2, "--test-tasks", 4, "--quiet")
+    said = metalit("evaluate", tmp_path, "--root", true_data, "--tasks", 20, "--shift", "omniglot")
+    assert "blind, omniglot" in said
 
 
 def test_one_changed_pixel_of_the_true_archive_is_seen(true_data, tmp_path):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .images import ENDINGS, Images, check_reading, files_in, read_classes, whites
 
 # %% auto #0
-__all__ = ['NATURAL', 'PARTS', 'HEADER', 'Listed', 'WITHIN', 'Published', 'split_files', 'listed_in', 'check_dealt',
+__all__ = ['NATURAL', 'PARTS', 'HEADER', 'Listed', 'WITHIN', 'Published', 'split_files', 'listed_in', 'check_published',
            'pictures_of', 'from_splits']
 
 # %% ../../nbs/5_images/56a_splits.ipynb #56a00008
@@ -108,11 +108,11 @@ def _of_table(file: Path, lines: list[str]) -> Listed:
     return found
 
 # %% ../../nbs/5_images/56a_splits.ipynb #56a00014
-def check_dealt(files: dict[str, Path], parts: dict[str, Listed],
+def check_published(files: dict[str, Path], parts: dict[str, Listed],
                 protocol: str | None = None) -> None:
     """Raise `ValueError` for a class or a picture on two sides, or a wrong number of classes.
 
-    Example: `check_dealt({}, {})`.
+    Example: `check_published({}, {})`.
     """
     for one, two in itertools.combinations(parts, 2):
         shared = sorted(parts[one].keys() & parts[two].keys())
@@ -185,7 +185,7 @@ def from_splits(folder: str | Path, splits: str | Path | None = None, protocol: 
     channels = channels or (1 if protocol is None else NATURAL[protocol].channels)
     check_reading(folder, size, channels, white)
     parts = {part: listed_in(file) for part, file in files.items()}
-    check_dealt(files, parts, protocol)
+    check_published(files, parts, protocol)
     paths = [pictures_of(folder, files[part], classes) for part, classes in parts.items()]
     every = itertools.chain.from_iterable(of for part in paths for of in part.values())
     range_of = whites(folder, every, white)

@@ -9,6 +9,7 @@ import csv
 import gc
 import inspect
 import io
+import itertools
 import json
 import math
 import os
@@ -39,8 +40,8 @@ from ..meta_loss import MetaLoss
 from ..methods import Reptile
 from ..tasks.family import Family
 from ..tasks.task import Task
-from ..training.evaluation import evaluate
-from ..training.identity import identity, library_version, versions
+from ..training.evaluation import Unseen, all_kinds, evaluate
+from ..training.identity import identity, label, library_version, versions
 from ..training.loop import meta_train
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['METHODS', 'REPTILE', 'MethodMaker', 'OTHER_FOLDER', 'OF_ALL', 'RESULT', 'ASTRAY', 'compared', 'made_method', 'Result',
-           'compare', 'step_times', 'tell', 'forget_compiled', 'read_json', 'same_settings', 'number', 'or_nan', 'Line',
-           'summarise', 'diverged', 'as_table', 'blows_up', 'cell', 'within', 'student', 'Difference', 'against',
-           'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
+           'compare', 'by_row', 'step_times', 'tell', 'forget_compiled', 'read_json', 'same_settings', 'of_shift',
+           'number', 'or_nan', 'Line', 'summarise', 'diverged', 'as_table', 'blows_up', 'cell', 'within', 'student',
+           'Difference', 'against', 'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #aebf7eac
 # The article's three formulas, the methods it starts from, and others for what it wants to reach.
@@ -104,7 +105,7 @@ class Result(NamedTuple):
     `seconds` are those of training; `rows` of the evaluation are None where it is not finite.
 
     `ms`: milliseconds of one meta-step, all methods of the comparison timed in turns; None where it
-    was not.
+    was not. `shifts`: the rows on tasks of another kind, by name; None where nobody asked.
     """
     method: str
     seed: int
@@ -112,13 +113,15 @@ class Result(NamedTuple):
     seconds: float
     rows: list[dict[str, Any]]
     ms: float | None = None
+    shifts: dict[str, list[dict[str, Any]]] | None = None
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #013d3ccb
 def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
             methods: Sequence[str] | Mapping[str, str | MethodMaker] = METHODS, steps: int = 2000,
             seeds: Sequence[int] = (0, 1, 2), lr: float = 0.01, batch_size: int = 25,
             folder: str | Path = "runs/compare", inner_steps: Sequence[int] = (0, 1, 2, 5, 10),
-            compile: bool = False, progress: bool = True) -> list[Result]:
+            compile: bool = False, progress: bool = True,
+            shift: Mapping[str, Unseen] | None = None) -> list[Result]:
     """Train each of `methods` with each seed, equally, and evaluate it.
 
     All see the same tasks, for the same number of meta-steps. A method is a name, of a recipe or of
@@ -128,7 +131,7 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     start from; for CAVIA, `model(seed, context=…)` one with so many numbers of context. `lr` is the
     inner step size; Reptile and CAVIA keep that of their recipes. Every run has a folder of its own
     in `folder`, so the whole can be stopped at any moment and goes on; a result that is found there
-    counts if it is of the same run. A run that diverges is reported as diverged.
+    counts if it is of the same run. `shift`: other tasks to judge on, too, as in `ml.evaluate`.
 
     Raises `ValueError`, before anything is trained, for a method that has no recipe (see
     `metalit.judging.recipes.RECIPES`) or does not go with the tasks, a bad step size, a loss that
@@ -138,25 +141,24 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     Example: `compare(ml.tasks.Sinusoids(), lambda seed: ml.models.mlp(1, 40, 40, 1, seed=seed),
     F.mse_loss, methods=["maml", "conml"], steps=500)`.
     """
-    of = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
+    of = by_row(methods)
     classes = not tasks.batch(1).support.y.is_floating_point()
+    of_all: dict[str, Any] = {"steps": steps, "lr": lr, "batch_size": batch_size}
     settings = {"tasks": identity(tasks), "model": identity(model(0), weights=True),
-                "loss": identity(loss, "loss"), "steps": steps, "lr": lr, "batch_size": batch_size,
-                "inner_steps": list(inner_steps), "versions": versions()}
-    same: dict[str, Any] = {"loss": loss, "lr": lr, "classes": classes, "steps": steps,
-                            "batch_size": batch_size}
+                "loss": identity(loss, "loss"), **of_all, "inner_steps": list(inner_steps),
+                "versions": versions(), **of_shift(tasks, shift)}
+    same: dict[str, Any] = {"loss": loss, "classes": classes, **of_all}
     make: dict[str, MethodMaker] = {
         name: what if callable(what) else partial(made_method, what, model, **same)
         for name, what in of.items()}
     timed = {name: J for name in of if isinstance(J := make[name](0), MetaLoss)}
     same_settings(Path(folder), settings)
-    plan = [(seed, name) for seed in dict.fromkeys(seeds) for name in of]
-    runs: list[Result] = []
+    plan, runs = [(seed, name) for seed in dict.fromkeys(seeds) for name in of], list[Result]()
     for seed, name in plan:
         if progress: tell(f"{len(runs) + 1} of {len(plan)}: {name}, seed {seed}")
         runs.append(_one(name, seed, make[name](seed), compared(of[name], classes), tasks, steps,
-                         batch_size, Path(folder) / f"{name}-seed{seed}", inner_steps, compile,
-                         progress))
+                         batch_size, Path(folder) / f"{name}-seed{seed}",
+                         inner_steps, shift, compile, progress))
         if compile: forget_compiled()
     if any(run.ms is None for run in runs if run.method in timed):
         if progress: tell("timing one meta-step of each method, in turns")
@@ -166,6 +168,12 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     return sorted(runs, key=lambda run: list(of).index(run.method))
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #4cf5895b
+def by_row(methods: Sequence[str] | Mapping[str, str | MethodMaker]) -> dict[
+        str, str | MethodMaker]:
+    "Each method by the name of its row."
+    return dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
+
+
 def step_times(methods: dict[str, MetaLoss], task: Task, compile: bool = False,
                rounds: int = 15) -> dict[str, float]:
     """Milliseconds of value and gradient of each meta-loss, by turns.
@@ -239,27 +247,37 @@ RESULT = "result.json"
 
 
 def _one(name: str, seed: int, J: MetaLoss | Baseline, recipe: Recipe, tasks: Family, steps: int,
-         batch_size: int, folder: Path, inner_steps: Sequence[int], compile: bool,
-         progress: bool) -> Result:
+         batch_size: int, folder: Path, inner_steps: Sequence[int],
+         shift: Mapping[str, Unseen] | None, compile: bool, progress: bool) -> Result:
     optimizer = partial(recipe.optimizer, lr=recipe.meta_lr)
     scheduler = schedule(recipe.schedule or "constant", steps)
     run_of = {"J": identity(J, "J", weights=True), "tasks": identity(tasks), "seed": seed,
               "optimizer": identity(optimizer), "scheduler": identity(scheduler),
               "steps": steps, "batch_size": batch_size,
-              "inner_steps": list(inner_steps), "versions": versions()}
+              "inner_steps": list(inner_steps), "versions": versions(), **of_shift(tasks, shift)}
     done = folder / RESULT
     if done.exists(): return _kept(done, name, seed, run_of)
     try:
         seconds = _fitted(J, tasks) if isinstance(J, Baseline) else _trained(
             J, tasks, folder, steps=steps, batch_size=batch_size, seed=seed, compile=compile,
             progress=progress, optimizer=optimizer, scheduler=scheduler)
-        rows = [{key: number(entry) for key, entry in row.items()}
-                for row in evaluate(J, tasks, steps=inner_steps).rows()]
-        run = Result(name, seed, f"{steps} steps", seconds, rows)
+        found = {"": evaluate(J, tasks, steps=inner_steps)} if shift is None else evaluate(
+            J, tasks, steps=inner_steps, shift=shift)
+        rows, *others = ([{key: number(entry) for key, entry in row.items()} for row in of.rows()]
+                         for of in found.values())
+        shifts = None if shift is None else dict(zip(shift, others, strict=True))
+        run = Result(name, seed, f"{steps} steps", seconds, rows, shifts=shifts)
     except DivergedError as error:
         run = Result(name, seed, f"diverged: {error}", 0.0, [])
     _keep(run, folder, run_of)
     return run
+
+
+def of_shift(tasks: Family, shift: Mapping[str, Unseen] | None) -> dict[str, Any]:
+    "What tells a comparison on shifted tasks from others; nothing, where none are asked for."
+    if shift is None: return {}
+    return {"shift": "; ".join(f"{name}: {label(there) if isinstance(there, Family) else 'given'}"
+                               for name, there in all_kinds(tasks, shift).items() if name in shift)}
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #41a00002
 def _fitted(of: Baseline, tasks: Family) -> float:
@@ -293,7 +311,8 @@ def _kept(path: Path, name: str, seed: int, run_of: dict[str, Any]) -> Result:
     try:
         saved = found.pop("run_of", {})
         run = Result(**found)
-        numbers = [row[key] for row in run.rows for key in ("inner_steps", "loss", "ci95")]
+        every = [*run.rows, *itertools.chain.from_iterable((run.shifts or {}).values())]
+        numbers = [row[key] for row in every for key in ("inner_steps", "loss", "ci95")]
         of_it = (run.method, run.seed) == (name, seed) and isinstance(run.status, str)
         fits = of_it and isinstance(saved, dict) and all(
             isinstance(n, float | int | None) for n in (run.seconds, run.ms, *numbers))
@@ -333,11 +352,13 @@ class Line(NamedTuple):
     seeds: int
 
 
-def summarise(runs: Sequence[Result]) -> list[Line]:
-    """The table, line by line.
+def summarise(runs: Sequence[Result], shift: str | None = None) -> list[Line]:
+    """The table, line by line; of the tasks of a `shift` by its name, or of those as trained.
 
     A run that diverged is left out, and a method all of whose runs did: see `diverged`.
     """
+    if shift is not None: runs = [run._replace(rows=(run.shifts or {}).get(shift, []))
+                                  for run in runs]
     good = {name: [run for run in runs if run.method == name and run.rows]
             for name in dict.fromkeys(run.method for run in runs)}
     seconds = {name: statistics.median(run.seconds for run in mine)
@@ -503,10 +524,13 @@ def record(runs: Sequence[Result], budget: dict[str, Any], command: str) -> dict
 
     Plain data, no NaN.
     """
+    kinds = dict.fromkeys(name for run in runs for name in run.shifts or ())
+    moved = {name: [line._asdict() for line in summarise(runs, name)] for name in kinds}
     return {"what": "methods compared on the same tasks, first weights and number of meta-steps; "
             "query loss on unseen tasks", "command": command, "budget": budget,
             "environment": environment(), "runs": [run._asdict() for run in runs],
-            "summary": [line._asdict() for line in summarise(runs)], "diverged": diverged(runs)}
+            "summary": [line._asdict() for line in summarise(runs)], "diverged": diverged(runs),
+            **({"shifts": moved} if moved else {})}
 
 
 def read_record(file: str | Path) -> tuple[list[Result], dict[str, Any]]:

@@ -37,14 +37,15 @@ from ..tasks.sinusoids import Sinusoids
 from ..tasks.table import Table, columns_of, is_missing, is_number
 from ..terms.query import QueryLoss
 from ..terms.sharpness import GradientNorm
-from ..training.evaluation import accuracy
+from ..training.evaluation import NoisySupport, accuracy
 
 # %% auto #0
 __all__ = ['Build', 'RECIPES', 'SINUSOIDS', 'IMAGES', 'DEFAULTS', 'FOLDER', 'SCHEDULES', 'WORDS', 'TEXT_SETTINGS', 'LEAST_OF',
-           'MOST_OF', 'WHICH', 'Recipe', 'built_as', 'meant', 'recipe_for', 'recipe_of_table', 'options_of',
+           'MOST_OF', 'WHICH', 'RANGES', 'Recipe', 'built_as', 'meant', 'recipe_for', 'recipe_of_table', 'options_of',
            'check_setting', 'of_a_table', 'holds_words', 'checksum_of', 'complete', 'of_a_protocol', 'schedule',
            'Problem', 'sinusoids', 'sine_network', 'small_network', 'few_shot', 'image_families', 'parts_of_folder',
-           'no_leak', 'MeanError', 'rows', 'table_of', 'Experiment', 'build']
+           'no_leak', 'MeanError', 'rows', 'table_of', 'Experiment', 'build', 'tasks_elsewhere', 'other_images',
+           'number_of', 'changed', 'judged_on']
 
 # %% ../../nbs/7_workshop/73_recipes.ipynb #5b85c687
 Build = Callable[[nn.Module, Loss, float, int], MetaLoss]  # from model, loss, lr, inner steps
@@ -535,3 +536,70 @@ def build(settings: dict[str, Any], root: str | Path | None = None) -> Experimen
         partial(recipe.optimizer, lr=settings["meta_lr"]),
         schedule(settings["schedule"], settings["steps"]),
         problem.metric, problem.steps)
+
+# %% ../../nbs/7_workshop/73_recipes.ipynb #73c00002
+RANGES = ("amplitude", "phase", "x")
+
+
+def tasks_elsewhere(settings: dict[str, Any], told: str, root: str | Path | None = None) -> Family:
+    """Tasks to judge a run of these settings with, that are of another kind than its own.
+
+    `told`: parts with commas between them, shots=1, queries=5 or noise=0.5 (a standard deviation,
+    see `NoisySupport`); for sinusoids limits such as x=-10:10, amplitude=5:8, phase=0:6; for images
+    glyphs, omniglot or a folder. Raises `ValueError` for what is none of these.
+
+    Example: `tasks_elsewhere({"family": "sinusoids", "method": "maml", "seed": 0}, "shots=1")`.
+    """
+    settings, words = complete(settings), [word.strip() for word in told.split(",")]
+    noise, parts = 0.0, dict[str, Any]()
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals: parts["family"] = other_images(settings, name)
+        elif name == "noise": noise = number_of(word, value)
+        else: parts[name] = changed(settings["family"], name, word, value)
+    there = judged_on(settings, parts, root)
+    return NoisySupport(there, noise) if noise else there
+
+
+def other_images(settings: dict[str, Any], name: str) -> str:
+    "The name of a family of images; `ValueError` where it is none, or the run is of none."
+    if "ways" in settings and (name in ("glyphs", "omniglot") or (name and Path(name).is_dir())):
+        return name
+    known = ", ".join([*RANGES] * (settings["family"] == "sinusoids") + ["shots", "queries"])
+    raise ValueError(f"shift {name!r}: {known} or noise with a value, as in shots=1"
+                     + (", glyphs, omniglot or a folder of images" if "ways" in settings else ""))
+
+
+def number_of(word: str, value: str) -> float:
+    "The number that stands in a word."
+    try: return float(value)
+    except ValueError as error:
+        raise ValueError(f"shift {word!r}: {value!r} is no number") from error
+
+# %% ../../nbs/7_workshop/73_recipes.ipynb #73c00005
+def changed(family: str, name: str, word: str, value: str) -> Any:
+    "What a word such as shots=1 or x=-10:10 says."
+    known = ["shots", "queries", *(RANGES if family == "sinusoids" else ())]
+    if name not in known:
+        raise ValueError(f"shift {word!r}{meant(name, known)}: there are {', '.join(known)} and "
+                         f"noise for {family}")
+    if name in RANGES:
+        limits = tuple(number_of(word, limit) for limit in value.split(":"))
+        if len(limits) == 2: return limits
+        raise ValueError(f"shift {word!r}: two limits are needed, as in {name}=0:5")
+    count = number_of(word, value)
+    check_setting(name, int(count) if count == int(count) else count)
+    return int(count)
+
+# %% ../../nbs/7_workshop/73_recipes.ipynb #73c00003
+def judged_on(settings: dict[str, Any], parts: dict[str, Any], root: str | Path | None) -> Family:
+    "Tasks to judge with, of settings of which some are others."
+    family = settings["family"]
+    if family == "sinusoids":
+        return Sinusoids(**{"shots": settings["shots"], "queries": settings["queries"]} | parts)
+    if family == "table": return table_of(settings | parts, root)
+    if (other := parts.get("family", family)) != family:
+        same = {name: settings[name] for name in ("ways", "shots", "queries", "seed", "method")}
+        looks = {name: settings.get(name, usual) for name, usual in (("size", 28), ("channels", 1))}
+        settings = complete(same | {"family": other} | (looks if Path(other).is_dir() else {}))
+    return image_families(settings | parts, None, root)[2]

@@ -20,14 +20,16 @@ from ..adapted import evaluation_mode
 from ..learner import Learner, alone_with, curve
 from ..losses import Loss, TaskLoss, measured, takes_mask
 from ..tasks.family import Family, check_count
+from ..tasks.random import seeded_generator
 from ..tasks.task import Split, Task, Tree, brief, check_task, leaves, mapped
 from ..tasks.unequal import Unequal, check_tasks, in_groups
 from .checkpoints import Progress, Row
 from .identity import digest, label, tensor_words
 
 # %% auto #0
-__all__ = ['Metrics', 'Unseen', 'AS_TRAINED', 'Evaluation', 'evaluate', 'Answers', 'of_answers', 'Shifted', 'all_kinds',
-           'named_metrics', 'name_of', 'accuracy', 'own_random_numbers', 'Validation', 'measure', 'best_so_far']
+__all__ = ['Metrics', 'Unseen', 'AS_TRAINED', 'OF_NOISE', 'Evaluation', 'evaluate', 'Answers', 'of_answers', 'Shifted',
+           'all_kinds', 'named_metrics', 'name_of', 'accuracy', 'NoisySupport', 'own_random_numbers', 'Validation',
+           'measure', 'best_so_far']
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #67d49d8a
 @dataclass(frozen=True, eq=False)
@@ -350,6 +352,46 @@ def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
     ml.MAML(ml.models.Conv4(ways=5), F.cross_entropy)`.
     """
     return (prediction.argmax(-1) == y).to(prediction.dtype).mean()
+
+# %% ../../nbs/7_workshop/65_evaluation.ipynb #65a1c0f8
+class NoisySupport(Family):
+    """The tasks of another family, whose support examples were measured with an error.
+
+    `noise` is the standard deviation of what is added: to y where y are numbers, and to x where
+    they are classes. Queries stay as they are. Raises `ValueError` for a noise that is not a finite
+    number above 0.
+
+    Example: `NoisySupport(ml.tasks.Sinusoids(), 1.0).held_out(4).support.y`.
+    """
+    def __init__(self, family: Family, noise: float):
+        if not (math.isfinite(noise) and noise > 0):
+            raise ValueError(f"noise={noise}: a finite number above 0 is needed")
+        self.family, self.noise = family, noise
+        self.device, self.n_held_out = family.device, family.n_held_out
+
+    def batch(self, batch_size: int, seed: int = 0, step: int = 0) -> Task:
+        "The tasks of one training step, with an error of their own."
+        return self._measured(self.family.batch(batch_size, seed, step), seed, step)
+
+    def held_out(self, n_tasks: int, seed: int = 0) -> Task:
+        "The held-out tasks of the family, with an error."
+        return self._measured(self.family.held_out(n_tasks, seed), seed, -1)
+
+    def _measured(self, task: Task, seed: int, step: int) -> Task:
+        generator = seeded_generator(seed + OF_NOISE, step)
+        seen = check_task(task).support
+
+        def wrong(values: Tensor) -> Tensor:
+            if not values.is_floating_point():
+                raise ValueError(f"noise cannot be added to x of type {values.dtype}")
+            error = torch.randn(values.shape, generator=generator, dtype=values.dtype)
+            return values + self.noise * error.to(values.device)
+        numbers = leaves(seen.y)[0].is_floating_point()
+        x, y = (seen.x, mapped(wrong, seen.y)) if numbers else (mapped(wrong, seen.x), seen.y)
+        return Task(Split(x, y, seen.mask), task.query, task.ids)
+
+
+OF_NOISE = 7919                                 # another stream than that of the tasks
 
 # %% ../../nbs/7_workshop/65_evaluation.ipynb #3e5f9784
 @contextlib.contextmanager
