@@ -100,3 +100,15 @@ def test_it_ends_where_the_program_of_the_readme_ends():
     dot = next(part for part in picture if part.get("r") == "6")
     after_one = float(rows(README)[1][1])
     assert abs(float(dot.get("cy")) - moving_picture.on_loss(after_one)) < 58 * 0.2
+
+
+def test_every_table_of_losses_has_a_line_of_who_learns_nothing():
+    "The constant's error is about the variance of the waves: ½·E[A²], less what the mean explains."
+    for text, names in ((README, ["comparison-short"]), (TEXTS["results/README.md"], [
+            "sinusoids", "comparison", "omniglot", "omniglot-methods"])):
+        for name in names:
+            (table,) = re.findall(rf"<!-- table: {name} -->\n(.*?)<!-- end -->", text, re.DOTALL)
+            assert re.search(r"^\| \*[^|]*blind", table, re.MULTILINE), name
+    blind = tables.beside(ROOT / "results" / "comparison.json")["without"]
+    variance = (5**3 - 0.1**3) / (3 * 4.9) / 2
+    assert abs(blind["loss"] - variance) < blind["ci95"]

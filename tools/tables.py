@@ -31,6 +31,9 @@ def sinusoids(record: dict[str, Any]) -> str:
     rows = [[name, *(cell(setting["summary"][k]["mean"], setting["summary"][k]["sd_of_seeds"])
                      for k in steps)]
             for name, setting in record["settings"].items()]
+    if there := record.get("without"):
+        rows.append(["*blind: the same answer for all*",
+                     *[cell(there["loss"], there["sd_of_seeds"])] * len(steps)])
     first = next(iter(record["settings"].values()))
     made = {name: setting["versions"]["metalit"] for name, setting in record["settings"].items()}
     return (markdown(["after inner steps", *steps], [paper, *rows]) + "\n\nMean of "
@@ -84,9 +87,11 @@ def comparison(record: dict[str, Any]) -> str:
         mine = {line["inner_steps"]: line for line in lines if line["method"] == name}
         cells = [cell(mine[k]["loss"], mine[k]["ci95"]) for k in steps]
         rows.append([name, *cells, str(round(mine[steps[0]]["relative_time"] or float("nan"), 1))])
+    if there := record.get("without"):
+        rows.append(["*blind*", *[cell(there["loss"], there["ci95"])] * len(steps), ""])
     return (
         markdown(["method", *(f"{k} step" + "s" * (k != 1) for k in steps), "time, × MAML"], rows)
-        + "\n\n" + environment(record["environment"], {})
+        + "\n\n" + environment(record["environment"], {}) + told_of_blind(record)
     )
 
 
@@ -97,6 +102,8 @@ def methods(record: dict[str, Any]) -> str:
         found.setdefault(line["method"], {})[line["inner_steps"]] = line
     rows = [[name, *(cell(lines[k]["loss"], lines[k]["ci95"]) for k in (1, 5)),
              f"{lines[1]['relative_time']:.1f}"] for name, lines in found.items()]
+    if there := record.get("without"):
+        rows.append(["*blind*", *[cell(there["loss"], there["ci95"])] * 2, ""])
     return markdown(["method", "error after 1 step", "after 5 steps", "time, × MAML"], rows)
 
 
@@ -108,6 +115,8 @@ def omniglot(record: dict[str, Any]) -> str:
         for kind, evaluation in run["evaluation"].items():
             rows.append([f"inner step size {lr}: {kind}", *(percent(row) for row in evaluation)])
     steps = [row["inner_steps"] for row in evaluation]
+    for name, row in (record.get("without") or {}).get("5-way 1-shot", {}).items():
+        rows.append([f"*without learning: {name}*", *[percent(row)] * len(steps)])
     seconds = " and ".join(f"{run['seconds'] / 60:.0f}" for run in record["long"].values())
     return (markdown(["after inner steps", *map(str, steps)], rows) + "\n\nAccuracy in per cent ± "
             f"95 % over 600 tasks. {run['meta_steps']:,} meta-steps of 32 tasks each, "
@@ -131,6 +140,7 @@ def omniglot_methods(record: dict[str, Any]) -> str:
             published = record["published"].get(method, {}).get(setting)
             cells += [percent(row), f"*{published}*" if published else ""]
         rows.append([method, *cells])
+    rows += without_learning(record)
     head = ["method", "inner steps"]
     for setting in record["methods"]: head += [setting, "published"]
     budget = ", ".join(f"{setting['steps']} meta-steps of {setting['batch_size']} tasks ({name})"
@@ -141,6 +151,23 @@ def omniglot_methods(record: dict[str, Any]) -> str:
                           {f"{method}, {setting}": run["metalit"]
                            for setting, runs in record["methods"].items()
                            for method, run in runs.items()}))
+
+
+def without_learning(record: dict[str, Any]) -> list[list[str]]:
+    """The rows of who does no meta-learning, in the settings of Omniglot."""
+    there = record.get("without") or {}
+    names = next(iter(there.values()), {})
+    return [[f"*{name}*", "", *(text for setting in record["methods"]
+                                for text in (percent(there[setting][name]), ""))]
+            for name in names]
+
+
+def told_of_blind(record: dict[str, Any]) -> str:
+    """The version that made the row of the blind constant, where it is another."""
+    made = record.get("made")
+    same = made == record["environment"].get("metalit")
+    if not made or same: return ""
+    return f" Blind: metalit {made}, which draws other tasks from a seed."
 
 
 def natural(record: dict[str, Any]) -> str:
@@ -275,12 +302,19 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "natural": natural, "pages": pages}
 
 
+def beside(file: Path) -> dict[str, Any]:
+    """What a file holds, and, as `without`, who does no meta-learning: from results/blind.json."""
+    record, blind = json.loads(file.read_text(encoding="utf-8")), file.parent / "blind.json"
+    if not blind.exists(): return record
+    there = json.loads(blind.read_text(encoding="utf-8"))
+    return record | {"without": there.get(file.stem), "made": there["versions"]["metalit"]}
+
+
 def filled(text: str, results: Path) -> str:
     """The text with every table as its file says; a table without a file says so."""
     def table(match: re.Match[str]) -> str:
         name, file = match[1], results / f"{match[1].partition('-')[0]}.json"
-        body = (TABLES[name](json.loads(file.read_text(encoding="utf-8"))) if file.exists()
-                else "*Not measured yet.*")
+        body = TABLES[name](beside(file)) if file.exists() else "*Not measured yet.*"
         return f"<!-- table: {name} -->\n{body}\n<!-- end -->"
     return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
