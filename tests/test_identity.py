@@ -58,6 +58,9 @@ def rows_of(i): return {f"task {i}": (torch.zeros(4, 1), torch.arange(4.0)[:, No
 columns = {"who": list("aaaabbbb"), "town": list("xxxxyyyy"), "t": list(range(8)),
            "v": [0, 1, 4, 9, 16, 25, 36, 49],
            "w": [0, 2, 5, 9, 1, 3, 8, 4]}
+def pictures_of(ink): return dict.fromkeys("abxy", torch.full((1, 2, 2), ink))
+
+
 VALUES = {
     "model": (net(), net(activation=nn.Tanh)), "loss": (F.mse_loss, F.l1_loss),
     "lr": (0.1, 0.1000001), "steps": (2, 3), "batch_size": (2, 3), "margin": (1.0, 2.0),
@@ -126,7 +129,8 @@ OWN = {
                      "task": ("who", "town"), "x": ("t", "w"), "y": ("v", "w"),
                      "test": (0.5, ("a",)), "groups": (None, "town"), "order": (None, "t"),
                      "missing": ("refuse", "drop"), "short": ("refuse", "drop"),
-                     "scale": (True, False), "classes": (False, True)},
+                     "scale": (True, False), "classes": (False, True),
+                     "pictures": (pictures_of(0.0), pictures_of(1.0)), "key": ("town", "who")},
     ml.Patients: {"hours": ((1.0, 2.0, 3.0), (1.0, 2.0, 4.0)), "dose": ((3.0, 6.0), (3.0, 5.0)),
                   "jitter": (0.1, 0.2), "body": ((1.0, 0.1, 0.5), (1.0, 0.1, 0.6)),
                   "spread": ((0.5, 0.3, 0.2), (0.5, 0.3, 0.3)), "noise": ((0.1, 0.2), (0.1, 0.3))},

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import metalit as ml
-from metalit.tasks.table import Scale, columns_of
+from metalit.data.images import Images
+from metalit.tasks import table as of_tables
+from metalit.tasks.table import Scale, columns_of, lines_in
 
 LINES = ["who,t,v,town,kind", *[f"{who},{t},{10 * t + ord(who)},{'x' if who < 'c' else 'y'},"
                                 f"{'even' if t % 2 == 0 else 'odd'}"
@@ -193,3 +195,64 @@ def test_a_model_learns_from_a_table(file):
     before = J(family.batch(3)).item()
     ml.meta_train(J, family, steps=100, batch_size=3, progress=False)
     assert J(family.batch(3)).item() < 0.9 * before
+
+
+# Files that are larger than memory
+
+
+def test_a_file_that_memory_does_not_hold_is_refused_with_its_size(file, tmp_path, monkeypatch):
+    "Two gigabytes, of which the disk holds the first line alone: nothing is read through."
+    large = tmp_path / "large.csv"
+    large.write_text("\n".join([LINES[0], *LINES[1:] * 400]))
+    with open(large, "r+b") as content: content.truncate(2 * 10**9)
+    monkeypatch.setattr(of_tables, "memory_here", lambda: 16e9)
+    with pytest.raises(ValueError, match=r"large\.csv has 2\.0 GB, about [\d,]+ rows: 3 columns of "
+                                         r"them need up to \d+ GB of memory, and this .* 16 GB"):
+        table(large)
+    assert table(file).n_held_out == 1
+    monkeypatch.setattr(of_tables, "memory_here", lambda: 100.0)
+    with pytest.raises(ValueError, match="Give a part of the rows"): table(file)
+
+
+@pytest.mark.parametrize("rows", [1, 10, 100_000])
+def test_lines_are_estimated_by_the_beginning(tmp_path, rows):
+    (tmp_path / "a.csv").write_text("12,34\n" * rows)
+    assert lines_in(tmp_path / "a.csv") == pytest.approx(rows, rel=0.01)
+
+
+# Pictures beside the numbers
+
+
+PICTURES = {f"{i}.png": torch.full((1, 2, 2), i, dtype=torch.uint8) for i in range(6)}
+SHOWN = {"who": list("aaabbb"), "t": [2, 0, 1, 0, 1, 2], "v": [0.0] * 6,
+         "file": [f"{i}.png" for i in (2, 0, 1, 3, 4, 5)]}
+
+
+def shown(pictures=PICTURES, key="file", **changes):
+    return table(SHOWN | changes, pictures=pictures, key=key, order="t", test=("b",), shots=1)
+
+
+def test_each_row_keeps_its_picture_whatever_the_order():
+    for names in (shown(), shown(Images(torch.stack([*PICTURES.values()]), torch.arange(6),
+                                        [*PICTURES]))):
+        for task, first in ((names.batch(1), 0), (names.held_out(), 3)):
+            pictures = torch.cat([split.x[1][0, :, 0, 0, 0] for split in task]) * 255
+            assert pictures.tolist() == pytest.approx([first, first + 1, first + 2])
+            times = torch.cat([split.x[0][0, :, 0] for split in task])
+            assert names.x_scale.back(times).tolist() == pytest.approx([0, 1, 2], abs=1e-6)
+    twice = shown(file=["1.png"] * 6).held_out().query.x[1] * 255
+    assert twice.unique().tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda: shown(key=None), "pictures and key belong together"),
+    (lambda: shown(pictures=None), "pictures and key belong together"),
+    (lambda: shown(key="flie"), "no column 'flie': did you mean 'file'"),
+    (lambda: shown(file=["7.png"] * 6), "names '7.png', and there is no such picture"),
+    (lambda: shown(file=[None, *SHOWN["file"][1:]]), "cells are empty: 1 in 'file'"),
+    (lambda: shown(PICTURES | {"3.png": torch.zeros(1, 3, 3)}), r"'3.png' has the shape \(1, 3, 3"),
+    (lambda: shown(Images(torch.rand(2, 1, 2, 2), torch.tensor([0, 0]), ["2.png"])),
+     "'2.png' has 2 images"),
+    (lambda: shown().new_inputs({"t": [1]}), "give the adapted model x and pictures yourself")])
+def test_what_has_no_picture_is_named(make, words):
+    with pytest.raises(ValueError, match=words): make()

@@ -9,7 +9,8 @@ import contextlib
 import csv
 import difflib
 import importlib
-from collections import Counter
+import os
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,11 @@ from .given import Given, held_out_names
 from .task import a_few, brief
 
 # %% auto #0
-__all__ = ['BLANK', 'LARGEST_NUMBER', 'columns_of', 'names_of', 'is_text', 'in_memory', 'parquet', 'csv_lines', 'from_file',
-           'check_names', 'is_missing', 'is_number', 'as_number', 'as_numbers', 'Scale', 'Rows', 'read', 'classes_of',
-           'groups_of', 'gap_words', 'InUnits', 'whole_numbers', 'numbers_of_classes', 'check_one_task', 'Scaled',
-           'Table', 'check_rules', 'check_roles', 'check_whole_groups', 'names_in', 'test_names', 'tasks_of']
+__all__ = ['BLANK', 'LARGEST_NUMBER', 'OF_A_CELL', 'columns_of', 'names_of', 'is_text', 'in_memory', 'parquet', 'csv_lines',
+           'from_file', 'lines_in', 'check_room', 'memory_here', 'check_names', 'is_missing', 'is_number', 'as_number',
+           'as_numbers', 'Scale', 'Rows', 'read', 'classes_of', 'groups_of', 'gap_words', 'InUnits', 'whole_numbers',
+           'numbers_of_classes', 'check_one_task', 'Scaled', 'Table', 'check_rules', 'check_roles',
+           'check_whole_groups', 'names_in', 'test_names', 'tasks_of', 'keyed', 'one_by_name']
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a0737c9
 BLANK = {"", "na", "n/a", "nan", "null", "none"}  # what an empty cell of a file may say
@@ -65,7 +67,10 @@ def is_text(source: Any) -> bool:
 
 def in_memory(source: Any, names: Sequence[str]) -> Any:
     "A table whose columns can be asked for: a Parquet file is read, a lazy frame computed."
-    if isinstance(source, str | Path): return parquet(Path(source)).read(columns=list(names))
+    if isinstance(source, str | Path):
+        file = parquet(Path(source))
+        check_room(Path(source), file.metadata.num_rows, names)
+        return file.read(columns=list(names))
     return source.select(list(names)).collect() if hasattr(source, "collect") else source
 
 
@@ -91,6 +96,7 @@ def csv_lines(file: Path) -> Iterator[Any]:
 def from_file(file: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     "Some columns of a CSV file, or a TSV one; every cell is text."
     found: dict[str, list[Any]] = {name: [] for name in names}
+    check_room(file, lines_in(file), names)
     with csv_lines(file) as rows:
         there: list[str] = next(rows, [])
         check_names(names, there)
@@ -102,6 +108,30 @@ def from_file(file: Path, names: Sequence[str]) -> dict[str, list[Any]]:
                                  f"first line {len(there)}")
             for column, place in places: column.append(row[place])
     return found
+
+# %% ../../nbs/6_yours/59a_table.ipynb #5ab10016
+OF_A_CELL = 100                                     # bytes of memory that a cell takes, at most
+
+
+def lines_in(file: Path, look: int = 2**16) -> int:
+    "About how many lines a file has, by its size and its beginning; it is not read through."
+    with open(file, "rb") as content: lines = content.read(look).count(b"\n")
+    return file.stat().st_size * max(lines, 1) // max(1, min(look, file.stat().st_size))
+
+
+def check_room(file: Path, rows: int, names: Sequence[str]) -> None:
+    "Raise `ValueError`, with the sizes, for a file whose columns this machine cannot hold."
+    there, needed = memory_here(), rows * len(names) * OF_A_CELL
+    if needed <= there: return
+    raise ValueError(f"{file} has {file.stat().st_size / 1e9:.1f} GB, about {rows:,} rows: "
+                     f"{len(names)} columns of them need up to {needed / 1e9:.0f} GB of memory, "
+                     f"and this machine has {there / 1e9:.0f} GB. Give a part of the rows")
+
+
+def memory_here() -> float:
+    "Bytes of memory of this machine; infinite where it does not say."
+    if not hasattr(os, "sysconf"): return float("inf")                      # Windows
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def check_names(names: Iterable[str], there: Sequence[str]) -> None:
@@ -175,6 +205,7 @@ class Rows:
     y: Tensor
     group: dict[str, str]
     classes: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()                                  # of the picture of each row
 
     @property
     def counts(self) -> dict[str, int]:
@@ -188,9 +219,10 @@ class Rows:
 
 # %% ../../nbs/6_yours/59a_table.ipynb #5a800f79
 def read(source: Any, task: str, x: Sequence[str], y: Sequence[str], *, order: str | None = None,
-         groups: str | None = None, missing: str = "refuse", classes: bool = False) -> Rows:
+         groups: str | None = None, missing: str = "refuse", classes: bool = False,
+         key: str | None = None) -> Rows:
     "The rows of a table that are whole, sorted where asked."
-    more = [name for name in (order, groups) if name is not None]
+    more = [name for name in (order, groups, key) if name is not None]
     columns = columns_of(source, list(dict.fromkeys([task, *x, *y, *more])))
     kinds = classes_of(columns, y[0]) if classes else ()
     owners = ["" if is_missing(cell) else str(cell) for cell in columns[task]]
@@ -204,7 +236,8 @@ def read(source: Any, task: str, x: Sequence[str], y: Sequence[str], *, order: s
         rank = as_numbers(columns, [order]).flatten().tolist()
         rows.sort(key=lambda row: rank[row])
     of = groups_of([(owners[row], str(columns[groups][row])) for row in rows]) if groups else {}
-    return Rows([owners[row] for row in rows], inputs[rows], targets[rows], of, kinds)
+    keys = tuple(str(columns[key][row]) for row in rows) if key is not None else ()
+    return Rows([owners[row] for row in rows], inputs[rows], targets[rows], of, kinds, keys)
 
 
 def classes_of(columns: dict[str, list[Any]], name: str) -> tuple[str, ...]:
@@ -305,6 +338,9 @@ class Scaled(Given):
     def new_inputs(self, source: Any) -> Tensor:
         "x (n, columns) of another table, in its own units and float64: what `in_units` takes."
         check_one_task(source, self.asked["task"])
+        if self.asked.get("key") is not None:
+            raise ValueError(f"rows of this table have pictures, by the column {self.asked['key']}"
+                             ": give the adapted model x and pictures yourself")
         names = self.asked["x"]
         return whole_numbers(columns_of(source, names), names)
 
@@ -324,7 +360,9 @@ class Table(Scaled):
     given. `missing="drop"` leaves rows with empty cells out, `short="drop"` tasks without enough
     rows; by default both are refused. With `scale` x and y have mean 0 and deviation 1 in the
     training rows; `x_scale` and `y_scale` lead `back`. `classes=True`: y names a class, and
-    becomes its number in `classes` (n,). `shots`, `queries`: as in `Given`.
+    becomes its number in `classes` (n,). `shots`, `queries`: as in `Given`. `pictures`: those that
+    belong to rows, by the name that the column `key` holds (see `keyed`); x is then a pair of
+    columns and pictures, and a model is called with both.
 
     Raises `ValueError`, naming the column and the row, for what cannot be read, and for a column
     of y that is in x.
@@ -336,14 +374,17 @@ class Table(Scaled):
                  test: float | str | Sequence[str] = 0.2, groups: str | None = None,
                  order: str | None = None, missing: str = "refuse", short: str = "refuse",
                  scale: bool = True, classes: bool = False, shots: int = 5,
-                 queries: int | None = None, seed: int = 0):
+                 queries: int | None = None, seed: int = 0, pictures: Any = None,
+                 key: str | None = None):
         check_rules(missing=missing, short=short)
         check_roles(task, names_in(x), names_in(y), classes)
         self.asked: dict[str, Any] = {
             "task": task, "x": names_in(x), "y": names_in(y), "test": test, "groups": groups,
-            "order": order, "missing": missing, "short": short, "scale": scale, "seed": seed}
+            "order": order, "missing": missing, "short": short, "scale": scale, "seed": seed,
+            "key": key}
         rows = read(source, task, self.asked["x"], self.asked["y"], order=order, groups=groups,
-                    missing=missing, classes=classes)
+                    missing=missing, classes=classes, key=key)
+        shown = keyed(pictures, key, rows.keys)
         least = shots + (queries or 1)
         names = [name for name, count in rows.counts.items() if short == "refuse" or count >= least]
         if not names: raise ValueError(f"no task has {shots} + {queries or 1} rows")
@@ -354,7 +395,8 @@ class Table(Scaled):
             Scale.of(values[train] if wanted else values[:0])
             for values, wanted in ((rows.x, scale), (rows.y, scale and not classes)))
         self.classes = rows.classes
-        sides = (tasks_of(rows, side, self) for side in ([n for n in names if n not in out], out))
+        parts = [n for n in names if n not in out], out
+        sides = (tasks_of(rows, side, self, shown) for side in parts)
         super().__init__(*sides, shots=shots, queries=queries,
                          split="random" if order is None else "first")
 
@@ -402,9 +444,49 @@ def test_names(names: Sequence[str], test: float | str | Sequence[str],
         if name not in names: raise ValueError(f"test names {name!r}, and there is no such task")
     return wanted
 
-
-def tasks_of(rows: Rows, names: Sequence[str], table: Table) -> dict[str, tuple[Tensor, Tensor]]:
+# %% ../../nbs/6_yours/59a_table.ipynb #5a12e2d0
+def tasks_of(rows: Rows, names: Sequence[str], table: Table,
+             pictures: Tensor | None) -> dict[str, tuple[Any, Tensor]]:
     "x and y of some tasks, in the model's units."
     x = table.x_scale.to(rows.x)
     y = rows.y[:, 0].long() if table.classes else table.y_scale.to(rows.y)
-    return {name: (x[here], y[here]) for name, here in ((n, rows.of([n])) for n in names)}
+    here: dict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(rows.task): here[name].append(row)
+    return {name: (x[here[name]] if pictures is None else (x[here[name]], pictures[here[name]]),
+                   y[here[name]]) for name in names}
+
+
+def keyed(pictures: Any, key: str | None, keys: Sequence[str]) -> Tensor | None:
+    """The picture of each row, (rows, channels, height, width), bytes divided by 255.
+
+    `pictures`: a dictionary from a name to a tensor, or `Images` with one image for each name. None
+    without. Raises `ValueError` for a row without a picture, pictures of other shapes than the
+    first, and a key without pictures, or the other way around.
+
+    Example: `keyed({"a.png": torch.zeros(1, 8, 8)}, "file", ["a.png", "a.png"])`.
+    """
+    if (pictures is None) != (key is None):
+        raise ValueError("pictures and key belong together: the column key says which of the "
+                         "pictures belongs to a row")
+    if pictures is None: return None
+    of = one_by_name(pictures) if hasattr(pictures, "labels") else pictures
+    for name in dict.fromkeys(keys):
+        if name not in of:
+            raise ValueError(f"column {key!r} names {name!r}, and there is no such picture: there "
+                             f"are {a_few(map(repr, of))}")
+        if of[name].shape != of[keys[0]].shape:
+            raise ValueError(f"picture {name!r} has the shape {tuple(of[name].shape)}, and "
+                             f"{keys[0]!r} {tuple(of[keys[0]].shape)}: bring all to one size")
+    stacked = torch.stack([of[name] for name in keys])
+    return stacked.float() / 255 if stacked.dtype == torch.uint8 else stacked
+
+
+def one_by_name(pictures: Any) -> dict[str, Tensor]:
+    "The image of each name of some `Images`; `ValueError` for a name that has several."
+    counts = torch.bincount(pictures.labels.long())
+    if (several := (counts > 1).nonzero()).numel():
+        name = pictures.names[int(several[0])]
+        raise ValueError(f"{name!r} has {int(counts[several[0]])} images, and a key is the name of "
+                         "one")
+    return {pictures.names[int(label)]: image
+            for label, image in zip(pictures.labels, pictures.images, strict=True)}
