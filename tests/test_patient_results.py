@@ -5,7 +5,7 @@ import torch
 
 import metalit as ml
 from metalit.data.patients import BODY, NOISE, SPREAD, MeanCurve, Patients, theophylline
-from reproduce import patient_intervals, remifentanil, wrong_patients
+from reproduce import patient_intervals, patients, remifentanil, wrong_patients
 
 
 def test_left_out_of_twelve_eleven_are_held_whatever_their_scores():
@@ -127,3 +127,29 @@ def test_every_patient_is_forecast_once_by_all(frame, monkeypatch):
     apart = row["mean"] - found["joint, moved"].mean().item()
     assert row["less fine-tuned"] == pytest.approx(apart)
     assert row["mean"] == pytest.approx(sum(row["patients"]) / 16, rel=1e-4)
+
+
+def test_a_table_over_seeds_has_their_mean_and_its_interval():
+    "Forecasts that are off by 1, 2 and 3 in every seed; MAP is off by 1."
+    split = ml.Split(torch.zeros(4, 3, 2), torch.zeros(4, 3, 1))
+    task = ml.Task(split, split)
+
+    def off(by):
+        return lambda support, x: torch.full((*x.shape[:2], 1), by)
+    found = patients.table({"MAP": [off(1.0)], "mine": [off(1.0), off(2.0), off(3.0)]}, task)
+    assert found["mine"]["seeds"] == [1.0, 4.0, 9.0] and found["mine"]["mean"] == 14 / 3
+    assert found["mine"]["patients"] == pytest.approx([14 / 3] * 4)
+    assert found["mine"]["less MAP"] == pytest.approx(11 / 3)
+    deviation = ((1 - 14 / 3) ** 2 + (4 - 14 / 3) ** 2 + (9 - 14 / 3) ** 2) / 2
+    assert found["mine"]["over seeds"] == pytest.approx(4.302653 * (deviation / 3) ** 0.5)
+    assert found["MAP"]["over seeds"] is None
+
+
+def test_who_has_a_network_stands_once_for_each_seed():
+    names = ("meta-learned", "joint, fine-tuned")
+    of_seeds = [dict.fromkeys(names, lambda support, x, seed=seed: seed) for seed in range(3)]
+    found = patients.rivals(of_seeds)
+    assert list(found) == ["meta-learned", "MAP", "mean curve", "least squares",
+                           "joint, fine-tuned"]
+    assert [answer(None, None) for answer in found["joint, fine-tuned"]] == [0, 1, 2]
+    assert len(found["MAP"]) == 1
