@@ -21,28 +21,38 @@ if TYPE_CHECKING:
     from metalit.tasks.task import Split, Task
 
 # %% auto #0
-__all__ = ['COLOURS', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'forecast', 'training_log']
+__all__ = ['COLOURS', 'MEASURE', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'forecast', 'training_log']
 
 # %% ../nbs/7_workshop/76_plots.ipynb #c87f55cc
 # A middle grey for the ink and no background: figures read on light and on dark pages.
-# Okabe & Ito's palette (2008), less its yellow and black, which vanish on white and on black pages.
-COLOURS = {"blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00",
-           "purple": "#CC79A7", "sky": "#56B4E9", "grey": "#767676"}
+# Okabe & Ito's palette (2008), less its yellow and black, which vanish on white and on black pages;
+# the others are as dark as it takes to stand out from both by 3 : 1. Violet and brown are for the
+# rare figure of more than seven lines.
+COLOURS = {"blue": "#0068A8", "orange": "#CF8300", "green": "#00906A", "red": "#C44500",
+           "purple": "#C46F9E", "sky": "#3A9AD9", "violet": "#9467BD", "brown": "#94640F",
+           "grey": "#767676"}
 
 # %% ../nbs/7_workshop/76_plots.ipynb #8781400a
+MEASURE = 7.4  # inches: with letters of 8 points and 110 dots an inch, text of 12 pixels on a page
+
+
 def figure(columns: int = 1, rows: int = 1, *, width: float = 3.4, height: float = 2.6,
            **options: Any) -> tuple[Figure, Any]:
     """A figure in the style of the book, and its axes (one, or an array).
 
-    Sizes in inches, of one panel.
+    Sizes in inches, of one panel. A figure is as wide as the text: panels of two inches and more
+    are made wider or narrower until it is, and their height follows, up to a quarter more. Panels
+    smaller than that, such as pictures in rows, keep their size.
 
     Other options go to `matplotlib.pyplot.subplots`. No setting of matplotlib is changed.
 
     Example: `fig, ax = figure(); fig, (left, right) = figure(columns=2)`.
     """
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows),
-                             layout="constrained", dpi=110, facecolor="none", **options)
+    factor = MEASURE / (width * columns) if width >= 2 else 1.0
+    size = (width * columns * factor, height * rows * min(factor, 1.25))
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", dpi=110,
+                             facecolor="none", **options)
     for ax in fig.axes: dress(ax)
     return fig, axes
 
@@ -91,7 +101,7 @@ def adaptation(J: MetaLoss, task: Task, steps: Sequence[int] = (0, 1, 10),
     ax.plot(task.support.x[0, :, 0].cpu(), task.support.y[0, :, 0].cpu(), "o", color=COLOURS["red"],
             label="support")
     ax.set(xlabel="x", ylabel="y")
-    legend(ax, fontsize=7)
+    legend(ax)
     return ax
 
 # %% ../nbs/7_workshop/76_plots.ipynb #76b10002
@@ -124,7 +134,7 @@ def forecast(J: MetaLoss, table: Table, task: Task, steps: Sequence[int] = (0, 1
     drawn(*later, "o", mfc="none", color=COLOURS["grey"], label="judged by")
     ax.set(xlabel=names[column], ylabel=targets[0])
     if task.ids is not None: ax.set_title(table.name(task.ids[0]), fontsize=8)
-    legend(ax, fontsize=7)
+    legend(ax)
     return ax
 
 

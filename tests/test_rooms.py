@@ -38,7 +38,7 @@ ROWS = (
     "designing.space designing.search designing.honest designing.report",
     "designing.scoring designing",
     "widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes",
-    "widgets.patients widgets.explorer widgets.training widgets",
+    "widgets.patients widgets.meta_training widgets.explorer widgets.training widgets",
     "cli",
     "comparison compiled judge",
     "__init__ __main__",

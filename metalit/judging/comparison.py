@@ -500,7 +500,7 @@ def picture(lines: Sequence[Line], ax: Axes | None = None,
                 and line.inner_steps in steps and blows_up(line)]
         if gone:
             ax.text(1.01, i, f"blows up after {gone[0]}", transform=ax.get_yaxis_transform(),
-                    va="center", fontsize=7, color=plots.COLOURS["red"])
+                    va="center", fontsize=8, color=plots.COLOURS["red"])
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xscale="log",
            xlabel="query loss on unseen tasks")
     plots.round_numbers(ax.xaxis)

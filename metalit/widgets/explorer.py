@@ -10,18 +10,22 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..plots import figure, legend
+from ..plots import COLOURS, figure, legend
 from .figure import LiveFigure, Picture, FigureState, finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['LIMIT', 'Compute', 'SYMBOLS', 'explore', 'control_words', 'checked', 'lines_of', 'ranges', 'lowest_of', 'still']
+__all__ = ['FARTHEST', 'LIMIT', 'Compute', 'Mark', 'SYMBOLS', 'explore', 'control_words', 'checked', 'lines_of', 'marked',
+           'ranges', 'lowest_of', 'still']
 
 # %% ../../nbs/8_figures/86_explore.ipynb #08d40bc7
+FARTHEST = 1e150  # beyond, the length of an axis is no number itself
 LIMIT = 400  # positions that are computed beforehand; beyond, a page becomes heavy and a cell slow
 Compute = Callable[..., tuple[Any, dict[str, Any]]]  # of values of the controls: x, and the lines
+# A place on the axis of x and what it is called; or a function of the controls that gives both.
+Mark = tuple[float, str] | Callable[..., tuple[float, str]] | None
 # How controls are called that stand for a symbol of this book.
 SYMBOLS = {"alpha": "step size α", "lr": "step size α", "steps": "inner steps K",
            "inner_steps": "inner steps K", "beta": "β", "rho": "ρ", "power": "power p"}
@@ -29,15 +33,17 @@ SYMBOLS = {"alpha": "step size α", "lr": "step size α", "steps": "inner steps 
 
 def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str, xlabel: str,
             ylabel: str, caption: str, log: bool = False, y: tuple[float, float] | None = None,
-            lowest: bool = False, **start: Any) -> LiveFigure:
+            lowest: bool = False, mark: Mark = None, **start: Any) -> LiveFigure:
     """A figure of lines over sliders.
 
-    `compute(**values)` returns x and the lines, `{name: y}`, all of one length.
+    `compute(**values)` returns x and the lines, `{name: y}`, all of one length. A line with an
+    interval is a pair `(y, half)`: it is drawn as y ± half, and called "± 95 %".
 
     `controls` are the sliders and the values each can take (words make a menu, two values of any
     kind two buttons); `start` are the values at first, by default the first of each. Everything is
-    computed at once, at most 400 combinations. `lowest` marks the lowest place of each line. `log`
-    is for the axis of y, and `y` its ends, by default wide enough for all, but no more than eight
+    computed at once, at most 400 combinations. `lowest` marks the lowest place of each line, and
+    `mark` a place on the axis of x, `(x, words)`, or a function of the controls' values that
+    returns one. `log` is for the axis of y, and `y` its ends, by default wide enough for all, but no more than eight
     decades. x and the lines may be tensors or lists; where a line is not finite it breaks off,
     where it is beyond the axis it leaves, and the figure says so.
 
@@ -54,7 +60,7 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
         return tuple(state[key] for key in controls)
     states: list[FigureState] = [dict(zip(controls, values, strict=True))
                            for values in itertools.product(*controls.values())]
-    known = {position(state): lines_of(compute, state) for state in states}
+    known = {position(state): lines_of(compute, state) | marked(mark, state) for state in states}
     window = ranges(list(known.values()), log) | ({"y": list(y)} if y else {})
     sliders = [{"key": key, "label": control_words(key), "values": list(values)}
                for key, values in controls.items()]
@@ -91,11 +97,22 @@ def checked(controls: dict[str, Sequence[Any]], start: FigureState) -> FigureSta
 def lines_of(compute: Compute, values: FigureState) -> Picture:
     "The picture of one position; `ValueError` for a line that is not as long as x."
     x, lines = compute(**values)
-    found = finite({"x": _listed(x), "lines": {name: _listed(y) for name, y in lines.items()}})
-    for name, y in found["lines"].items():
+    pairs = {name: y for name, y in lines.items() if isinstance(y, tuple) and len(y) == 2
+             and hasattr(y[0], "__len__")}
+    middle = {name: _listed(pairs[name][0] if name in pairs else y) for name, y in lines.items()}
+    found = finite({"x": _listed(x), "lines": middle})
+    if pairs: found["bands"] = finite({name: _listed(half) for name, (_, half) in pairs.items()})
+    for name, y in [*found["lines"].items(), *found.get("bands", {}).items()]:
         if len(y) != len(found["x"]):
             raise ValueError(f"the line {name!r} has {len(y)} values, x has {len(found['x'])}")
     return found
+
+
+def marked(mark: Mark, values: FigureState) -> Picture:
+    "The marked place of one position, as a part of its picture."
+    if mark is None: return {}
+    x, words = mark(**values) if callable(mark) else mark
+    return {"mark": [float(x), words]}
 
 
 def _listed(values: Any) -> list[float]:
@@ -104,10 +121,11 @@ def _listed(values: Any) -> list[float]:
 # %% ../../nbs/8_figures/86_explore.ipynb #8d7d932d
 def ranges(pictures: list[Picture], log: bool) -> dict[str, list[float]]:
     "One window for all positions, so that moving a slider moves the lines and not the axes."
-    xs = [x for picture in pictures for x in picture["x"]]
+    xs = [x for picture in pictures for x in (*picture["x"], *picture.get("mark", ())[:1])
+          if x is not None] or [0.0]
     ys = [y for picture in pictures for line in picture["lines"].values() for y in line
-          if y is not None and (y > 0 or not log)]
-    low, high = (min(ys), max(ys)) if ys else (0.0, 1.0)
+          if y is not None and abs(y) < FARTHEST and (y > 0 or not log)]
+    low, high = (min(ys), max(ys)) if ys else (0.1, 1.0)
     if log:  # eight decades at most: a loss of 1e-30 says no more than one of 1e-8
         high = 10.0 ** math.ceil(math.log10(high) + 1e-9)
         low = max(10.0 ** math.floor(math.log10(low)), 1e-8 * high)
@@ -129,7 +147,13 @@ def still(spec: dict[str, Any], picture: Picture) -> Figure:
     for name, y in picture["lines"].items():
         values = [math.nan if value is None else value for value in y]
         line, = ax.plot(picture["x"], values, label=name)
+        if name in picture.get("bands", {}):
+            half = [math.nan if value is None else value for value in picture["bands"][name]]
+            ends = [[v + sign * h for v, h in zip(values, half, strict=True)] for sign in (-1, 1)]
+            ax.fill_between(picture["x"], *ends, color=line.get_color(), alpha=0.18, lw=0)
         if spec["lowest"]: ax.plot(*lowest_of(picture["x"], y), "o", color=line.get_color())
+    if "mark" in picture:
+        ax.axvline(picture["mark"][0], color=COLOURS["grey"], ls=":", label=picture["mark"][1])
     ax.set(xlabel=spec["xlabel"], ylabel=spec["ylabel"], title=spec["title"], xlim=spec["x"],
            ylim=spec["y"], yscale="log" if spec["log"] else "linear")
     legend(ax)

@@ -80,19 +80,19 @@ def _method(method: Callable[..., MetaLoss], **options: str) -> Make:
                                        **{name: state[key] for name, key in options.items()})
 
 
-CHOICES = {"maml": Choice("MAML, exact gradient", "exact", "#0072B2", _method(MAML)),
-           "fomaml": Choice("MAML, first order", "first order", "#56B4E9", _method(FOMAML)),
-           "reptile": Choice("Reptile", "Reptile", "#009E73", _method(Reptile)),
-           "norm": Choice("query loss + λ · gradient norm", "norm", "#767676", _norm),
-           "triplet": Choice("query loss + λ · triplet", "triplet", "#CC79A7",
+CHOICES = {"maml": Choice("MAML, exact gradient", "exact", "blue", _method(MAML)),
+           "fomaml": Choice("MAML, first order", "first order", "sky", _method(FOMAML)),
+           "reptile": Choice("Reptile", "Reptile", "green", _method(Reptile)),
+           "norm": Choice("query loss + λ · gradient norm", "norm", "grey", _norm),
+           "triplet": Choice("query loss + λ · triplet", "triplet", "purple",
                              _method(TripletMAML, weight="weight", margin="margin")),
-           "conml": Choice("query loss + λ · ConML contrast", "ConML", "#9467BD",
+           "conml": Choice("query loss + λ · ConML contrast", "ConML", "violet",
                            _method(ConML, weight="weight")),
-           "written_reptile": Choice("§4.1 “Reptile” as written", "§4.1", "#E69F00",
+           "written_reptile": Choice("§4.1 “Reptile” as written", "§4.1", "orange",
                                      _written(as_written.reptile)),
-           "written_contrastive": Choice("§4.2 “contrastive” as written", "§4.2", "#D55E00",
+           "written_contrastive": Choice("§4.2 “contrastive” as written", "§4.2", "red",
                                          _written(as_written.contrastive, m="margin")),
-           "written_curvature": Choice("§4.3 “curvature” as written", "§4.3", "#A6761D",
+           "written_curvature": Choice("§4.3 “curvature” as written", "§4.3", "brown",
                                        _written(as_written.meta_curvature, lam="weight"))}
 
 # %% ../../nbs/8_figures/82_two_parameters.ipynb #2e13ab83
@@ -125,7 +125,7 @@ def readable(key: str) -> Iterator[None]:
                          f"{error}") from error
 
 # %% ../../nbs/8_figures/82_two_parameters.ipynb #7f0a2896
-REACH, GRID = 3.0, 41
+REACH, GRID = 3.0, 61
 
 
 def values_at(J: MetaLoss, task: Task, starts: Tensor) -> Tensor:
@@ -199,9 +199,11 @@ def draw_ground(ax: Axes, surface: list[list[float]], colour: str = "blue") -> N
     Z = torch.tensor(surface, dtype=torch.float64)
     ticks = torch.linspace(-REACH, REACH, len(Z))
     if Z.max() - Z.min() > 1e-9 * Z.max().abs():  # what is left of a flat surface is rounding
-        levels = Z.min() + (Z.max() - Z.min()) * ((torch.arange(14) + 0.8) / 14) ** 2
+        levels = Z.min() + (Z.max() - Z.min()) * ((torch.arange(15) + 0.6) / 15) ** 2
         ax.contour(ticks, ticks, Z, levels=levels.tolist(), colors=plots.COLOURS[colour],
-                   linewidths=0.7, alpha=0.5)
+                   linewidths=0.7, alpha=0.7)
+        ax.contourf(ticks, ticks, Z, levels=[Z.min().item(), *levels.tolist()],
+                    colors=[(plots.COLOURS[colour], 0.28 * (1 - k / 15)) for k in range(15)])
     square(ax)
 
 
@@ -221,7 +223,7 @@ def _draw(state: FigureState, picture: Picture, task: Task) -> Figure:
     draw_ground(left, picture["surface"])
     for key, (u, v) in picture["arrows"].items():
         choice, size = CHOICES.get(key), (u * u + v * v) ** 0.5
-        colour = choice.colour if choice else grey
+        colour = plots.COLOURS[choice.colour] if choice else grey
         left.plot([], [], color=colour, label=choice.short if choice else key)
         if size > NO_SLOPE:
             tip = (state["x"] - ARROW * u / size, state["y"] - ARROW * v / size)

@@ -73,7 +73,8 @@ test("states are compared by value", () => {
 });
 
 test("colours have names, and a stand-in gives its data", () => {
-  assert.equal(colour("blue"), "#0072B2");
+  assert.equal(colour("blue"), "var(--m-blue)");
+  assert.equal(colour("#123456"), "#123456");
   assert.equal(colour("#123456"), "#123456");
   const model = standIn({ state: { lr: 1 } });
   assert.ok(model.isStatic);

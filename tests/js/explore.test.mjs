@@ -1,7 +1,7 @@
 // Lines over sliders: what is said of them.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { inWords, lowest, valuesAt } from "../../metalit/widgets/js/explore.js";
+import { inWords, lowest, nearest, sides, valuesAt } from "../../metalit/widgets/js/explore.js";
 
 const spec = { xlabel: "steps", y: [0, 2] };
 
@@ -27,4 +27,18 @@ test("the values under the pointer are those of the nearest place", () => {
   const now = { x: [0, 1, 2], lines: { a: [5, 6.12345, 7], b: [1, null, 3] } };
   assert.equal(valuesAt(spec, now, 0.8), "At steps 1, a: 6.12; b: not finite.");
   assert.equal(valuesAt(spec, now, 9), "At steps 2, a: 7; b: 3.");
+});
+
+test("what a logarithmic axis cannot show is said, and so is a picture of nothing", () => {
+  const log = { xlabel: "steps", y: [0.1, 10], log: true };
+  assert.equal(inWords(log, { x: [0, 1], lines: { a: [-1, 1], b: [1, 2] } }),
+    "At steps 1, a: 1; b: 2. A logarithmic axis shows no number that is not above 0: a has some.");
+  assert.equal(inWords(spec, { x: [0, 1], lines: { a: [null, null] } }),
+    "There is nothing to draw: not one of these numbers is finite.");
+  assert.match(inWords(spec, { x: [0, 1], lines: { a: [1, 1e308] } }), /Beyond the axis in places: a\./);
+});
+
+test("an interval has two ends, and none where there is no number; the nearest place is found", () => {
+  assert.deepEqual(sides([1, null, 3], [0.5, 1, null]), [[0.5, null, null], [1.5, null, null]]);
+  assert.deepEqual([-9, 0.4, 0.6, 9].map((at) => nearest([0, 1, 2], at)), [0, 0, 1, 2]);
 });

@@ -1,7 +1,8 @@
 // The network in JavaScript: exact small cases, and its gradient against finite differences.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { ACTIVATIONS, affine, innerPath, meanSquare, mlpGradient, mlpOutput, sgdStep }
+import { ACTIVATIONS, affine, innerPath, meanSquare, mlpGradient, mlpHessianProduct, mlpOutput,
+         sgdStep }
   from "../../metalit/widgets/js/nn.js";
 
 // Numbers without a pattern, the same on every run.
@@ -72,3 +73,17 @@ test("gradient descent on a line contracts its distance to the answer by the kno
   assert.equal(path.length, 4);
   path.forEach((at, k) => assert.ok(Math.abs(mlpOutput(at, [1])[0] - 1 - 2 * 0.6 ** k) < 1e-12));
 });
+
+for (const activation of ["relu", "tanh"]) {
+  test(`the Hessian of a ${activation} network times a vector is how its gradient changes that way`, () => {
+    const start = net(activation, [2, 5, 4, 3]), next = numbers(7);
+    const x = Array.from({ length: 8 }, next), y = Array.from({ length: 12 }, next), h = 1e-6;
+    const v = start.layers.map(({ weight, bias }) => ({ weight: weight.map(next), bias: bias.map(next) }));
+    const found = mlpHessianProduct(start, x, y, v);
+    const [there, back] = [-h, h].map((lr) => mlpGradient(sgdStep(start, v, lr), x, y).gradient);
+    found.forEach((layer, l) => ["weight", "bias"].forEach((part) => layer[part].forEach((value, i) => {
+      const wanted = (there[l][part][i] - back[l][part][i]) / (2 * h);
+      assert.ok(Math.abs(value - wanted) < 1e-6 * (1 + Math.abs(wanted)), `${part} ${l}: ${value} is not ${wanted}`);
+    })));
+  });
+}

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { angleBetween, ellipse, enough, fixedDigits, heights, inWords, spread }
+import { angleBetween, ellipse, enough, fixedDigits, heights, inWords, places }
   from "../../metalit/widgets/js/plane.js";
 import { META_LOSS_KEYS, bestStart } from "../../metalit/widgets/js/bed.js";
 import { compute as rewards, outerStep } from "../../metalit/widgets/js/rewards.js";
@@ -64,11 +64,23 @@ test("an ellipse lies at its height of the bowl", () => {
   });
 });
 
-test("names are moved apart where they are close, and left alone where they are not", () => {
-  const apart = [0, Math.PI / 2, Math.PI];
-  spread(apart).forEach((angle, i) => assert.ok(Math.abs(angle - apart[i]) < 1e-9));
-  const [a, b, c] = spread([-1.5, -1.5, -1.4]);
-  assert.ok(b - a > 0.4 && c - b > 0.4);
+test("names stand beside their points, inside, and cover no mark and no other name", () => {
+  const inside = { x: 0, y: 0, width: 200, height: 200 }, size = [18, 13];
+  const points = [[100, 100], [104, 103], [196, 100], [100, 4]], marks = [...points, [80, 100], [88, 96]];
+  const found = places(points, marks, size, inside);
+  const apart = (a, b, [across, down]) => Math.abs(a[0] - b[0]) >= across || Math.abs(a[1] - b[1]) >= down;
+  found.forEach((name, i) => {
+    assert.ok(name[0] >= 9 && name[0] <= 191 && name[1] >= 6.5 && name[1] <= 193.5, name);
+    assert.ok(Math.hypot(name[0] - points[i][0], name[1] - points[i][1]) < 60);
+    for (const other of found.slice(0, i)) assert.ok(apart(name, other, size));
+    for (const mark of marks) assert.ok(apart(name, mark, [9 + 5, 6.5 + 5]));
+  });
+});
+
+test("where every place is taken a name still gets one", () => {
+  const inside = { x: 0, y: 0, width: 60, height: 60 };
+  const marks = Array.from({ length: 400 }, (_, i) => [3 * (i % 20), 3 * Math.floor(i / 20)]);
+  assert.equal(places([[30, 30], [30, 30]], marks, [18, 13], inside).length, 2);
 });
 
 // Where a played θ comes to rest, and by how many steps.

@@ -6,10 +6,18 @@
 
 // ---------------------------------------------------------------------------------------------- numbers
 
-export const COLOURS = { blue: "#0072B2", orange: "#E69F00", green: "#009E73", red: "#D55E00",
-                         purple: "#CC79A7", sky: "#56B4E9", grey: "#767676" };
+// On white and on dark pages: curves stand out from the ground by 3 : 1 at least, greys by 4.5 : 1.
+export const COLOURS = {
+  blue: ["#0068A8", "#4BA3E3"], orange: ["#CF8300", "#F0B030"], green: ["#00906A", "#2FC492"], red: ["#C44500", "#F2793A"],
+  purple: ["#C46F9E", "#DE9BC0"], sky: ["#3A9AD9", "#8FD0F5"], violet: ["#9467BD", "#B592DC"], brown: ["#94640F", "#D0A04A"],
+  grey: ["#707070", "#A0A0A0"] };
 
-export const colour = (name) => COLOURS[name] ?? name ?? "currentColor";
+export const colour = (name) => (name in COLOURS ? `var(--m-${name})` : name ?? "currentColor");
+
+// Words in a colour are darker than its lines, on dark pages lighter: letters are thin.
+const inkOf = (name) => (name in COLOURS ? `color-mix(in srgb, ${colour(name)} 50%, currentColor)` : colour(name));
+
+const paletteOf = (mode) => Object.entries(COLOURS).map(([name, both]) => `--m-${name}: ${both[mode]};`).join(" ");
 
 export function linspace(from, to, count) {
   return Array.from({ length: count }, (_, i) => from + ((to - from) * i) / (count - 1));
@@ -102,7 +110,12 @@ export const h = (tag, attributes, ...children) => node(document.createElement(t
 export const svg = (tag, attributes, ...children) =>
   node(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
+// Below this width a figure is one column, and its main control is stuck to the edge of the window.
+const NARROW = "(max-width: 640px)";
+
 const STYLE = `
+.metalit-figure { ${paletteOf(0)} }
+html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-figure { ${paletteOf(1)} }
 .metalit-figure { color: inherit; font-size: 14px; line-height: 1.4; max-width: 60rem; margin: .5rem 0 1rem;
   overflow-x: clip; }
 html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-figure { color-scheme: dark; }
@@ -110,6 +123,7 @@ html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-
 .metalit-figure .m-panels { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: flex-start; }
 .metalit-figure .m-panel { flex: 1 1 var(--basis, 18rem); min-width: min(100%, 16rem); }
 .metalit-figure .m-title { font-weight: 600; margin: 0; font-size: 13px; }
+.metalit-figure .m-fold { display: none; }
 .metalit-figure .m-legend { display: flex; flex-wrap: wrap; gap: 0 .9rem; font-size: 12px; min-height: 1.4em; }
 .metalit-figure .m-legend i { display: inline-block; width: 1.1em; height: 0; border-top: 3px solid; margin-right: .35em;
   vertical-align: .25em; }
@@ -125,7 +139,7 @@ html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-
 .metalit-figure label { display: block; font-size: 13px; margin: 0; }
 .metalit-figure label .m-top { display: flex; justify-content: space-between; gap: .5rem; }
 .metalit-figure output { font-variant-numeric: tabular-nums; }
-.metalit-figure input[type=range] { width: 100%; margin: .15rem 0; accent-color: #0072B2; }
+.metalit-figure input[type=range] { width: 100%; margin: .15rem 0; accent-color: var(--m-blue); }
 .metalit-figure select, .metalit-figure button { font: inherit; font-size: 13px; color: inherit; background: transparent;
   border: 1px solid color-mix(in srgb, currentColor 45%, transparent); border-radius: 4px; padding: .2rem .5rem; max-width: 100%;
   width: 100%; }
@@ -135,14 +149,30 @@ html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-
 .metalit-figure .m-pair div { display: flex; flex-wrap: wrap; gap: .35rem; margin-top: .15rem; }
 .metalit-figure button[aria-pressed=true] { font-weight: 600; border-color: currentColor;
   background: color-mix(in srgb, currentColor 16%, transparent); }
-.metalit-figure input[type=checkbox] { accent-color: #0072B2; margin-right: .4em; }
-.metalit-figure :is(input, select, button):focus-visible { outline: 2px solid #56B4E9; outline-offset: 2px; }
+.metalit-figure input[type=checkbox] { accent-color: var(--m-blue); margin-right: .4em; }
+.metalit-figure :is(input, select, button):focus-visible { outline: 2px solid var(--m-sky); outline-offset: 2px; }
 .metalit-figure p { margin: .4rem 0 0; }
 .metalit-figure .m-note { min-height: 1.4em; }
 .metalit-figure .m-caption { font-style: italic; }
-.metalit-figure .m-status { font-size: 11.5px; opacity: .75; }
-.metalit-figure .m-message { border-left: 4px solid #D55E00; padding: .5rem .8rem; margin: .5rem 0; }
+.metalit-figure .m-status { font-size: 12px; color: color-mix(in srgb, currentColor 80%, var(--m-grey)); }
+.metalit-figure .m-message { border-left: 4px solid var(--m-red); padding: .5rem .8rem; margin: .5rem 0; }
 .metalit-figure.m-stale .m-panels { opacity: .45; }
+.metalit-figure .m-touched circle.m-ring { stroke-opacity: .9; }
+@media ${NARROW} {
+  .metalit-figure .m-sheet { position: sticky; bottom: 0; z-index: 5; max-height: 44vh; overflow-y: auto; padding: .35rem 0 .5rem;
+    margin-top: .5rem; border-top: 1px solid color-mix(in srgb, currentColor 30%, transparent);
+    background: var(--pst-color-background, var(--jp-layout-color1, Canvas)); }
+  .metalit-figure .m-controls { margin: 0; }
+  .metalit-figure .m-controls > .m-main { order: -1; }
+  .metalit-figure .m-sheet:not(.m-open) .m-controls > :not(.m-main) { display: none; }
+  .metalit-figure .m-fold { display: block; width: 100%; margin-top: .35rem; }
+  .metalit-figure input[type=range] { height: 1.9rem; }
+  .metalit-figure :is(button, select) { min-height: 2.3rem; }
+}
+@media print {
+  .metalit-figure { break-inside: avoid; }
+  .metalit-figure :is(.m-sheet, .m-status) { display: none; }
+}
 `;
 
 // ---------------------------------------------------------------------------------------------- plots
@@ -165,9 +195,13 @@ function markOf(shape, r) {
 
 // What stands before a name in the legend: the line or the mark of the plot itself.
 function swatch({ kind, colour: ink, shape }) {
+  if (kind === "arrow")
+    return svg("svg", { class: "m-mark", width: 18, height: 10, viewBox: "0 -5 18 10", "aria-hidden": "true" },
+      svg("path", { d: "M1,0H16M11,-4L16,0L11,4", fill: "none", style: `stroke: ${ink}`, "stroke-width": 2 }));
   if (kind !== "dot") return h("i", { class: kind, style: `border-top:3px ${kind} ${ink}` });
   return svg("svg", { class: "m-mark", width: 12, height: 12, viewBox: "-6 -6 12 12", "aria-hidden": "true" },
-    svg("path", { d: `M0,0${markOf(shape, 3.6)}`, fill: ink, stroke: shape === "cross" ? ink : "none", "stroke-width": 2 }));
+    svg("path", { d: `M0,0${markOf(shape, 3.6)}`, style: `fill: ${ink}; stroke: ${shape === "cross" ? ink : "none"}`,
+      "stroke-width": 2 }));
 }
 
 class Plot {
@@ -284,8 +318,8 @@ class Plot {
 
   line(id, xs, ys, { width = 2, dash, ...look } = {}) {
     const element = this.part(id, 2, () => svg("path", { fill: "none", "stroke-linejoin": "round" }));
-    this.paint(element, look, dash ? "dashed" : "solid");
-    element.setAttribute("stroke", colour(look.colour));
+    this.paint(element, look, !dash ? "solid" : parseFloat(dash) < 3 ? "dotted" : "dashed");
+    element.style.stroke = colour(look.colour);
     element.setAttribute("stroke-width", width);
     element.setAttribute("stroke-dasharray", dash === true ? "6 4" : dash || "none");
     const pixel = (v) => v.toFixed(2);
@@ -298,11 +332,22 @@ class Plot {
     }).join(""));
   }
 
+  // The ground between two lines.
+  band(id, xs, low, high, { colour: ink, opacity = 0.18 } = {}) {
+    const element = this.part(id, 1, () => svg("path", { stroke: "none" }));
+    this.paint(element, { colour: ink, opacity }, "solid");
+    element.style.fill = colour(ink);
+    const known = Array.from(xs, (x, i) => [x, low[i], high[i]]).filter((row) => row.every((v) => v !== null && Number.isFinite(v)));
+    const pixel = (x, y) => `${this.px(x).toFixed(2)},${this.py(y).toFixed(2)}`;
+    const way = [...known.map(([x, , top]) => pixel(x, top)), ...known.reverse().map(([x, bottom]) => pixel(x, bottom))];
+    element.setAttribute("d", way.length ? `M${way.join("L")}Z` : "");
+  }
+
   dots(id, xs, ys, { radius = 4, shape = "circle", ...look } = {}) {
     const element = this.part(id, 3, () => svg("path", {}));
     this.paint(element, look, "dot");
-    element.setAttribute("fill", colour(look.colour));
-    element.setAttribute("stroke", shape === "cross" ? colour(look.colour) : "none");
+    element.style.fill = colour(look.colour);
+    element.style.stroke = shape === "cross" ? colour(look.colour) : "none";
     element.setAttribute("stroke-width", 2);
     element.dataset.shape = shape;
     const mark = markOf(shape, radius);
@@ -312,8 +357,8 @@ class Plot {
 
   arrow(id, x0, y0, x1, y1, { width = 2.5, ...look } = {}) {
     const element = this.part(id, 3, () => svg("path", { fill: "none", "stroke-linecap": "round" }));
-    this.paint(element, look, "solid");
-    element.setAttribute("stroke", colour(look.colour));
+    this.paint(element, look, "arrow");
+    element.style.stroke = colour(look.colour);
     element.setAttribute("stroke-width", width);
     const from = [this.px(x0), this.py(y0)], to = [this.px(x1), this.py(y1)];
     const length = Math.hypot(to[0] - from[0], to[1] - from[1]);
@@ -326,9 +371,9 @@ class Plot {
   }
 
   text(id, x, y, string, { anchor = "start", dx = 0, dy = 0, ...look } = {}) {
-    const element = this.part(id, 3, () => svg("text", {}));
+    const element = this.part(id, 4, () => svg("text", { "pointer-events": "none" }));
     this.paint(element, look, "");
-    element.style.fill = colour(look.colour);
+    element.style.fill = inkOf(look.colour);
     element.setAttribute("text-anchor", anchor);
     element.setAttribute("x", this.px(x) + dx);
     element.setAttribute("y", this.py(y) + dy);
@@ -338,7 +383,7 @@ class Plot {
   contours(id, xs, ys, Z, { levels: wanted = 14, ...look } = {}) {
     const element = this.part(id, 1, () => svg("path", { fill: "none", "stroke-width": 1 }));
     this.paint(element, { opacity: 0.55, ...look }, "solid");
-    element.setAttribute("stroke", colour(look.colour));
+    element.style.stroke = colour(look.colour);
     const heights = Array.isArray(wanted) ? wanted : levels(Z, wanted);
     element.setAttribute("d", heights.flatMap((level) => contour(xs, ys, Z, level)).map(([a, b, c, d]) =>
       `M${this.px(a).toFixed(1)},${this.py(b).toFixed(1)}L${this.px(c).toFixed(1)},${this.py(d).toFixed(1)}`).join(""));
@@ -352,7 +397,8 @@ class Plot {
     const low = Math.min(...values), high = Math.max(...values);
     const canvas = h("canvas", { width: xs.length, height: ys.length });
     const context = canvas.getContext("2d");
-    const [r, g, b] = [1, 3, 5].map((i) => parseInt(colour(look.colour ?? "blue").slice(i, i + 2), 16));
+    const ink = getComputedStyle(this.svg).getPropertyValue(`--m-${look.colour ?? "blue"}`).trim();
+    const [r, g, b] = [1, 3, 5].map((i) => parseInt(ink.slice(i, i + 2), 16));
     Z.forEach((row, j) => row.forEach((value, i) => {
       const depth = Number.isFinite(value) && high > low ? 1 - Math.sqrt((value - low) / (high - low)) : 0;
       context.fillStyle = `rgba(${r},${g},${b},${depth.toFixed(3)})`;
@@ -368,9 +414,9 @@ class Plot {
   }
 
   // A point that the reader moves: by pointer, or by the arrow keys (Shift: larger steps).
-  handle(id, x, y, { label = "point", move, remove, radius = 6, colour: ink = "red" } = {}) {
+  handle(id, x, y, { label = "point", legend, move, remove, radius = 6, colour: ink = "red" } = {}) {
     const element = this.part(id, 4, () => this.makeHandle());
-    element.live = { x, y, move, remove };
+    element.live = { id, x, y, move, remove };
     element.setAttribute("transform", `translate(${this.px(x).toFixed(2)},${this.py(y).toFixed(2)})`);
     element.setAttribute("aria-label", label);
     element.setAttribute("aria-valuenow", x);
@@ -378,7 +424,9 @@ class Plot {
     const [ring, dot] = element.children;
     ring.setAttribute("r", radius + 5);
     dot.setAttribute("r", radius);
-    dot.setAttribute("fill", colour(ink));
+    dot.style.fill = colour(ink);
+    this.paint(element, { colour: ink, label: legend }, "dot");
+    element.classList.toggle("m-touched", Boolean(remove) && this.ui.touched === id);
   }
 
   makeHandle() {
@@ -389,6 +437,9 @@ class Plot {
       element.setPointerCapture(event.pointerId);
       element.focus();
       event.preventDefault();
+      if (!element.live.remove) return;
+      this.ui.touched = element.live.id;                     // what a button to remove it means
+      this.ui.redraw();
     });
     element.addEventListener("pointermove", (event) => {
       if (element.hasPointerCapture(event.pointerId)) element.live.move(...this.at(event));
@@ -428,7 +479,40 @@ class Interface {
     Object.assign(this, { spec, set, state: {}, plots: [], updates: [], basis: "18rem" });
     this.panels = h("div", { class: "m-panels" });
     this.controls = h("div", { class: "m-controls" });
+    this.fold = h("button", { type: "button", class: "m-fold", "aria-expanded": false, onclick: () => this.unfold() });
+    this.sheet = h("div", { class: "m-sheet" }, this.controls, this.fold);
+    this.touched = null;
+    this.window = matchMedia(NARROW);
     this.noteNode = h("p", { class: "m-note", "aria-live": "polite" });
+  }
+
+  // Whether the figure is shown in one column, as on a phone.
+  get narrow() { return this.window.matches; }
+
+  // The control that stays on a phone when the others are folded: the first slider, if no other one was named.
+  chooseMain() {
+    const parts = [...this.controls.children];
+    const main = parts.find((part) => part.classList.contains("m-main"))
+      ?? parts.find((part) => part.querySelector("input[type=range]")) ?? parts[0];
+    main?.classList.add("m-main");
+    this.unfold(false);
+    if (parts.length < 2) this.fold.remove();
+  }
+
+  unfold(open = !this.sheet.classList.contains("m-open")) {
+    this.sheet.classList.toggle("m-open", open);
+    this.fold.setAttribute("aria-expanded", open);
+    this.fold.textContent = open ? "fewer controls" : "all controls";
+  }
+
+  // On a phone, whoever moves a control sees what it moves.
+  keepInView() {
+    const edge = this.sheet.getBoundingClientRect().top;
+    const seen = (plot) => {
+      const { top, bottom } = plot.svg.getBoundingClientRect();
+      return top >= 0 && bottom <= edge + 1;
+    };
+    if (this.narrow && this.plots.length && !this.plots.some(seen)) this.plots[0].node.scrollIntoView({ block: "start" });
   }
 
   plot(options) {
@@ -526,7 +610,7 @@ export function start(figure, model, el) {
     scheduled = true;
   });
   // What is told stands below the controls: however long it is, it moves none of them.
-  figureNode.append(h("style", {}, STYLE), message, ui.panels, ui.controls, ui.noteNode,
+  figureNode.append(h("style", {}, STYLE), message, ui.panels, ui.sheet, ui.noteNode,
     h("p", { class: "m-caption" }, spec.caption ?? ""), status);
   el.replaceChildren(figureNode);
 
@@ -542,6 +626,8 @@ export function start(figure, model, el) {
     if (!trouble) draw(state, picture);
     for (const plot of ui.plots) plot.sweep();
   }
+
+  ui.redraw = () => { if (last) show(...last); };              // the same numbers once more
 
   function compute() {
     try {
@@ -613,6 +699,8 @@ export function start(figure, model, el) {
   if (!model.isStatic && (spec.devices?.length ?? 0) > 1)
     ui.select({ key: "device", label: "device", options: spec.devices.map((name) => [name, name]) });
   draw = figure.build(ui, spec);
+  ui.chooseMain();
+  ui.sheet.addEventListener("focusin", () => ui.keepInView());
   const first = model.get("answer");
   if (model.isStatic) {
     const own = compute();
@@ -621,14 +709,20 @@ export function start(figure, model, el) {
   say(false);
   model.on("change:answer", answered);
   model.on("change:state", moved);
+  const again = () => { for (const plot of ui.plots) plot.layout(); ui.redraw(); };
   const watch = new ResizeObserver(() => {
-    if (ui.plots.every((plot) => Math.abs(plot.svg.getBoundingClientRect().width - plot.size[0]) < 1)) return;
-    for (const plot of ui.plots) plot.layout();
-    show(...last);
+    if (ui.plots.every((plot) => plot.node.hidden || Math.abs(plot.svg.getBoundingClientRect().width - plot.size[0]) < 1)) return;
+    again();
   });
   watch.observe(figureNode);
+  ui.window.addEventListener("change", again);
+  const themes = new MutationObserver(again);                // the ground of a map is painted in the colours of the page
+  for (const top of [document.documentElement, document.body])
+    themes.observe(top, { attributeFilter: ["data-theme", "data-jp-theme-light"] });
   return () => {
     watch.disconnect();
+    themes.disconnect();
+    ui.window.removeEventListener("change", again);
     clearTimeout(waiting);
     model.off("change:answer", answered);
     model.off("change:state", moved);

@@ -1,5 +1,5 @@
 // An episode: five characters, one image of each; what the network says of others, and of what the reader draws.
-import { h, shown, unpack } from "./core.js";
+import { colour, h, shown, unpack } from "./core.js";
 import { channelsLast, convLogits, convPath, softmax } from "./conv.js";
 
 // ---------------------------------------------------------------------------------------------- numbers
@@ -203,7 +203,7 @@ const LOOK = `
 .metalit-figure .e-stamps > * { flex: 0 1 40px; min-width: 18px; }
 .metalit-figure > label { max-width: 29rem; margin-bottom: .4rem; }
 .metalit-figure .e-small { width: 34px; }
-.metalit-figure .e-number { font-size: 11px; opacity: .75; width: 40px; text-align: center; }
+.metalit-figure .e-number { font-size: 12px; width: 40px; text-align: center; }
 .metalit-figure button.e-copy { border: 1px solid transparent; padding: 0; width: 34px; max-width: 100%;
   display: block; }
 .metalit-figure button.e-copy:hover { border-color: color-mix(in srgb, currentColor 40%, transparent); }
@@ -211,23 +211,23 @@ const LOOK = `
   font-variant-numeric: tabular-nums; }
 .metalit-figure .e-bar { height: 11px; border-radius: 0 2px 2px 0; min-width: 1px; flex: none; }
 .metalit-figure .e-cell span { font-size: 11px; }
-.metalit-figure .e-faint span { opacity: .55; }
+.metalit-figure .e-faint span { opacity: .8; }
 .metalit-figure .e-mark { width: 1.3em; text-align: right; }
 .metalit-figure .e-drawing { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: flex-start; }
 .metalit-figure .e-pad { position: relative; width: 12.25rem; flex: none; cursor: crosshair; touch-action: none;
   outline: none;
   border: 1px solid color-mix(in srgb, currentColor 45%, transparent); border-radius: 4px; overflow: hidden; }
-.metalit-figure .e-pad:focus { box-shadow: 0 0 0 2px #56B4E9; }
+.metalit-figure .e-pad:focus { box-shadow: 0 0 0 2px var(--m-sky); }
 .metalit-figure .e-guide, .metalit-figure .e-cursor { position: absolute; pointer-events: none; }
 .metalit-figure .e-guide { border: 1px dashed color-mix(in srgb, currentColor 28%, transparent); }
-.metalit-figure .e-cursor { border: 2px solid #D55E00; display: none; }
+.metalit-figure .e-cursor { border: 2px solid var(--m-red); display: none; }
 .metalit-figure .e-pad.e-keys:focus .e-cursor { display: block; }
 .metalit-figure .e-answers { flex: 1 1 8rem; min-width: 8rem; }
 .metalit-figure .e-answers .e-line { display: flex; align-items: center; gap: .5rem; min-height: 38px; }
 .metalit-figure .e-answers .e-line > :last-child { flex: 1; }
 .metalit-figure .e-tools { display: flex; flex-wrap: wrap; gap: .3rem; margin-top: .35rem; }
 .metalit-figure .e-tools button[aria-pressed=true] { background: color-mix(in srgb, currentColor 18%, transparent); }
-.metalit-figure .e-help { font-size: 12px; opacity: .75; margin: .3rem 0 .6rem; }
+.metalit-figure .e-help { font-size: 12px; margin: .3rem 0 .6rem; }
 .metalit-figure .e-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 `;
 
@@ -253,7 +253,7 @@ function stamp(bytes, { height, width, channels, inverted }, words = "") {
 function bar(node, share, ink) {
   const [box, text] = node.childNodes;
   box.style.width = `calc((100% - 2.1em) * ${share ?? 0})`;
-  box.style.background = ink;
+  box.style.background = colour(ink);
   text.textContent = share === null ? "–" : Math.round(100 * share);
   node.classList.toggle("e-faint", !(share >= 0.05));
 }
@@ -310,11 +310,11 @@ class Answers {
 
   draw(rows, labels) {
     rows.forEach((row, i) => {
-      row.forEach((share, c) => bar(this.cells[i][c], share, c === labels[i] ? "#0072B2" : "#E69F00"));
+      row.forEach((share, c) => bar(this.cells[i][c], share, c === labels[i] ? "blue" : "orange"));
       const right = indexOfLargest(row) === labels[i];
       this.marks[i].textContent = right ? "✓" : "✗";
       this.marks[i].setAttribute("aria-label", right ? "right" : "wrong");
-      this.marks[i].style.color = right ? "#009E73" : "#D55E00";
+      this.marks[i].style.color = `color-mix(in srgb, ${colour(right ? "green" : "red")} 60%, currentColor)`;
     });
   }
 }
@@ -447,7 +447,7 @@ class Pad {
     }
     this.bars.forEach((cell, c) => {
       cell.style.visibility = row ? "" : "hidden";
-      if (row) bar(cell, row[c], "#009E73");
+      if (row) bar(cell, row[c], "green");
     });
   }
 }
@@ -484,7 +484,11 @@ export function build(ui, spec) {
   const ink = (byte) => (spec.paper > spec.ink ? 255 - byte : byte);
   const answers = new Answers((bytes) => pad?.put(Uint8Array.from(bytes, ink)));
   const step = ui.slider({ key: "step", label: "inner step k", min: 0, max: spec.steps, step: 1, digits: 0 });
-  ui.panels.before(step.closest("label"));                   // near what it moves; a message hides panels
+  const stepping = step.closest("label");
+  stepping.classList.add("m-main");
+  const place = () => (ui.narrow ? ui.controls.prepend(stepping) : ui.panels.before(stepping));  // near what it moves
+  ui.window.addEventListener("change", place);
+  place();
   const pad = hasPad(spec) ? new Pad({ height, width }, (drawing) => ui.set({ drawing })) : null;
   ui.columns(2);
   ui.element(h("div", {}, h("style", {}, LOOK), answers.node));

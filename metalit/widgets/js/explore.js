@@ -1,4 +1,5 @@
 // Lines over sliders. Only torch knows the numbers: every position of the sliders was computed beforehand.
+
 export function compute() {
   return null;
 }
@@ -12,19 +13,29 @@ export function build(ui, spec) {
     if (values.length !== 2 && values.every((value) => typeof value === "number")) ui.slider({ key, label, values });
     else ui.choice({ key, label, options: values.map((value) => [value, String(value)]) });
   }
-  let now = null;
-  plot.watch((at) => now && ui.note(at === null ? inWords(spec, now) : valuesAt(spec, now, at)));
-  return (state, { x, lines }) => {
-    now = { x, lines };
+  let pointer = null;
+  plot.watch((at) => { pointer = at; ui.redraw(); });
+  return (state, picture) => {
+    const { x, lines, bands = {}, mark } = picture;
+    if (mark) plot.line("mark", [mark[0], mark[0]], plot.y, { colour: "grey", width: 1.5, dash: "2 3", label: mark[1] });
     Object.entries(lines).forEach(([name, y], i) => {
-      plot.line(name, x, y, { colour: INKS[i % INKS.length], label: name, dash: i >= INKS.length });
+      const colour = INKS[i % INKS.length];
+      if (bands[name]) plot.band(`${name} band`, x, ...sides(y, bands[name]), { colour });
+      plot.line(name, x, y, { colour, label: bands[name] ? `${name} ± 95 %` : name, dash: i >= INKS.length });
       if (x.length === 1 || y.some((v, k) => v !== null && (y[k - 1] ?? null) === null && (y[k + 1] ?? null) === null))
-        plot.dots(`${name} dots`, x, y, { colour: INKS[i % INKS.length] });
+        plot.dots(`${name} dots`, x, y, { colour });
       const k = spec.lowest ? lowest(y) : -1;
-      if (k >= 0) plot.dots(`${name} lowest`, [x[k]], [y[k]], { colour: INKS[i % INKS.length], radius: 5 });
+      if (k >= 0) plot.dots(`${name} lowest`, [x[k]], [y[k]], { colour, radius: 5 });
     });
-    ui.note(inWords(spec, { x, lines }));
+    if (pointer !== null) readOut(plot, spec, picture, pointer);
+    ui.note(pointer === null ? inWords(spec, picture) : valuesAt(spec, picture, pointer));
   };
+}
+
+// The lower and the upper end of intervals.
+export function sides(y, half) {
+  const end = (sign) => y.map((v, k) => (v === null || half[k] === null ? null : v + sign * half[k]));
+  return [end(-1), end(1)];
 }
 
 // The place of the least value of a line, or −1 where it only falls or only rises: an end of the axis is no lowest place.
@@ -35,20 +46,38 @@ export function lowest(y) {
 
 const short = (value) => (value === null ? "not finite" : Number(value.toPrecision(3)));
 
-// What the lines are where the pointer is.
+// The place on the axis that is next to the pointer.
+export const nearest = (x, at) => x.reduce((best, v, i) => (Math.abs(v - at) < Math.abs(x[best] - at) ? i : best), 0);
+
+// What the lines are where the pointer is: beside it, with a dot on each.
+function readOut(plot, spec, { x, lines }, at) {
+  const k = nearest(x, at), right = plot.px(x[k]) > plot.box.x + plot.box.width / 2;
+  plot.line("pointer", [x[k], x[k]], plot.y, { colour: "grey", width: 1 });
+  const look = { anchor: right ? "end" : "start", dx: right ? -6 : 6 }, top = plot.y[1];
+  plot.text("pointer x", x[k], top, String(short(x[k])), { ...look, dy: 10 });
+  Object.entries(lines).forEach(([name, y], i) => {
+    const colour = INKS[i % INKS.length];
+    if (y[k] !== null) plot.dots(`pointer ${name}`, [x[k]], [y[k]], { colour, radius: 4 });
+    plot.text(`pointer value ${name}`, x[k], top, `${name} ${short(y[k])}`, { ...look, colour, dy: 24 + 14 * i });
+  });
+}
+
 export function valuesAt(spec, { x, lines }, at) {
-  const k = x.reduce((best, v, i) => (Math.abs(v - at) < Math.abs(x[best] - at) ? i : best), 0);
+  const k = nearest(x, at);
   return `At ${spec.xlabel} ${short(x[k])}, ${Object.entries(lines).map(([name, y]) => `${name}: ${short(y[k])}`).join("; ")}.`;
 }
 
 // Where the lines end, or are lowest, and what cannot be seen of them.
 export function inWords(spec, { x, lines }) {
   const those = (found) => Object.keys(lines).filter((name) => lines[name].some(found));
-  const gone = those((v) => v === null), away = those((v) => v !== null && (v < spec.y[0] || v > spec.y[1]));
+  if (!those((v) => v !== null).length) return "There is nothing to draw: not one of these numbers is finite.";
+  const gone = those((v) => v === null), low = spec.log ? those((v) => v !== null && v <= 0) : [];
+  const away = those((v) => v !== null && (v < spec.y[0] || v > spec.y[1]) && !(spec.log && v <= 0));
   const ends = Object.entries(lines).map(([name, y]) => `${name}: ${short(y.at(-1))}`).join("; ");
   const least = Object.entries(lines).map(([name, y]) => [name, lowest(y)]).filter(([, k]) => k >= 0)
     .map(([name, k]) => `${name} at ${short(x[k])}`).join("; ");
   return [spec.lowest ? `Lowest: ${least || "nowhere"}.` : `At ${spec.xlabel} ${short(x.at(-1))}, ${ends}.`,
     gone.length && `Where a line breaks off, ${gone.join(" and ")} is not a finite number.`,
+    low.length && `A logarithmic axis shows no number that is not above 0: ${low.join(", ")} has some.`,
     away.length && `Beyond the axis in places: ${away.join(", ")}.`].filter(Boolean).join(" ");
 }

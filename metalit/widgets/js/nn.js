@@ -3,8 +3,8 @@
 // torch. Inputs and outputs are tables of examples, one row after another in one array.
 
 export const ACTIVATIONS = {
-  relu: { value: (z) => (z > 0 ? z : 0), slope: (z) => (z > 0 ? 1 : 0) },        // slope 0 at 0, as in torch
-  tanh: { value: Math.tanh, slope: (z) => 1 - Math.tanh(z) ** 2 },
+  relu: { value: (z) => (z > 0 ? z : 0), slope: (z) => (z > 0 ? 1 : 0), bend: () => 0 },   // slope 0 at 0, as in torch
+  tanh: { value: Math.tanh, slope: (z) => 1 - Math.tanh(z) ** 2, bend: (z) => -2 * Math.tanh(z) * (1 - Math.tanh(z) ** 2) },
 };
 
 // ReLU as torch does it: a NaN stays one.
@@ -78,6 +78,35 @@ function backwards({ weight, inputs, outputs }, delta, count) {
   }
   return back;
 }
+
+// The Hessian of the mean squared error, times a vector `v` that is laid out as a gradient: how the gradient changes where
+// the weights go along v. Every quantity of `mlpGradient` is followed by its rate of change (Pearlmutter 1994).
+export function mlpHessianProduct(net, x, y, v, count = x.length / net.layers[0].inputs) {
+  const { read, gave } = mlpTrace(net, x, count), { slope, bend } = ACTIVATIONS[net.activation], end = net.layers.length - 1;
+  const moved = [new Float64Array(x.length)], rates = [];      // the rates of `read` and `gave`
+  net.layers.forEach((layer, l) => {
+    const along = affine({ ...layer, ...v[l] }, read[l], count), silent = { ...layer, bias: new Float64Array(layer.outputs) };
+    rates.push(affine(silent, moved[l], count).map((rate, i) => rate + along[i]));
+    if (l < end) moved.push(rates[l].map((rate, i) => rate * slope(gave[l][i])));
+  });
+  const product = [];
+  let delta = gave[end].map((output, i) => (2 * (output - y[i])) / y.length), turn = rates[end].map((rate) => (2 * rate) / y.length);
+  for (let l = end; l >= 0; l--) {
+    const layer = net.layers[l];
+    product[l] = sumOf(layerGradient(layer, read[l], turn, count), layerWeight(layer, moved[l], delta, count));
+    if (l === 0) break;
+    const [down, tilt] = [backwards(layer, delta, count), backwards(layer, turn, count)];
+    const through = backwards({ ...layer, weight: v[l].weight }, delta, count), z = gave[l - 1], rate = rates[l - 1];
+    turn = tilt.map((t, i) => (t + through[i]) * slope(z[i]) + down[i] * bend(z[i]) * rate[i]);
+    delta = down.map((d, i) => d * slope(z[i]));
+  }
+  return product;
+}
+
+const layerWeight = (layer, x, delta, count) =>
+  ({ weight: layerGradient(layer, x, delta, count).weight, bias: new Float64Array(layer.outputs) });
+
+const sumOf = (a, b) => ({ weight: a.weight.map((w, i) => w + b.weight[i]), bias: a.bias.map((w, i) => w + b.bias[i]) });
 
 // One step of gradient descent, as a new network.
 export function sgdStep(net, gradient, lr) {

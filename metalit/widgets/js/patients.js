@@ -179,7 +179,7 @@ export function build(ui, spec) {
                 { colour: "green", radius: 3.5, label: "measured later" });
     }
     picture.points.forEach(([hour, value], i) => plot.handle(`sample ${i}`, hour, value, {
-      label: `blood sample ${i + 1} of ${picture.points.length}`,
+      label: `blood sample ${i + 1} of ${picture.points.length}`, legend: i === 0 ? "blood samples" : "",
       move: (toHour, toValue) => ui.set(movedSample(spec, ui.state, i, toHour, toValue)) }));
     ui.note(sentence(state, picture));
   };

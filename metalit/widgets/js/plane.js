@@ -28,11 +28,11 @@ export function knobs(ui, choices, most, step) {
 
 // Levels for contours, closer together where the surface is low. The lowest is not so near the ground that the coarse
 // grid shows.
-export function heights(Z, count = 14) {
+export function heights(Z, count = 15) {
   const values = Z.flat().filter(Number.isFinite);
   const low = Math.min(...values), high = Math.max(...values);
   const flat = high - low <= 1e-9 * Math.abs(high);          // what is left of a flat surface is rounding
-  return flat ? [] : Array.from({ length: count }, (_, i) => low + (high - low) * ((i + 0.8) / count) ** 2);
+  return flat ? [] : Array.from({ length: count }, (_, i) => low + (high - low) * ((i + 0.6) / count) ** 2);
 }
 
 // Where ½(φ − s)ᵀA(φ − s) has a height: the xs and the ys. The Cholesky factor of A turns the bowl into a round one.
@@ -46,21 +46,24 @@ export function ellipse([xx, xy, yy], [x, y], height) {
   return [points.map((point) => point[0]), points.map((point) => point[1])];
 }
 
-// Angles moved apart as little as is needed for names not to overlap: words are wide, so names above and below a point
-// need more room than names at its sides. `size` is larger where the plot is smaller.
-export function spread(angles, size = 1) {
-  const order = angles.map((_, i) => i).sort((i, j) => angles[i] - angles[j]);
-  const found = [...angles];
-  const room = size * Math.min(1, 6 / (size * order.length * 0.5));
-  const gap = (i, j) => room * (0.18 + 0.32 * Math.abs(Math.sin(found[i]) + Math.sin(found[j])) / 2);
-  for (let round = 0; order.length > 1 && round < 300; round++) {
-    order.forEach((i, k) => {
-      const last = k + 1 === order.length, j = order[last ? 0 : k + 1];
-      const missing = gap(i, j) - (found[j] + (last ? 2 * Math.PI : 0) - found[i]);
-      if (missing <= 0) return;
-      found[i] -= missing / 4;
-      found[j] += missing / 4;
-    });
-  }
-  return found;
+const ROUND = Array.from({ length: 16 }, (_, i) => (i * Math.PI) / 8 + Math.PI);   // beginning at the left
+
+// The middles of boxes [width, height] beside points, where they cover no mark and none of the boxes before them. Where
+// all places are taken, the one that covers least. All in pixels; `inside` is the window of the plot.
+export function places(points, marks, [width, height], inside) {
+  const taken = [];
+  const overlap = (a, b, across, down) => Math.abs(a[0] - b[0]) < across && Math.abs(a[1] - b[1]) < down;
+  const cost = ([x, y]) => {
+    const out = x - width / 2 < inside.x || x + width / 2 > inside.x + inside.width
+      || y - height / 2 < inside.y || y + height / 2 > inside.y + inside.height;
+    return 1000 * out + 100 * taken.filter((other) => overlap([x, y], other, width, height)).length
+      + marks.filter((mark) => overlap([x, y], mark, width / 2 + 5, height / 2 + 5)).length;
+  };
+  return points.map(([x, y]) => {
+    const around = [1, 1.6, 2.4, 3.4].flatMap((far) => ROUND.map((angle) =>
+      [x + far * (width / 2 + 6) * Math.cos(angle), y + far * (height / 2 + 6) * Math.sin(angle)]));
+    const costs = around.map(cost);
+    taken.push(around[costs.indexOf(Math.min(...costs))]);
+    return taken.at(-1);
+  });
 }

@@ -60,15 +60,15 @@ export function build(ui, spec) {
     for (const { key, ink, plot } of maps) {
       const Z = picture[key];
       plot.shade("shade", xs, xs, Z, { colour: ink, opacity: 0.28 });
-      plot.contours("contours", xs, xs, Z, { colour: ink, opacity: 0.7, levels: heights(Z) });
-      plot.line("path", px, py, { colour: "red", width: 1.5 });
+      plot.contours("contours", xs, xs, Z, { colour: ink, opacity: 0.7, levels: heights(Z), label: "equal height" });
+      plot.line("path", px, py, { colour: "red", width: 1.5, label: "outer steps" });
       plot.dots("steps", px.slice(1, -1), py.slice(1, -1), { colour: "red", radius: 2 });
       plot.dots("end", px.slice(-1), py.slice(-1),
         { colour: "red", shape: "diamond", radius: 5, label: "where descent ends" });
       plot.dots("best", [picture.best[0]], [picture.best[1]],
         { colour: "green", shape: "cross", radius: 5, label: "best start" });
       plot.handle("theta", state.x, state.y,
-        { label: "start of the descent", move: (x, y) => ui.set({ x, y }), colour: "currentColor" });
+        { label: "start of the descent", legend: "start", move: (x, y) => ui.set({ x, y }), colour: "currentColor" });
     }
     drawAlong(along, picture);
     remark.textContent = spec.remarks[state.loss] ?? "A meta-loss of yours.";

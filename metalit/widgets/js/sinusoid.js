@@ -100,15 +100,19 @@ export function sentence(spec, state, picture) {
 
 const INK = { left: "orange", right: "blue" };
 
-function drawCurves(plot, side, x, ink, steps) {
-  const last = side.curves.length - 1;
+// `who` stands before the names where both starts share a plot, and only the last curves are drawn then.
+function drawCurves(plot, side, x, ink, steps, who = "") {
+  const last = side.curves.length - 1, of = who && `${who}, `;
   side.curves.forEach((curve, k) => {
-    if (k === 0) plot.line("step 0", x, curve, { colour: ink, width: 1.5, dash: "4 4", label: "start" });
-    else if (k < last) plot.line(`step ${k}`, x, curve, { colour: ink, width: 1, opacity: 0.2 + (0.35 * k) / last });
-    else plot.line(`step ${k}`, x, curve, { colour: ink, width: 2.5, label: `after ${stepsInWords(k)}` });
+    const id = `${who}step ${k}`;
+    if (k === 0) plot.line(id, x, curve, { colour: ink, width: 1.5, dash: "4 4", label: `${of}start` });
+    else if (k === last) plot.line(id, x, curve, { colour: ink, width: 2.5, label: `${of}after ${stepsInWords(k)}` });
+    else if (!who) plot.line(id, x, curve, { colour: ink, width: 1, opacity: 0.2 + (0.35 * k) / last,
+                                             label: k === 1 ? "on the way" : "" });
   });
   if (side.blown !== null && side.blown <= steps)
-    plot.text("blown", 0, 5.2, `blew up at step ${side.blown}`, { anchor: "middle", colour: "red" });
+    plot.text(`${who}blown`, 0, ink === "orange" ? 5.2 : 4.4, `${of}blew up at step ${side.blown}`,
+      { anchor: "middle", colour: "red" });
 }
 
 function drawLosses(plot, state, picture, spec) {
@@ -121,7 +125,7 @@ function drawLosses(plot, state, picture, spec) {
   for (const which of state.left === state.right ? ["right"] : ["left", "right"]) {
     const side = picture[which], colour = INK[which], name = spec.starts[state[which]].label;
     const ks = side.query.map((_, k) => k);
-    plot.line(`${which} support`, ks, side.support, { colour, width: 1.5, dash: "2 3" });
+    plot.line(`${which} support`, ks, side.support, { colour, width: 1.5, dash: "2 3", label: `${name}, on the points` });
     plot.line(`${which} query`, ks, side.query, { colour, width: 2.5, label: name });
     plot.dots(`${which} dots`, ks, side.query, { colour, radius: 3 });
     if (side.blown === null) continue;
@@ -133,7 +137,7 @@ function drawLosses(plot, state, picture, spec) {
 
 function drawPoints(plot, ui, spec, state, picture) {
   picture.points.forEach(([x, y], i) => plot.handle(`point ${i}`, x, y, {
-    label: `support point ${i + 1} of ${picture.points.length}`,
+    label: `support point ${i + 1} of ${picture.points.length}`, legend: i === 0 ? "support points" : "",
     move: (toX, toY) => ui.set(movedPoint(ui.state, i, toX, toY)),
     remove: () => {
       if (i === ui.state.points.length - 1) plot.parts.get(`point ${i - 1}`)?.focus();
@@ -150,6 +154,11 @@ function controls(ui, spec) {
   ui.slider({ key: "amplitude", label: "amplitude", min: 0.1, max: 5, step: 0.1, digits: 1 });
   ui.slider({ key: "phase", label: "phase", min: 0, max: 3.14, step: 0.02, digits: 2 });
   ui.button({ label: "add a point", press: (state) => inWidestGap(spec, state) });
+  ui.button({ label: "remove a point", press: (state) => {     // the one that was touched, or the last one
+    const touched = Number(ui.touched?.slice("point ".length) ?? state.points.length - 1);
+    ui.touched = null;
+    return withoutPoint(state, Math.min(touched, state.points.length - 1));
+  } });
   ui.button({ label: "as it was", press: () => spec.initial });
 }
 
@@ -163,11 +172,14 @@ export function build(ui, spec) {
   for (const plot of plots) plot.click((x, y) => ui.set(withPoint(spec, ui.state, x, y)));
   controls(ui, spec);
   return (state, picture) => {
+    const joined = ui.narrow && state.left !== state.right;      // on a phone both starts are in one plot
+    plots[1].node.hidden = ui.narrow;
     ["left", "right"].forEach((which, i) => {
-      plots[i].node.firstChild.textContent = spec.starts[state[which]].title;
-      plots[i].line("truth", picture.x, picture.truth, { colour: "grey", width: 5, opacity: 0.4, label: "truth" });
-      drawCurves(plots[i], picture[which], picture.x, INK[which], state.steps);
-      drawPoints(plots[i], ui, spec, state, picture);
+      const start = spec.starts[state[which]], plot = plots[joined ? 0 : i];
+      plot.node.firstChild.textContent = joined ? "From both starts" : start.title;
+      plot.line("truth", picture.x, picture.truth, { colour: "grey", width: 5, opacity: 0.55, label: "truth" });
+      drawCurves(plot, picture[which], picture.x, INK[which], state.steps, joined ? start.label : "");
+      drawPoints(plot, ui, spec, state, picture);
     });
     drawLosses(losses, state, picture, spec);
     const full = state.points.length >= spec.most ? ` ${spec.most} points are the most.` : "";

@@ -122,7 +122,7 @@ function timeline(ui) {
 
 // A bar that fills. (The browser's own <progress> has a white ground on dark pages.)
 function progressBar() {
-  const full = h("div", { style: "height: 100%; border-radius: inherit; background: #0072B2" });
+  const full = h("div", { style: "height: 100%; border-radius: inherit; background: var(--m-blue)" });
   const bar = h("div", { role: "progressbar", "aria-label": "progress of the training run", "aria-valuemin": 0, "aria-valuemax": 100,
     style: "height: .4rem; border-radius: .2rem; background: color-mix(in srgb, currentColor 15%, transparent)" }, full);
   const fill = (share) => {

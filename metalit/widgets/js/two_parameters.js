@@ -1,11 +1,10 @@
 // Two parameters: drag θ over a meta-loss, and see where each rule would send it.
-import { linspace, shown } from "./core.js";
+import { colour, linspace, shown } from "./core.js";
 import { META_LOSS_KEYS, edgeOf, innerPath, metaLoss, surfaceOf } from "./bed.js";
-import { angleBetween, ellipse, enough, fixedDigits, heights, inWords, knobs, spread } from "./plane.js";
+import { angleBetween, ellipse, enough, fixedDigits, heights, inWords, knobs, places } from "./plane.js";
 
 const ARROW = 1.1;                                           // the length of an arrow, in units of θ
 const FIRST_STEP = 0.1, LAST_STEP = 2e-4;                    // the lengths between which a played θ moves
-const MOST_NAMES = 6;                                        // with more arrows their names go into the legend
 
 const chosenArrows = (spec, state) => spec.choices.map(({ key }) => key).filter((key) => state[`arrow_${key}`]);
 
@@ -84,7 +83,7 @@ export function build(ui, spec) {
   knobs(ui, spec.choices, 2, 0.05);
   ui.row("Arrows: where to, not how far");
   for (const { key, name, colour: ink } of spec.choices)
-    ui.check({ key: `arrow_${key}`, label: name }).style.accentColor = ink;
+    ui.check({ key: `arrow_${key}`, label: name }).style.accentColor = colour(ink);
   const play = player(ui, spec);
   ui.button({ label: "θ back to its first place", press: () => ({ x: spec.x, y: spec.y }) });
 
@@ -93,48 +92,45 @@ export function build(ui, spec) {
     const move = (x, y) => ui.set({ x, y });
     const Z = picture.surface;
     plot.shade("shade", ground, ground, Z, { colour: "blue", opacity: 0.28 });
-    plot.contours("surface", ground, ground, Z, { colour: "blue", opacity: 0.7, levels: heights(Z) });
+    plot.contours("surface", ground, ground, Z, { colour: "blue", opacity: 0.7, levels: heights(Z), label: "equal meta-loss" });
     const lengths = {};
     const drawn = spec.choices.filter(({ key }) => key in picture.arrows).map((choice) => {
       const [u, v] = picture.arrows[choice.key], length = Math.hypot(u, v);
       lengths[choice.key] = enough(length);
       return { ...choice, u: -u / length, v: -v / length };
     }).filter(({ key }) => lengths[key]);
-    const crowded = drawn.length > MOST_NAMES;
     for (const { key, short, colour: ink, u, v } of drawn)
-      plot.arrow(`arrow ${key}`, state.x, state.y, state.x + ARROW * u, state.y + ARROW * v,
-        { colour: ink, label: crowded ? short : "" });
-    if (!crowded) drawNames(plot, state, drawn);
-    plot.handle("theta", state.x, state.y, { label: "start θ", move, colour: "currentColor" });
+      plot.arrow(`arrow ${key}`, state.x, state.y, state.x + ARROW * u, state.y + ARROW * v, { colour: ink, label: short });
+    plot.handle("theta", state.x, state.y, { label: "start θ", legend: "θ", move, colour: "currentColor" });
     drawInner(inner, spec, state, picture, move);
     ui.note(told(spec, state, picture, lengths));
   };
 }
 
-// Names around the tips. One that had to give way to its neighbours is tied to its arrow by a thin line.
-function drawNames(plot, { x, y }, drawn) {
-  const places = spread(drawn.map(({ u, v }) => Math.atan2(v, u)), 418 / plot.box.width);
-  drawn.forEach(({ key, short, colour: ink, u, v }, i) => {
-    const [a, b] = [Math.cos(places[i]), Math.sin(places[i])];
-    if (angleBetween([u, v], [a, b]) > 8)
-      plot.line(`lead ${key}`, [x + ARROW * u, x + 1.12 * ARROW * a], [y + ARROW * v, y + 1.12 * ARROW * b],
-        { colour: ink, width: 0.75, opacity: 0.7 });
-    plot.text(`name ${key}`, x + 1.2 * ARROW * a, y + 1.2 * ARROW * b, short,
-      { colour: ink, anchor: a > 0.6 ? "start" : a < -0.6 ? "end" : "middle", dy: 4 });
-  });
-}
+const NAME = [18, 13];                                       // the size of τ₁, in pixels
 
 function drawInner(plot, spec, state, picture, move) {
-  spec.tasks.forEach(({ A, s }, i) =>
-    plot.line(`bowl ${i}`, ...ellipse(A, s, 0.1), { colour: "grey", width: 1, opacity: 0.6 }));
+  spec.tasks.forEach(({ A, s }, i) => plot.line(`bowl ${i}`, ...ellipse(A, s, 0.1),
+    { colour: "grey", width: 1, opacity: 0.8, label: i === 0 ? "support loss 0.1" : "" }));
   picture.paths.forEach((path, i) => {
     const [xs, ys] = [0, 1].map((axis) => path.map((point) => point[axis]));
-    plot.line(`path ${i}`, xs, ys, { colour: "grey", width: 1.5 });
+    plot.line(`path ${i}`, xs, ys, { colour: "blue", width: 1.5, label: i === 0 ? "inner path" : "" });
     plot.dots(`steps ${i}`, xs.slice(1), ys.slice(1), { colour: "blue", radius: 3, label: i === 0 ? "φ₁ … φ_K" : "" });
   });
   for (const [id, axis, shape, ink] of [["s", "support", "cross", "grey"], ["q", "query", "diamond", "orange"]])
     plot.dots(id, spec.tasks.map((task) => task[id][0]), spec.tasks.map((task) => task[id][1]),
       { colour: ink, shape, radius: 4, label: `optimum, ${axis}` });
-  spec.tasks.forEach(({ s }, i) => plot.text(`task ${i}`, s[0], s[1], `τ${i + 1}`, { anchor: "end", dx: -9, dy: -5 }));
-  plot.handle("theta", state.x, state.y, { label: "start θ", move, colour: "currentColor" });
+  plot.handle("theta", state.x, state.y, { label: "start θ", legend: "θ", move, colour: "currentColor" });
+  nameTasks(plot, spec, state, picture);
+}
+
+// Each name beside its optimum, where it covers no mark and no other name.
+function nameTasks(plot, spec, state, picture) {
+  const pixels = ([x, y]) => [plot.px(x), plot.py(y)];
+  const marks = [...spec.tasks.flatMap(({ s, q }) => [s, q]), ...picture.paths.flat(), [state.x, state.y]].map(pixels);
+  const found = places(spec.tasks.map(({ s }) => pixels(s)), marks, NAME, plot.box);
+  spec.tasks.forEach(({ s }, i) => {
+    const [x, y] = pixels(s);
+    plot.text(`task ${i}`, ...s, `τ${"₁₂₃₄₅₆₇₈₉"[i] ?? i + 1}`, { anchor: "middle", dx: found[i][0] - x, dy: found[i][1] - y + 4 });
+  });
 }
