@@ -70,7 +70,7 @@ html_theme = "sphinx_book_theme"
 html_title = cfg["title"]
 html_static_path = ["static", str(STAGE / "static")]
 html_css_files = ["book.css"]
-html_js_files = ["search.js"]
+html_js_files = ["search.js", "wide.js"]
 html_search_scorer = str(ROOT / "site/static/scorer.js")
 html_baseurl = cfg["doc_host"] + cfg["doc_baseurl"] + "/" if published else ""
 html_copy_source = True
@@ -130,6 +130,23 @@ def keep_display_maths(app, doctree):
         node["no-wrap"] = True
 
 
+def keep_together(app, doctree):
+    """A bracket before a formula and the sign behind it stay on its line."""
+    for node in list(doctree.findall(nodes.math)):
+        place, at = node.parent, node.parent.index(node)
+        before, after = (place[i] if 0 <= i < len(place) else None for i in (at - 1, at + 1))
+        opening = re.search(r"[(\[“]+$", before.astext()) if isinstance(before, nodes.Text) else None
+        closing = (re.match(r"[.,;:!?)\]”’%]+(?:s\b)?|[-–](?=\w)", after.astext())
+                   if isinstance(after, nodes.Text) else None)
+        if not (opening or closing): continue
+        parts = [nodes.Text(opening[0])] if opening else []
+        parts += [node.deepcopy(), *([nodes.Text(closing[0])] if closing else [])]
+        together = nodes.inline("", "", *parts, classes=["together"])
+        if closing: place[at + 1] = nodes.Text(after.astext()[closing.end():])
+        place[at] = together
+        if opening: place[at - 1] = nodes.Text(before.astext()[:opening.start()])
+
+
 def plain_docstring(app, what, name, thing, options, lines):
     """Docstrings are written in plain Markdown."""
     lines[:] = restructured("\n".join(lines), gathered["names"]).split("\n")
@@ -149,5 +166,6 @@ read_by = (hashlib.sha256(Path(__file__).read_bytes() + (ROOT / "tools/site_page
 def setup(app):
     app.add_config_value("read_by", "", "env")
     app.connect("doctree-read", keep_display_maths)
+    app.connect("doctree-read", keep_together)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("autodoc-process-signature", named_defaults)

@@ -7,19 +7,32 @@ The rest is left to MyST-NB. Only what the chapters use is understood here:
     #| hide                 the cell is not shown
     #| echo: false          its output is shown, its code is not
     #| code-fold: true      its output is shown, its code behind a button
+    #| code-fold: false     its code is shown, although it draws
     #| fig-alt: TEXT        what its figures show, in words
     #| export, exporti      the code is shown as part of the library
     #| default_exp MODULE   becomes a line that links to the module's page in the API
 
-In a chapter, cells of nothing but imports are folded, too; a guide is there to be copied.
+In a chapter, cells of nothing but imports and cells that draw a figure are folded, too; a guide is
+there to be copied. Dictionaries of numbers become tables. A Greek letter that was typed in a
+sentence is set as one in a formula is.
 """
 
 import ast
 import builtins
+import html
 import re
 
 import nbformat
 
+# What keeps its letters: code, formulas, roles, the targets of links, tags.
+KEPT = re.compile(r"(```.*?```|~~~.*?~~~|\$\$.*?\$\$|\$[^$\n]+\$|`[^`\n]+`|\]\([^)\n]*\)|<[^>\n]*>"
+                  r"|^#.*?$|^\s*```.*?$)", re.DOTALL | re.MULTILINE)
+GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "ζ": "zeta",
+         "η": "eta", "θ": "theta", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "π": "pi",
+         "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega",
+         "Δ": "Delta", "Ω": "Omega"}
+TYPED = re.compile(rf"(?<![\w$\\/·‖∇ℓ½])([{''.join(GREEK)}]+)([₀-₉ₖ]*|_K)(′?)(?![\w(/·‖*̃])")
+SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₖ", "0123456789k")
 OPTION = re.compile(r"#\s*\|\s*([\w-]+)\s*:?\s*(.*)")
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(!?\[[^\]]*\]\([^)]*\))")
@@ -82,6 +95,44 @@ def linked(text, table):
     return "\n".join(lines)
 
 
+def typeset(text):
+    """Markdown whose Greek letters in sentences are formulas, for the same letter to look the same."""
+    def formula(match):
+        letters = " ".join(f"\\{GREEK[letter]}" for letter in match[1])
+        below = match[2].strip("_").translate(SUBSCRIPTS)
+        return f"${letters}{f'_{{{below}}}' if below else ''}{chr(39) if match[3] else ''}$"
+
+    pieces = KEPT.split(text)
+    pieces[::2] = [TYPED.sub(formula, piece) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def number_of(value):
+    """A number in a table: four digits that count."""
+    if isinstance(value, bool) or not isinstance(value, float): return str(value)
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def as_table(text):
+    """HTML for a dictionary of numbers, or a list of such with the same keys; None for all else."""
+    try: found = ast.literal_eval(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError): return None
+    rows = [found] if isinstance(found, dict) else found
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    cells = [value for row in rows for value in row.values()]
+    if any(row.keys() != rows[0].keys() for row in rows) or not any(
+            isinstance(cell, float) for cell in cells): return None
+    if not all(isinstance(cell, int | float | str | None) for cell in cells): return None
+    def line(tag, words): return "".join(f"<{tag}>{html.escape(str(word))}</{tag}>" for word in words)
+    if isinstance(found, dict):
+        body = [f"<th>{html.escape(str(key))}</th><td>{html.escape(number_of(value))}</td>"
+                for key, value in found.items()]
+    else:
+        body = [line("th", rows[0]), *(line("td", map(number_of, row.values())) for row in rows)]
+    return ('<table class="dataframe">' + "".join(f"<tr>{row}</tr>" for row in body) + "</table>")
+
+
 def defined(notebook):
     """The names that a notebook's own cells define: they mean themselves, not the library's."""
     names = set()
@@ -113,7 +164,8 @@ def code_page(cell, chapter=False):
     tags = [tag for key, tag in (("export", "exported"), ("exporti", "exported")) if key in says]
     if says.get("echo") == "false":
         tags.append("remove-input")
-    if says.get("code-fold") == "true":
+    draws = chapter and "fig-alt" in says and not tags
+    if says.get("code-fold", "true" if draws else "false") == "true":
         tags.append("hide-input")
     if chapter and imports_alone(cell.source):
         tags.append("hide-input")
@@ -130,6 +182,9 @@ def code_page(cell, chapter=False):
         # it.
         if "text/html" in output.get("data", {}):
             output.data = {"text/html": output.data["text/html"]}
+        elif set(output.get("data", {})) == {"text/plain"}:
+            table = as_table(output.data["text/plain"])
+            if table: output.data = {"text/html": table}
     return cell
 
 
@@ -140,7 +195,7 @@ def page(notebook, number, table):
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = linked(RESULTS.sub(r"](\1results.md", cell.source), table)
+            cell.source = typeset(linked(RESULTS.sub(r"](\1results.md", cell.source), table))
         elif cell.cell_type == "code":
             cell = code_page(cell, chapter=number is not None)
         if cell is not None:

@@ -37,11 +37,17 @@ STILL = {page for page in PAGES if page.startswith("9_")} | {
     "7_workshop/75_main",
     "7_workshop/77_random", "7_workshop/78_checks"}
 # The first figure of these pages is the one that the function makes by itself.
+# One page for each kind of figure, that is, for each script.
+KINDS = ["8_figures/81_sinusoid_figure", "8_figures/82_two_parameters",
+         "8_figures/83_rewards_figure", "8_figures/84_episode_figure",
+         "8_figures/85_training_figure", "8_figures/85a_patients_figure",
+         "8_figures/85b_meta_training_figure", "8_figures/86_explore"]
 TWINS = {"8_figures/81_sinusoid_figure": widgets.sinusoid,
          "8_figures/82_two_parameters": widgets.two_parameters,
          "8_figures/83_rewards_figure": widgets.rewards,
          "8_figures/84_episode_figure": widgets.episode,
-         "8_figures/85a_patients_figure": widgets.patients}
+         "8_figures/85a_patients_figure": widgets.patients,
+         "8_figures/85b_meta_training_figure": widgets.meta_training}
 LOOK = "node => JSON.parse(JSON.stringify(node.live))"
 # Two scripts of four megabytes, for formulas and icons, which no figure needs.
 UNNEEDED = ["*/tex-svg-full.js*", "*/fontawesome.js*"]
@@ -113,8 +119,9 @@ def test_the_figure_stands_right_behind_the_question(site):
     assert statistics.median(depths) <= 0.2
 
 
-@pytest.mark.parametrize("name", [page for page in PAGES if page not in STILL])
-def test_every_other_chapter_has_a_figure_that_moves_by_pointer_and_every_control_of_it_by_keyboard(
+# That every figure of the book follows each of its controls is seen where every page is opened.
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_figure_moves_by_pointer_and_every_control_of_it_by_keyboard(
     site, browser_page, name
 ):
     found = figures(browser_page, site, name)
@@ -184,21 +191,28 @@ def test_points_are_dragged_by_pointer_and_by_keys_and_the_numbers_follow(site, 
     assert_right(wait_for_move(browser_page, figure, dragged), twin)
 
 
+# Each slider to both of its ends: how far the controls are below the top of the figure then.
+HEIGHTS = """async (figure) => {
+    const sliders = [...figure.querySelectorAll("input[type=range]")];
+    const frame = () => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const look = () => sliders.map(slider =>
+        slider.getBoundingClientRect().top - figure.getBoundingClientRect().top);
+    const found = [look()];
+    for (const slider of sliders) for (const end of [slider.max, slider.min]) {
+        slider.value = end;
+        slider.dispatchEvent(new Event("input"));
+        await frame();
+        found.push(look());
+    }
+    return found;
+}"""
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_what_is_told_moves_no_control_while_one_is_moved(site, new_page, name):
     page = new_page(viewport={"width": 700, "height": 1000})
-    figure = figures(page, site, name).first
-    sliders = figure.locator("input[type=range]")
-    def heights():
-        top = figure.bounding_box()["y"]
-        return [sliders.nth(i).bounding_box()["y"] - top for i in range(sliders.count())]
-    stood = heights()
-    for i in range(sliders.count()):
-        for key in ("End", "Home"):
-            sliders.nth(i).focus()
-            page.keyboard.press(key)
-            page.wait_for_timeout(100)
-            assert heights() == stood
+    stood, *later = figures(page, site, name).first.evaluate(HEIGHTS)
+    assert stood and all(heights == stood for heights in later)
 
 
 def test_the_line_on_the_page_goes_through_the_numbers(site, browser_page):
@@ -224,27 +238,18 @@ def test_figures_of_one_page_share_no_names(site, browser_page):
     assert len(names) >= 5 and len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_a_page_without_javascript_shows_a_picture_and_says_so(site, new_page, name):
+def test_a_page_without_javascript_shows_a_picture_and_says_so(site, new_page):
     page = new_page(java_script_enabled=False)
-    page.goto(f"{site}/{name}.html")
+    page.goto(f"{site}/{KINDS[0]}.html")
     words = page.locator("noscript p").first
     assert words.is_visible()
     assert words.inner_text().startswith("This figure moves where JavaScript is allowed")
     picture = page.locator("[id^=metalit-] img").first
     assert picture.get_attribute("alt") and picture.bounding_box()["width"] > 200
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", TWINS)
-def test_on_a_phone_nothing_sticks_out(site, new_page, name, scheme):
-    page = new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    figure = figures(page, site, name).first
-    box = figure.bounding_box()
-    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
-    wide = figure.evaluate("node => Math.max(...[...node.querySelectorAll('*')].map(n => "
-                           "n.getBoundingClientRect().right))")
-    assert wide <= 391
+    for name in set(PAGES) - STILL:
+        text = (SITE / f"{name}.html").read_text(encoding="utf-8")
+        assert len(re.findall(r'<div id="metalit-\w+"><img src="data:image/png;base64,[^"]+" alt="\w'
+                              r'[^"]+"><noscript><p>This figure moves', text)) > 0, name
 
 
 def test_a_number_that_only_python_knows_is_not_made_up(site, browser_page):
@@ -273,3 +278,100 @@ def test_pressing_play_trains_theta_until_it_is_pressed_again(site, browser_page
     page.wait_for_timeout(400)
     assert figure.evaluate(LOOK)["state"] == stood["state"] and button.is_visible()
     assert_right(stood, widgets.two_parameters())
+
+
+def test_a_page_meta_trains_until_it_is_paused_and_torch_agrees_with_where_it_is(
+    site, browser_page
+):
+    page = browser_page
+    figure = figures(page, site, "8_figures/85b_meta_training_figure").first
+    start = figure.evaluate(LOOK)
+    figure.get_by_role("button", name="play: train θ").click()
+    moved = wait_for_move(page, figure, start, "count")
+    assert moved["state"]["theta"] != start["state"]["theta"]
+    assert moved["picture"]["tasks"] != start["picture"]["tasks"]      # the curves move with it
+    slider = figure.locator("input[data-key=lr]")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    wait_for_move(page, figure, moved, "lr")
+    figure.locator("select[data-key=rule]").select_option(label="Reptile")
+    wait_for_move(page, figure, moved, "rule")
+    figure.get_by_role("button", name="pause").click()
+    page.wait_for_timeout(150)
+    stood = figure.evaluate(LOOK)
+    page.wait_for_timeout(250)
+    assert figure.evaluate(LOOK)["state"] == stood["state"]
+    assert_right(stood, widgets.meta_training())
+    figure.get_by_role("button", name="θ back to its start").click()
+    assert wait_for_move(page, figure, stood, "count")["state"]["theta"] == start["state"]["theta"]
+
+
+# ------------------------------------------------------------------------------------------ a phone
+
+# What sticks out of the window, and, for each control that is moved, whether a plot or a table that
+# it changed can be seen: all of it, between the top of the window and the sheet of the controls.
+ON_A_PHONE = """async (figure) => {
+    const later = (ms) => new Promise(done => setTimeout(done, ms));
+    const wide = Math.max(...[...figure.querySelectorAll("*")].map(n => n.getBoundingClientRect().right));
+    const sheet = figure.querySelector(".m-sheet"), fold = figure.querySelector(".m-fold");
+    const main = figure.querySelector(".m-main :is(input, select, button)");
+    const shown = (node) => node.offsetParent !== null;
+    const stuck = () => Math.abs(sheet.getBoundingClientRect().bottom - innerHeight) < 2;
+    const folded = [...figure.querySelectorAll(".m-controls > *")].filter(shown).length;
+    const parts = [...figure.querySelectorAll("svg.m-plot, .e-table")].filter(n => n.getBoundingClientRect().height);
+    figure.scrollIntoView({block: "start"});
+    await later(50);
+    const sticks = stuck() || sheet.getBoundingClientRect().bottom < innerHeight;
+    if (fold?.isConnected) fold.click();
+    const unseen = [];
+    for (const control of figure.querySelectorAll(":is(input, select)[data-key]")) {
+        if (control.tagName === "SELECT" && control.options.length < 2) continue;
+        const before = parts.map(part => part.innerHTML);
+        control.focus();
+        if (control.tagName === "SELECT") {
+            control.selectedIndex = (control.selectedIndex + 1) % control.options.length;
+            control.dispatchEvent(new Event("change"));
+        } else if (control.type === "checkbox") control.click();
+        else {
+            control.value = Number(control.value) < Number(control.max) ? control.max : control.min;
+            control.dispatchEvent(new Event("input"));
+        }
+        await later(60);
+        const edge = sheet.getBoundingClientRect().top;
+        const changed = parts.filter((part, i) => part.innerHTML !== before[i]);
+        const seen = changed.some(part => {
+            const {top, bottom, height} = part.getBoundingClientRect();
+            return Math.min(bottom, edge) - Math.max(top, 0) >= Math.min(height - 2, 250);
+        });
+        if (changed.length && !seen) unseen.push(control.dataset.key);
+    }
+    return {wide, sticks, folded, main: main !== null && shown(main), unseen};
+}"""
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if "85_training" not in name])
+def test_on_a_phone_nothing_sticks_out_and_whoever_moves_a_control_sees_what_it_moves(
+    site, new_page, name
+):
+    page = new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    figure = figures(page, site, name).first
+    box = figure.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    found = figure.evaluate(ON_A_PHONE)
+    assert found["wide"] <= 391 and found["sticks"] and found["main"] and found["folded"] == 1
+    assert found["unseen"] == []
+
+
+def test_on_a_phone_both_starts_are_in_one_plot_and_points_are_removed_by_touch(site, new_page):
+    page = new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    figure = figures(page, site, "8_figures/81_sinusoid_figure").first
+    plots = figure.locator("svg.m-plot")
+    assert [plots.nth(i).is_visible() for i in range(plots.count())] == [True, False, True]
+    words = figure.locator(".m-legend").first.inner_text()
+    assert "jointly, after 1 step" in words and "MAML, after 1 step" in words
+    shown = figure.evaluate(LOOK)
+    figure.locator(".m-handle").nth(3).tap()
+    figure.get_by_role("button", name="all controls").tap()
+    figure.get_by_role("button", name="remove a point").tap()
+    fewer = wait_for_move(page, figure, shown, "points")["state"]["points"]
+    assert fewer == shown["state"]["points"][:3] + shown["state"]["points"][4:]

@@ -426,6 +426,7 @@ class Plot {
     dot.setAttribute("r", radius);
     dot.style.fill = colour(ink);
     this.paint(element, { colour: ink, label: legend }, "dot");
+    element.dataset.shape = "circle";
     element.classList.toggle("m-touched", Boolean(remove) && this.ui.touched === id);
   }
 

@@ -107,8 +107,7 @@ function drawCurves(plot, side, x, ink, steps, who = "") {
     const id = `${who}step ${k}`;
     if (k === 0) plot.line(id, x, curve, { colour: ink, width: 1.5, dash: "4 4", label: `${of}start` });
     else if (k === last) plot.line(id, x, curve, { colour: ink, width: 2.5, label: `${of}after ${stepsInWords(k)}` });
-    else if (!who) plot.line(id, x, curve, { colour: ink, width: 1, opacity: 0.2 + (0.35 * k) / last,
-                                             label: k === 1 ? "on the way" : "" });
+    else if (!who) plot.line(id, x, curve, { colour: ink, width: 1, opacity: 0.2 + (0.35 * k) / last });
   });
   if (side.blown !== null && side.blown <= steps)
     plot.text(`${who}blown`, 0, ink === "orange" ? 5.2 : 4.4, `${of}blew up at step ${side.blown}`,
@@ -137,7 +136,7 @@ function drawLosses(plot, state, picture, spec) {
 
 function drawPoints(plot, ui, spec, state, picture) {
   picture.points.forEach(([x, y], i) => plot.handle(`point ${i}`, x, y, {
-    label: `support point ${i + 1} of ${picture.points.length}`, legend: i === 0 ? "support points" : "",
+    label: `support point ${i + 1} of ${picture.points.length}`, legend: i === 0 ? "points" : "",
     move: (toX, toY) => ui.set(movedPoint(ui.state, i, toX, toY)),
     remove: () => {
       if (i === ui.state.points.length - 1) plot.parts.get(`point ${i - 1}`)?.focus();
