@@ -7,7 +7,7 @@
 SCRIPT_TESTS := $(wildcard tests/js/*.test.mjs)
 
 .PHONY: help lab test test-versions sync lint lint-examples lint-types lint-text notebooks js \
-  pytest site-test export site site-serve release reproduce bench lock clean setup check-python
+  pytest site-test export site site-serve pdf release reproduce bench lock clean setup check-python
 
 # The Python that .venv is made with; an explicit PYTHON=... also replaces a .venv made by another.
 ifneq ($(PYTHON),)
@@ -105,6 +105,10 @@ site: setup ## execute the book where it changed, build it into _site/, check wh
 site-serve: setup ## show the built site on this machine (PORT=8000)
 	@test -f _site/index.html || { echo "error: there is no site yet: make site" >&2; exit 1; }
 	@exec $(VENV_PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _site
+
+# PDF_ARGS="1_idea 2_trial" makes these parts alone.
+pdf: setup ## print the built site, a PDF for each part of the book, into dist/pdf (needs Chromium)
+	@$(VENV_PYTHON) tools/make_pdf.py $(PDF_ARGS)
 
 # RELEASE_ARGS="--no-tests --light" leaves out what takes long, PYTHONS="/a/python3.12 …" adds some.
 release: setup ## make and check all that a release is made of, in dist/; it publishes nothing

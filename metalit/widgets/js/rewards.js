@@ -60,7 +60,7 @@ export function build(ui, spec) {
     for (const { key, ink, plot } of maps) {
       const Z = picture[key];
       plot.shade("shade", xs, xs, Z, { colour: ink, opacity: 0.28 });
-      plot.contours("contours", xs, xs, Z, { colour: ink, opacity: 0.7, levels: heights(Z), label: "equal height" });
+      plot.contours("contours", xs, xs, Z, { colour: ink, opacity: 0.9, levels: heights(Z), label: "equal height" });
       plot.line("path", px, py, { colour: "red", width: 1.5, label: "outer steps" });
       plot.dots("steps", px.slice(1, -1), py.slice(1, -1), { colour: "red", radius: 2 });
       plot.dots("end", px.slice(-1), py.slice(-1),

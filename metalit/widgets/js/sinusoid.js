@@ -176,7 +176,7 @@ export function build(ui, spec) {
     ["left", "right"].forEach((which, i) => {
       const start = spec.starts[state[which]], plot = plots[joined ? 0 : i];
       plot.node.firstChild.textContent = joined ? "From both starts" : start.title;
-      plot.line("truth", picture.x, picture.truth, { colour: "grey", width: 5, opacity: 0.55, label: "truth" });
+      plot.line("truth", picture.x, picture.truth, { colour: "grey", width: 4, opacity: 0.78, label: "truth" });
       drawCurves(plot, picture[which], picture.x, INK[which], state.steps, joined ? start.label : "");
       drawPoints(plot, ui, spec, state, picture);
     });

@@ -92,7 +92,7 @@ export function build(ui, spec) {
     const move = (x, y) => ui.set({ x, y });
     const Z = picture.surface;
     plot.shade("shade", ground, ground, Z, { colour: "blue", opacity: 0.28 });
-    plot.contours("surface", ground, ground, Z, { colour: "blue", opacity: 0.7, levels: heights(Z), label: "equal meta-loss" });
+    plot.contours("surface", ground, ground, Z, { colour: "blue", opacity: 0.9, levels: heights(Z), label: "equal meta-loss" });
     const lengths = {};
     const drawn = spec.choices.filter(({ key }) => key in picture.arrows).map((choice) => {
       const [u, v] = picture.arrows[choice.key], length = Math.hypot(u, v);
