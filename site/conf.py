@@ -135,7 +135,8 @@ def keep_together(app, doctree):
     for node in list(doctree.findall(nodes.math)):
         place, at = node.parent, node.parent.index(node)
         before, after = (place[i] if 0 <= i < len(place) else None for i in (at - 1, at + 1))
-        opening = re.search(r"[(\[“]+$", before.astext()) if isinstance(before, nodes.Text) else None
+        opening = (re.search(r"[(\[“]+$", before.astext())
+                   if isinstance(before, nodes.Text) else None)
         closing = (re.match(r"[.,;:!?)\]”’%]+(?:s\b)?|[-–](?=\w)", after.astext())
                    if isinstance(after, nodes.Text) else None)
         if not (opening or closing): continue

@@ -14,7 +14,8 @@ NBS = Path(__file__).parent.parent / "nbs"
 # Chapters that make a figure show it as its function makes it, with the caption of the function.
 MAKERS = {"8_figures/81_sinusoid_figure", "8_figures/82_two_parameters",
           "8_figures/83_rewards_figure", "8_figures/84_episode_figure",
-          "8_figures/85_training_figure", "8_figures/85a_patients_figure"}
+          "8_figures/85_training_figure", "8_figures/85a_patients_figure",
+          "8_figures/85b_meta_training_figure"}
 
 
 def is_figure(node):

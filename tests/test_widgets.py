@@ -1,6 +1,7 @@
 """The base of the live figures, without a browser: questions, answers, what a page gets."""
 import base64
 import json
+import math
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from metalit import widgets
 from metalit.plots import figure as new_figure
 from metalit.widgets.figure import LiveFigure, bundle, devices, finite, modules, pack
 
@@ -145,3 +147,22 @@ def test_the_library_does_not_need_anywidget_and_the_figures_say_so():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout
             == "live figures need the package anywidget: pip install 'metalit[widgets]'\n")
+
+
+@pytest.mark.parametrize("name", ["<!--<script>alert(1)", r"$\frac$", "half a letter \ud83d"])
+def test_a_strange_name_is_shown_as_text(name):
+    figure = widgets.explore(lambda lr: (range(3), {name: [lr, 1, 2]}), {"lr": [0.1, 0.2]},
+                             title=name, xlabel=name, ylabel=name, caption=name)
+    page = figure.html()
+    assert "<!--<script" not in page and figure.still().startswith(b"\x89PNG")
+    page.encode("utf-8")
+
+
+@pytest.mark.parametrize("y", [[-1.0, -2.0, 0.0], [float("nan")] * 3, [1e308, -1e308, 1.0]])
+def test_numbers_that_an_axis_cannot_show_leave_a_window_that_it_can(y):
+    for log in (False, True):
+        figure = widgets.explore(lambda lr: (range(3), {"a": y}), {"lr": [0.1, 0.2]}, title="",
+                                 xlabel="", ylabel="", caption="", log=log)
+        low, high = figure.spec["y"]
+        assert math.isfinite(high - low) and high > low and (low > 0 or not log)
+        assert figure.still().startswith(b"\x89PNG")

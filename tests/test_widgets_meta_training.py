@@ -10,7 +10,7 @@ from helpers import assert_same_picture, in_javascript
 import metalit as ml
 from metalit.widgets import meta_training
 from metalit.widgets.figure import SCRIPTS
-from metalit.widgets.meta_training import BATCH, HELD, OUTER, initial_theta, network, waves
+from metalit.widgets.meta_training import BATCH, HELD, OUTER, even_waves, initial_theta, network
 
 METHODS = {"exact": ml.MAML, "first": ml.FOMAML, "reptile": ml.Reptile}
 
@@ -32,7 +32,7 @@ def by_torch(rule, count, lr, steps):
     adam = torch.optim.Adam(J.parameters(), lr=OUTER)
     for n in range(count):
         adam.zero_grad()
-        J(waves(HELD + BATCH * n + torch.arange(BATCH))).backward()
+        J(even_waves(HELD + BATCH * n + torch.arange(BATCH))).backward()
         adam.step()
     return torch.nn.utils.parameters_to_vector(J.model.parameters()).detach()
 
@@ -46,7 +46,8 @@ def by_browser(figure, states, count):
         'const { spec, states, count } = JSON.parse(readFileSync(0, "utf8"));\n'
         'const ends = states.map((state) => {\n'
         '  const memory = newAdam(state.theta.length);\n'
-        '  for (let n = 0; n < count; n++) state = { ...state, ...metaStep(spec, state, memory) };\n'
+        '  for (let n = 0; n < count; n++)\n'
+        '    state = { ...state, ...metaStep(spec, state, memory) };\n'
         '  return state.theta;\n'
         '});\n'
         'process.stdout.write(JSON.stringify(ends));\n')
@@ -67,7 +68,7 @@ def test_the_browser_trains_as_torch_does_by_every_rule(figure):
 
 
 def test_tasks_never_repeat_and_lie_evenly():
-    task = waves(torch.arange(300))
+    task = even_waves(torch.arange(300))
     amplitudes = task.query.y.abs().amax((1, 2))
     assert len(amplitudes.unique()) == 300
     assert len(torch.cat([task.support.x, task.query.x]).unique()) == 300 * 20

@@ -238,3 +238,9 @@ def test_what_cannot_be_watched_is_refused():
 
 def test_batches_of_their_own_size_are_counted_in_steps():
     assert pace(10, 0, 4, 2.0) == ", 20 tasks/s" and pace(10, 0, 0, 2.0) == ", 5 steps/s"
+
+
+def test_a_figure_of_another_run_is_refused():
+    J, run = small(), training_run(small(seed=1), TASKS, n_tasks=2)
+    with pytest.raises(ValueError, match="follows another meta-loss"): train(J, run)
+    assert run.history["status"] == "waiting"

@@ -35,7 +35,8 @@ ADD = """async (address) => {
     for (const part of article.querySelectorAll("a[href]"))
         part.setAttribute("href", new URL(part.getAttribute("href"), address).href);
     article.querySelectorAll("script, noscript").forEach(part => part.remove());
-    article.querySelectorAll("details").forEach(part => { part.open = part.className === ""; });
+    article.querySelectorAll("details")
+        .forEach(part => { part.open = part.className === ""; });
     article.style.breakBefore = "page";
     document.querySelector("article.bd-article").parentNode.append(article);
     MathJax.texReset();
@@ -53,7 +54,7 @@ def pages_of(site, part):
     if part == "guides": names = GUIDES
     elif part == "reference": names = REFERENCE
     else: names = sorted(path.relative_to(site).with_suffix("").as_posix()
-                         for path in site.glob(f"{part}*.html" if "/" in part else f"{part}/*.html"))
+                         for path in site.glob(f"{part}{'' if '/' in part else '/'}*.html"))
     return [name for name in names if (site / f"{name}.html").is_file()]
 
 

@@ -96,7 +96,7 @@ def linked(text, table):
 
 
 def typeset(text):
-    """Markdown whose Greek letters in sentences are formulas, for the same letter to look the same."""
+    """Markdown whose Greek letters in sentences are formulas: the same letter looks the same."""
     def formula(match):
         letters = " ".join(f"\\{GREEK[letter]}" for letter in match[1])
         below = match[2].strip("_").translate(SUBSCRIPTS)
@@ -124,7 +124,8 @@ def as_table(text):
     if any(row.keys() != rows[0].keys() for row in rows) or not any(
             isinstance(cell, float) for cell in cells): return None
     if not all(isinstance(cell, int | float | str | None) for cell in cells): return None
-    def line(tag, words): return "".join(f"<{tag}>{html.escape(str(word))}</{tag}>" for word in words)
+    def line(tag, words):
+        return "".join(f"<{tag}>{html.escape(str(word))}</{tag}>" for word in words)
     if isinstance(found, dict):
         body = [f"<th>{html.escape(str(key))}</th><td>{html.escape(number_of(value))}</td>"
                 for key, value in found.items()]

@@ -55,7 +55,7 @@ from .watching import Bar, Board, Looks, Watcher, as_watcher, looks_on, watched
 # %% auto #0
 __all__ = ['Maker', 'Batched', 'pick_device', 'stop_requested', 'make_optimizer', 'given_back', 'meta_loss', 'check_value',
            'meta_step', 'tried', 'descend', 'show_tasks', 'next_batch', 'Plan', 'Drawing', 'Setup', 'in_one_graph',
-           'only_if_ready', 'found', 'over', 'may_fail', 'OuterLoop', 'meta_train']
+           'only_if_ready', 'found', 'over', 'may_fail', 'OuterLoop', 'looker', 'meta_train']
 
 # %% ../../nbs/7_workshop/64_training.ipynb #d0d2ad99
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -406,6 +406,15 @@ class OuterLoop(Setup):
             if writes: writes.save(state)                # this step has changed nothing yet, or all
             raise
 
+# %% ../../nbs/7_workshop/64_training.ipynb #64f0a001
+def looker(J: MetaLoss, watch: Any) -> Watcher:
+    "Who looks on; `ValueError` for a figure that follows another meta-loss."
+    by = as_watcher(watch)
+    if getattr(by, "J", J) is not J:
+        raise ValueError("watch= follows another meta-loss: make a figure for this one, "
+                         "training_run(J, tasks)")
+    return by
+
 # %% ../../nbs/7_workshop/64_training.ipynb #1a946cb4
 def meta_train(J: MetaLoss, tasks: Family | Iterable[Any], *, steps: int,
                batch_size: int | None = None, seed: int = 0, clip: float | None = None,
@@ -443,7 +452,7 @@ def meta_train(J: MetaLoss, tasks: Family | Iterable[Any], *, steps: int,
     """
     given, batch_size = batches_of(tasks, batch_size)
     around = Around(clip, ema, autocast)
-    plan, by = Plan(steps, batch_size, seed, save_every, log_every, max_minutes), as_watcher(watch)
+    plan, by = Plan(steps, batch_size, seed, save_every, log_every, max_minutes), looker(J, watch)
     if tensorboard and checkpoint is None:
         raise ValueError("tensorboard=True needs the folder of a run: checkpoint=…")
     keeps = checkpoint if team().rank == 0 else None

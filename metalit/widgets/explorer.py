@@ -43,9 +43,9 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
     kind two buttons); `start` are the values at first, by default the first of each. Everything is
     computed at once, at most 400 combinations. `lowest` marks the lowest place of each line, and
     `mark` a place on the axis of x, `(x, words)`, or a function of the controls' values that
-    returns one. `log` is for the axis of y, and `y` its ends, by default wide enough for all, but no more than eight
-    decades. x and the lines may be tensors or lists; where a line is not finite it breaks off,
-    where it is beyond the axis it leaves, and the figure says so.
+    returns one. `log` is for the axis of y, and `y` its ends, by default wide enough for all, but
+    no more than eight decades. x and the lines may be tensors or lists; where a line is not finite
+    it breaks off, where it is beyond the axis it leaves, and the figure says so.
 
     Raises `ValueError` for more than 400 combinations, for a start that is no value of its control,
     for a value that stands there twice, and for lines whose length is not that of x.
@@ -145,7 +145,7 @@ def still(spec: dict[str, Any], picture: Picture) -> Figure:
     "The lines of one position on paper."
     fig, ax = figure(width=5)
     for name, y in picture["lines"].items():
-        values = [math.nan if value is None else value for value in y]
+        values = [value if value is not None and abs(value) < FARTHEST else math.nan for value in y]
         line, = ax.plot(picture["x"], values, label=name)
         if name in picture.get("bands", {}):
             half = [math.nan if value is None else value for value in picture["bands"][name]]

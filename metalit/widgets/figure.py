@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FigureState', 'Picture', 'SCRIPTS', 'finite', 'short', 'pack', 'modules', 'bundle', 'devices', 'Answering',
-           'LiveFigure', 'written', 'as_png', 'as_page']
+           'LiveFigure', 'written', 'as_words', 'as_png', 'as_page']
 
 # %% ../../nbs/8_figures/80_live_figures.ipynb #6285c970
 FigureState = dict[str, Any]
@@ -217,9 +217,23 @@ def written(message: str) -> Figure:
     return figure
 
 
+def as_words(figure: Figure) -> None:
+    "Names are text: where they are no formula or have half a letter, they are drawn as they are."
+    from matplotlib.mathtext import MathTextParser
+    from matplotlib.text import Text
+    parser = MathTextParser("path")
+    for text in figure.findobj(Text):
+        words = text.get_text().encode("utf-8", "replace").decode()
+        text.set_text(words)
+        if words.count("$") < 2: continue
+        try: parser.parse(words)
+        except ValueError: text.set_parse_math(False)
+
+
 def as_png(figure: Figure) -> bytes:
     "A matplotlib figure as a PNG on nothing; it is closed."
     import matplotlib.pyplot as plt
+    as_words(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, transparent=True)
     plt.close(figure)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['GOLDEN', 'SILVER', 'BRONZE', 'SHOTS', 'SIZES', 'BATCH', 'OUTER', 'HELD', 'MOST_STEPS', 'SHOWN', 'GRID', 'LRS',
-           'RULES', 'CAPTION', 'ALT', 'evenly', 'waves', 'network', 'check_training', 'initial_theta', 'moment',
-           'truth_of', 'still', 'meta_training']
+           'RULES', 'CAPTION', 'IN_WORDS', 'evenly', 'even_waves', 'network', 'check_training', 'initial_theta',
+           'truth_of', 'snapshot', 'still', 'meta_training']
 
 # %% ../../nbs/8_figures/85b_meta_training_figure.ipynb #85b00009
 GOLDEN, SILVER, BRONZE = 0.6180339887498949, 0.4142135623730951, 0.3027756377319946
@@ -35,12 +35,12 @@ def evenly(n: Tensor, root: float) -> Tensor:
     return (n.double() * root) % 1
 
 
-def waves(n: Tensor) -> Task:
+def even_waves(n: Tensor) -> Task:
     """The tasks of these numbers, with ten points to learn from and ten to be judged by.
 
     They are the same in every language, without a random number.
 
-    Example: `waves(torch.arange(8)).support.x.shape` is `(8, 10, 1)`.
+    Example: `even_waves(torch.arange(8)).support.x.shape` is `(8, 10, 1)`.
     """
     amplitude = (0.1 + 4.9 * evenly(n + 1, GOLDEN))[:, None]
     phase = (torch.pi * evenly(n + 1, SILVER))[:, None]
@@ -80,38 +80,38 @@ def initial_theta(seed: int = 0) -> list[float]:
     return nn.utils.parameters_to_vector(network(seed=seed).parameters()).tolist()
 
 
+def truth_of(n: Tensor, x: Tensor) -> Tensor:
+    "The waves of tasks on a grid."
+    amplitude = (0.1 + 4.9 * evenly(n + 1, GOLDEN))[:, None]
+    return amplitude * torch.sin(x - (torch.pi * evenly(n + 1, SILVER))[:, None])
+
+# %% ../../nbs/8_figures/85b_meta_training_figure.ipynb #85b0000e
 @torch.no_grad()
-def moment(state: FigureState) -> Picture:
+def snapshot(state: FigureState) -> Picture:
     "The picture of a state: θ as a curve, three tasks, and the error on unseen ones."
     check_training(state)
     device = state["device"]
     model = network(state["theta"]).to(device)
     J = MAML(model, F.mse_loss, lr=state["lr"], steps=state["steps"])
     grid = torch.linspace(*GRID, dtype=torch.float64, device=device)[:, None]
-    shown = waves(torch.tensor(SHOWN, device=device))
+    shown = even_waves(torch.tensor(SHOWN, device=device))
     curves = J.predict(J.adapt(shown.support), grid.expand(len(SHOWN), -1, -1))[..., 0]
     truths = truth_of(torch.tensor(SHOWN, device=device), grid[:, 0])
     tasks = [{"points": torch.cat([shown.support.x[i], shown.support.y[i]], -1),
               "truth": truths[i], "curve": curves[i]} for i in range(len(SHOWN))]
-    unseen = waves(torch.arange(HELD, device=device))
+    unseen = even_waves(torch.arange(HELD, device=device))
     losses = [F.mse_loss(J.predict(J.adapt(unseen.support, steps=k), unseen.query.x),
                          unseen.query.y) for k in (0, state["steps"])]
     return {"x": grid[:, 0], "start": model(grid)[:, 0], "tasks": tasks,
             "losses": torch.stack(losses)}
 
-
-def truth_of(n: Tensor, x: Tensor) -> Tensor:
-    "The waves of tasks on a grid."
-    amplitude = (0.1 + 4.9 * evenly(n + 1, GOLDEN))[:, None]
-    return amplitude * torch.sin(x - (torch.pi * evenly(n + 1, SILVER))[:, None])
-
-# %% ../../nbs/8_figures/85b_meta_training_figure.ipynb #85b00013
+# %% ../../nbs/8_figures/85b_meta_training_figure.ipynb #85b00014
 CAPTION = ("Press play, and pause when you like. While it trains, change α, K and the rule. Notice "
            "that θ itself gets no better at any wave: what falls is the error after the inner "
            "steps. Notice, too, what the other rules make of θ.")
-ALT = ("Two plots: the curve of a network, and of the same network adapted to ten points of each "
-       "of three sine waves; and its error on unseen waves along meta-training, before and after "
-       "adaptation.")
+IN_WORDS = ("Two plots: the curve of a network, and of the same network adapted to ten points of "
+            "each of three sine waves; and its error on unseen waves along meta-training, before "
+            "and after adaptation.")
 
 
 def still(state: FigureState, picture: Picture) -> Figure:
@@ -150,5 +150,5 @@ def meta_training(*, lr: float = 0.02, steps: int = 1, rule: str = "exact",
     spec = {"sizes": list(SIZES), "batch": BATCH, "shots": SHOTS, "held": HELD, "outer": OUTER,
             "grid": list(GRID), "shown": SHOWN, "most": MOST_STEPS, "initial": chosen,
             "lrs": sorted({*LRS, lr}), "rules": [list(pair) for pair in RULES.items()]}
-    return LiveFigure("meta_training", spec=spec, state=state, compute=moment, draw=still, alt=ALT,
-                      caption=CAPTION)
+    return LiveFigure("meta_training", spec=spec, state=state, compute=snapshot, draw=still,
+                      alt=IN_WORDS, caption=CAPTION)

@@ -5,12 +5,12 @@ import pytest
 from test_figures import KINDS, UNNEEDED, figures, leave_out
 from test_site import settled
 
-# Pages of every kind: a chapter with code, tables and solutions, the live figures, what is looked up.
+# Pages of every kind: a chapter with code, tables and solutions, results, what is looked up.
 READ = ["index", "1_idea/11_exact_gradient", "4_judgement/41_comparison", "results",
         "reference/notation", "guides/quickstart", "api/metalit.gradient.exact"]
 
 # The contrast of all that is seen with what is behind it, by the colours that the browser reports:
-# of letters, and with `curves` of the lines and marks of live figures. What lies below `least`, once.
+# of letters, and with `curves` of the lines and marks of live figures. What is below `least`, once.
 CONTRAST = """([scope, least, curves]) => {
     const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
     const known = new Map();
@@ -34,7 +34,8 @@ CONTRAST = """([scope, least, curves]) => {
         return layers.reduce((under, layer) => over(layer, under), [255, 255, 255]);
     };
     const light = (rgb) => {
-        const [r, g, b] = rgb.map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        const [r, g, b] = rgb.map(v =>
+            (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
     const ratio = (a, b) => {
@@ -50,7 +51,8 @@ CONTRAST = """([scope, least, curves]) => {
     const judge = (node, colour, words) => {
         const [r, g, b, a] = rgba(colour), under = ground(node);
         const found = ratio(over([r, g, b, a * through(node)], under), under);
-        if (found < least - 0.005) poor.set(`${colour} on ${under.map(Math.round)}`, `${found.toFixed(2)} ${words}`);
+        if (found < least - 0.005)
+            poor.set(`${colour} on ${under.map(Math.round)}`, `${found.toFixed(2)} ${words}`);
     };
     const top = document.querySelector(scope);
     if (curves) {
@@ -64,7 +66,8 @@ CONTRAST = """([scope, least, curves]) => {
     const walk = document.createTreeWalker(top, NodeFilter.SHOW_TEXT);
     while (walk.nextNode()) {
         const node = walk.currentNode.parentElement, words = walk.currentNode.textContent.trim();
-        if (!words || !node.checkVisibility({visibilityProperty: true}) || node.closest("option, noscript, mjx-assistive-mml, .m-stale")) continue;
+        if (!words || !node.checkVisibility({visibilityProperty: true})) continue;
+        if (node.closest("option, noscript, mjx-assistive-mml, .m-stale")) continue;
         const style = getComputedStyle(node);
         judge(node, node instanceof SVGElement ? style.fill : style.color, words.slice(0, 40));
     }
@@ -114,7 +117,8 @@ INK = """async () => {
         const key = [data[i], data[i + 1], data[i + 2]].join();
         count[key] = (count[key] ?? 0) + 1;
     }
-    return {colours: Object.entries(count).sort((a, b) => b[1] - a[1]).slice(0, 4).map(([key]) => key),
+    const most = Object.entries(count).sort((a, b) => b[1] - a[1]).slice(0, 4);
+    return {colours: most.map(([key]) => key),
             ground: getComputedStyle(document.body).backgroundColor,
             share: image.getBoundingClientRect().width / image.naturalWidth};
 }"""
@@ -141,7 +145,7 @@ def test_pictures_are_read_in_both_modes_and_as_large_as_they_were_drawn(site, n
         seen = page.evaluate(INK)
         ratios = [contrast(colour, seen["ground"]) for colour in seen["colours"]]
         assert min(ratios) >= 3 and max(ratios) >= 4.5, (mode, seen)
-        assert seen["share"] > 0.97                         # its letters of 12 pixels are that large
+        assert seen["share"] > 0.97  # its letters of 12 pixels are that large
 
 
 def test_code_has_its_size_and_what_draws_is_folded(site, browser_page):
@@ -205,13 +209,16 @@ def test_tables_of_results_keep_their_first_column_and_are_four_screens_at_most(
 
 # What is wider than the paper, what is pressed, and what would be cut from one page to the next.
 ON_PAPER = """() => {
-    const shown = (n) => n.getBoundingClientRect().width > 0 && getComputedStyle(n).display !== "none";
+    const shown = (n) => n.getBoundingClientRect().width > 0;
     const all = (what) => [...document.querySelectorAll(what)].filter(shown);
-    return {pressed: all(".m-sheet, .copybtn, .bd-sidebar-primary, .article-header-buttons, .prev-next-area").map(n => n.className),
+    const cut = (n) => n.scrollWidth > n.clientWidth + 1
+        || n.getBoundingClientRect().right > innerWidth + 1;
+    const whole = (n) => getComputedStyle(n).breakInside.startsWith("avoid");
+    return {pressed: all(".m-sheet, .copybtn, .bd-sidebar-primary, .article-header-buttons, "
+                         + ".prev-next-area").map(n => n.className),
             wide: all(".bd-article pre, .bd-article table, .bd-article img, .metalit-figure")
-                .filter(n => n.scrollWidth > n.clientWidth + 1 || n.getBoundingClientRect().right > innerWidth + 1)
-                .map(n => n.innerText.slice(0, 60)),
-            whole: all(".metalit-figure, .bd-article img").every(n => getComputedStyle(n).breakInside.startsWith("avoid"))};
+                .filter(cut).map(n => n.innerText.slice(0, 60)),
+            whole: all(".metalit-figure, .bd-article img").every(whole)};
 }"""
 
 

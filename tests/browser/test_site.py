@@ -45,11 +45,14 @@ def looked_at(folder):
 # Every control of every figure is moved, by a click or an event; the keys of those that nothing
 # followed. (That keys and pointers reach them is seen in test_figures.py, for each kind of figure.)
 MOVE = """async () => {
-    const frame = () => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
-    const deaf = [], controls = "input[data-key], select[data-key], button[data-key][aria-pressed=false]";
+    const frame = () => new Promise(done =>
+        requestAnimationFrame(() => requestAnimationFrame(done)));
+    const deaf = [], controls = "input[data-key], select[data-key], "
+        + "button[data-key][aria-pressed=false]";
     for (const figure of [...document.querySelectorAll(".metalit-figure")].slice(0, 1)) {
         if (!figure.live) await frame();
-        if (!figure.querySelector(".m-message").hidden) deaf.push(figure.querySelector(".m-message").innerText);
+        const message = figure.querySelector(".m-message");
+        if (!message.hidden) deaf.push(message.innerText);
         if (!figure.querySelector(controls)) deaf.push("no control");
         for (const control of figure.querySelectorAll(controls)) {
             const key = control.dataset.key, before = JSON.stringify(figure.live.state[key]);
@@ -62,8 +65,9 @@ MOVE = """async () => {
                 control.value = value < Number(control.max) ? value + step : value - step;
                 control.dispatchEvent(new Event("input"));
             } else control.click();
-            for (let i = 0; i < 20 && JSON.stringify(figure.live.state[key]) === before; i++) await frame();
-            if (JSON.stringify(figure.live.state[key]) === before) deaf.push(key);
+            const same = () => JSON.stringify(figure.live.state[key]) === before;
+            for (let i = 0; i < 20 && same(); i++) await frame();
+            if (same()) deaf.push(key);
         }
     }
     return deaf;
