@@ -76,8 +76,8 @@ def lab(tmp_path_factory):
     "A JupyterLab with its own settings and a notebook for each figure; its server's address."
     folder = tmp_path_factory.mktemp("lab")
     sources = {"built_in": BUILT_IN, "own": OWN, "wrong": WRONG}
-    sources |= {name: BUILT_IN.replace("sinusoid", name) for name in OTHERS}
     texts = {name: (source, THREADS) for name, source in sources.items()}
+    texts["others"] = tuple(BUILT_IN.replace("sinusoid", name) for name in OTHERS)
     texts |= {f"training_{steps}": (TRAINING, TRAIN.format(steps=steps)) for steps in (50, 10**7)}
     for name, of_cells in texts.items():
         cells = [nbformat.v4.new_code_cell(text.strip()) for text in of_cells]
@@ -175,22 +175,23 @@ def to_kernels(lab, method, action=""):
                                                       method=method)).close()
 
 
-def live(page):
-    "What the figure shows: its state, the numbers it drew, and who computed them."
-    return page.evaluate("document.querySelector('.metalit-figure').live")
+def live(page, which=0):
+    "What a figure shows: its state, the numbers it drew, and who computed them."
+    return page.evaluate("n => document.querySelectorAll('.metalit-figure')[n].live", which)
 
 
-def wait_for_torch(page, key, value):
+def wait_for_torch(page, key, value, which=0):
     "Wait until torch has answered for a state."
     page.wait_for_function(
-        "([key, value]) => { const { state, by } = document.querySelector('.metalit-figure').live;"
+        "([key, value, which]) => {"
+        " const { state, by } = document.querySelectorAll('.metalit-figure')[which].live;"
         " return JSON.stringify(state[key]) === JSON.stringify(value) && by.startsWith('torch'); }",
-        arg=[key, value], timeout=30_000
+        arg=[key, value, which], timeout=30_000
     )
-    return live(page)
+    return live(page, which)
 
 
-def test_a_slider_reaches_the_kernel_and_torch_agrees_with_the_browser(lab, lab_page):
+def test_a_slider_and_a_dragged_point_reach_the_kernel_and_torch_agrees(lab, lab_page):
     run_all(lab_page, lab, "built_in")
     assert live(lab_page)["by"].startswith(f"torch {torch.__version__} on cpu")
     slider = lab_page.locator(".metalit-figure input[data-key=amplitude]")
@@ -202,40 +203,44 @@ def test_a_slider_reaches_the_kernel_and_torch_agrees_with_the_browser(lab, lab_
     twin = widgets.sinusoid()
     twin.move(**after["state"])
     assert_same_picture(after["picture"], twin.picture)
+    drag_a_point(lab_page)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_the_other_figures_reach_the_kernel_and_torch_agrees_with_the_library(lab, lab_page, name):
-    run_all(lab_page, lab, name)
-    slider = lab_page.locator(".metalit-figure input[type=range]").first
-    key, before = slider.get_attribute("data-key"), live(lab_page)["state"]
-    slider.focus()
-    lab_page.keyboard.press("ArrowRight")
-    changed = (
-        "([key, before]) => document.querySelector('.metalit-figure').live.state[key] !== before"
-    )
-    lab_page.wait_for_function(changed, arg=[key, before[key]])
-    moved = live(lab_page)["state"][key]
-    after = wait_for_torch(lab_page, key, moved)
-    from metalit import widgets
-    twin = getattr(widgets, name)()
-    twin.move(**after["state"])
-    assert_same_picture(after["picture"], twin.picture)
-
-
-def test_a_point_dragged_by_pointer_reaches_the_kernel(lab, lab_page):
-    run_all(lab_page, lab, "built_in")
-    before = live(lab_page)["state"]["points"]
-    box = lab_page.locator(".metalit-figure .m-handle").first.bounding_box()
+def drag_a_point(page):
+    "A point is dragged by the pointer, and torch follows."
+    before = live(page)["state"]["points"]
+    handle = page.locator(".metalit-figure .m-handle").first
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    lab_page.mouse.move(x, y)
-    lab_page.mouse.down()
-    lab_page.mouse.move(x + 30, y - 20, steps=5)
-    lab_page.mouse.up()
-    lab_page.wait_for_timeout(300)
-    moved = live(lab_page)["state"]["points"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y - 20, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    moved = live(page)["state"]["points"]
     assert moved != before
-    wait_for_torch(lab_page, "points", moved)
+    wait_for_torch(page, "points", moved)
+
+
+def test_the_other_figures_reach_the_kernel_and_torch_agrees_with_the_library(lab, lab_page):
+    run_all(lab_page, lab, "others")
+    from metalit import widgets
+    for which, name in enumerate(OTHERS):
+        if which: run_cell(lab_page, which)
+        figure = lab_page.locator(".metalit-figure").nth(which)
+        figure.wait_for()
+        slider = figure.locator("input[type=range]").first
+        key, before = slider.get_attribute("data-key"), live(lab_page, which)["state"]
+        slider.focus()
+        lab_page.keyboard.press("ArrowRight")
+        changed = ("([which, key, before]) => "
+                   "document.querySelectorAll('.metalit-figure')[which].live.state[key] !== before")
+        lab_page.wait_for_function(changed, arg=[which, key, before[key]])
+        after = wait_for_torch(lab_page, key, live(lab_page, which)["state"][key], which)
+        twin = getattr(widgets, name)()
+        twin.move(**after["state"])
+        assert_same_picture(after["picture"], twin.picture)
 
 
 def test_a_meta_loss_of_the_readers_own_is_computed_by_torch_on_the_device_they_pick(lab, lab_page):
