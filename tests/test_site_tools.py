@@ -12,7 +12,17 @@ from build_site import (
     results_page,
 )
 from check_site import VIEW, problems
-from site_pages import PARTS, imports_alone, linked, options, page, restructured, symbol_table
+from site_pages import (
+    PARTS,
+    as_table,
+    imports_alone,
+    linked,
+    options,
+    page,
+    restructured,
+    symbol_table,
+    typeset,
+)
 
 TABLE = {"ml.Exact": "metalit.gradient.exact.Exact", "Exact": "metalit.gradient.exact.Exact"}
 GOOD = """<html><head><link rel="stylesheet" href="book.css"></head><body><h1 id="top">A page</h1>
@@ -260,3 +270,22 @@ def test_each_fault_of_a_notebook_is_found(built, cell, message):
 
 def test_an_empty_site_is_no_good_site(tmp_path):
     assert problems(tmp_path, tmp_path) == [(tmp_path, "has no pages")]
+
+
+@pytest.mark.parametrize(("written", "shown"), [
+    ("from θ to φ₀, then αλ.", r"from $\theta$ to $\phi_{0}$, then $\alpha \lambda$."),
+    ("**θ′** and `θ`, $θ$ or [α](x_α.html)", r"**$\theta'$** and `θ`, $θ$ or [$\alpha$](x_α.html)"),
+    ("# A title with θ", "# A title with θ"), ("```\nθ\n```", "```\nθ\n```"),
+    ("2/λ and f(θ)", r"2/λ and f($\theta$)")])
+def test_a_greek_letter_in_a_sentence_is_set_as_one_in_a_formula(written, shown):
+    assert typeset(written) == shown
+
+
+def test_dictionaries_of_numbers_are_tables_and_nothing_else_is():
+    assert as_table("{'a': 2.8847098338725057, 'b': 3, 'c': None}") == (
+        '<table class="dataframe"><tr><th>a</th><td>2.885</td></tr><tr><th>b</th><td>3</td></tr>'
+        "<tr><th>c</th><td>None</td></tr></table>")
+    rows = as_table("[{'x': 1, '<y>': 0.123456}, {'x': 2, '<y>': 1e-7}]")
+    assert rows.count("<tr>") == 3 and "&lt;y&gt;" in rows and "1e-07" in rows
+    for text in ("{'a': 1}", "{'a': [0.5]}", "[0.5, 1.5]", "{}", "tensor(0.5)", "{'a': 0.5", "[]"):
+        assert as_table(text) is None

@@ -31,7 +31,8 @@ GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varep
          "η": "eta", "θ": "theta", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "π": "pi",
          "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega",
          "Δ": "Delta", "Ω": "Omega"}
-TYPED = re.compile(rf"(?<![\w$\\/·‖∇ℓ½])([{''.join(GREEK)}]+)([₀-₉ₖ]*|_K)(′?)(?![\w(/·‖*̃])")
+TYPED = re.compile(rf"(?<![\w$\\/·‖∇ℓ½])([{''.join(GREEK)}]+)([₀-₉ₖ]*|_K)(′?)(?![\w(/·‖′̃])"
+                   r"(?!\*(?!\*))")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₖ", "0123456789k")
 OPTION = re.compile(r"#\s*\|\s*([\w-]+)\s*:?\s*(.*)")
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
