@@ -52,7 +52,7 @@ TASKS = {
     "my CSV file": (["Your data"], 'Table("data.csv", task='),
     "my pictures": (["Your data", "A folder of pictures"], "from_folder(pictures)"),
     "choose": (["The comparison"], "meta-steps"),
-    "resume": (["Checkpoints"], "killed twice"),
+    "resume": (["Checkpoints"], "a run that can be killed"),
     "adapt": (["Use it tomorrow", "Adapt"], "adapted(x, y)"),
     "export": (["Use it tomorrow", "Export"], "torch.export"),
     "cite": (["Cite"], "@software{metalit"),
