@@ -46,11 +46,10 @@ def test_an_inner_loop_in_a_way(name, way, small_net, sines):
     close(found[1], right[1][:len(found[1])])                # some ways give θ's part alone
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")    # the compiler's own
-@pytest.mark.parametrize("way", ["compiled", "traced"])
 @pytest.mark.parametrize("name", ["lslr", "alfa", "forget"])
-def test_an_inner_loop_in_one_graph(name, way, small_net, sines):
-    found = in_one_way(way, partial(meta_loss, name, small_net), sines)
+def test_an_inner_loop_in_one_graph(name, small_net, sines):
+    "Traced; compiled they are in `test_all_ways.py`."
+    found = in_one_way("traced", partial(meta_loss, name, small_net), sines)
     for one, other in zip(found, value_and_gradient(meta_loss(name, small_net), sines),
                           strict=True): close(one, other)
 

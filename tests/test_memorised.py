@@ -276,14 +276,6 @@ def test_rules_that_are_exact_have_the_same_noise(kind, rule, named):
 
 
 @KINDS
-def test_compiled_without_noise_it_is_the_same(kind, named):
-    J = made(kind).eval()
-    right = with_seed(J, named)
-    J.compile(backend="eager")
-    close(with_seed(J, named), right, 1e-12)
-
-
-@KINDS
 def test_padding_has_no_say(kind, named):
     J = made(kind).eval()
     shorter = ml.Task(named.support, named.query.select((slice(None), slice(2)))).select([1])

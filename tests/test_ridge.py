@@ -144,16 +144,6 @@ def test_the_exact_rule_and_mixed_mode_agree(waves):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 
-def test_it_compiles(waves):
-    model = small()
-    J = ml.MetaLoss(model, F.mse_loss, inner=ml.Ridge(model, 0.1, learn=True))
-    right = torch.autograd.grad(J(waves), [*model[:-1].parameters(), J.inner.log_weight])
-    J.compile(backend="eager")
-    for one, other in zip(torch.autograd.grad(J(waves), [*model[:-1].parameters(),
-                                                         J.inner.log_weight]), right, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
 def test_other_ways_and_other_names_of_classes(classes):
     J = ml.R2D2(small(9), F.cross_entropy, weight=0.01)          # a head of nine, tasks of four
     renamed = ml.Task(*(ml.Split(split.x, (split.y + 1) % 4) for split in classes))

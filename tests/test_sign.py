@@ -64,14 +64,6 @@ def test_both_rules_are_one_and_a_plain_loop(habits, way, small_net, sines):
         close(one, right, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")    # the compiler's own
-def test_compiled(small_net, sines):
-    J, fast = (ml.MetaLoss(small_net, F.mse_loss, inner=ml.Sign(LR, 2)) for _ in range(2))
-    fast.compile(backend="eager")
-    for one, right in zip(found(fast, sines), found(J, sines), strict=True):
-        close(one, right, atol=1e-14)
-
-
 def test_by_finite_differences(small_net, sines):
     J = ml.MetaLoss(small_net, F.mse_loss, inner=ml.Sign(LR, 3, learn_lr=True))
     names = list(dict(J.named_parameters()))

@@ -266,6 +266,42 @@ def pages(record: dict[str, Any]) -> str:
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
 
+def over_seeds(bed: str, at: int) -> Callable[[dict[str, Any]], str]:
+    """A table of rows that were trained with several seeds, beside the first of them."""
+    def table(record: dict[str, Any]) -> str:
+        found = record["beds"][bed]
+        settings, steps = found["settings"], found["settings"]["inner_steps"]
+        accuracy = "accuracy" in settings["measured"]
+        rows = [[title, *(mean_of(row["summary"][steps.index(k)], accuracy) for k in steps[1:]),
+                 beside(row["minus_first"]["mean"][steps.index(at)], accuracy)]
+                for title, row in found["rows"].items()]
+        head = [f"{settings['measured']} after inner steps", *map(str, steps[1:]),
+                f"beside the first, after {at}"]
+        budget = (f"Mean of {len(settings['seeds'])} seeds ± standard deviation between them; last "
+                  "column: mean of the differences seed by seed ± half a 95 % interval, bold where "
+                  f"it leaves out zero. {settings['meta_steps']:,} meta-steps of "
+                  f"{settings['batch_size']} tasks. ")
+        return (markdown(head, rows) + "\n\n" + budget
+                + environment(record["machine"], settings["versions"]))
+    return table
+
+
+def mean_of(cell_: dict[str, float | None], accuracy: bool) -> str:
+    """Mean and deviation of seeds, of an accuracy in per cent or a loss."""
+    mean, spread = cell_["mean"], cell_["sd_of_seeds"]
+    if not accuracy or mean is None or spread is None: return cell(mean, spread)
+    return f"{mean:.1f} ± {spread:.1f}"
+
+
+def beside(gap: dict[str, Any], accuracy: bool) -> str:
+    """A difference and half its interval, bold where zero is not in it."""
+    if gap["mean"] is None: return "not finite"
+    if not gap["mean"] and not gap["ci95"]: return ""
+    digits = 1 if accuracy else 2
+    words = f"{gap['mean']:+.{digits}f} ± {gap['ci95']:.{digits}f}"
+    return f"**{words}**" if gap["shown"] else words
+
+
 def percent(row: dict[str, Any]) -> str:
     """An accuracy and its interval."""
     return f"{row['accuracy']:.1f} ± {row['ci95']:.1f}"
@@ -298,6 +334,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "whole_run": whole_run,
     "comparison": comparison, "comparison-short": methods,
     "image_step": image_step, "memory": memory,
+    "maml_plus_plus-waves": over_seeds("sine waves", 5),
+    "maml_plus_plus-characters": over_seeds("characters", 5),
+    "inner_state": over_seeds("characters", 5), "bootstrap": over_seeds("sine waves", 1),
     "processes": processes, "omniglot": omniglot, "omniglot-methods": omniglot_methods,
     "natural": natural, "pages": pages}
 
