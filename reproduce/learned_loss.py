@@ -11,7 +11,8 @@ meta-step one half of them is descended, and the other half judges; 250 meta-ste
 of 0.01. Then a new network, 10-50-1, descends the loss on all of them, up to 200 steps with
 momentum 0.9, and the others judge. Networks, numbers of points and of steps are ours.
 
-Beside them squared error, and squared error times one learned number, which is a learned rate.
+Beside them squared error, ten times squared error, which is a rate ten times as large, and squared
+error times one learned number, which is a learned rate.
 
     python -m reproduce.learned_loss
 
@@ -45,9 +46,9 @@ SEEDS, APART = range(5), 10_000
 class Weight(LearnedLoss):
     """Squared error times a learned number."""
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
+        self.weight = nn.Parameter(torch.tensor(weight))
 
     def value(self, prediction: Tensor, truth: Tensor) -> Tensor:
         """The weighted square."""
@@ -56,6 +57,7 @@ class Weight(LearnedLoss):
 
 LOSSES: dict[str, Callable[[int], LearnedLoss]] = {
     "squared error": lambda seed: Weight().requires_grad_(False),
+    "squared error, ten times": lambda seed: Weight(10.0).requires_grad_(False),
     "squared error, learned weight": lambda seed: Weight(),
     "network": lambda seed: ml.LossNetwork(seed=seed),
     "polynomial": lambda seed: ml.LossPolynomial(seed=seed),
