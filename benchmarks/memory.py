@@ -18,16 +18,18 @@ from .images import FILTERS, LR, QUERIES, SHOTS, SIZE, WAYS, episodes, network
 from .scaling import peak_mib
 
 TASKS = (8, 32)
-STEPS = (1, 5)
+STEPS = (1, 5, 10)
 CHUNK = 8
-LABELS = {"exact": "exact", "first_order": "first order",
+LABELS = {"exact": "exact", "first_order": "first order", "mixed_mode": "mixed mode",
           "chunked": f"exact, {CHUNK} tasks at a time"}
 
 
 def meta_loss(variant: str, steps: int, filters: int) -> ml.MetaLoss:
     """metalit's meta-loss of this variant."""
     kind = ml.FOMAML if variant == "first_order" else ml.MAML
-    extra = {"chunk_size": CHUNK} if variant == "chunked" else {}
+    extra: dict[str, Any] = {"chunk_size": CHUNK} if variant == "chunked" else {}
+    if variant == "mixed_mode":
+        extra["gradient"] = ml.MixedMode()
     return kind(network(filters), F.cross_entropy, lr=LR, steps=steps, **extra)
 
 

@@ -36,6 +36,10 @@ def conv(kind=ml.MAML, steps: int = 1, filters: int = 8, **options) -> ml.MetaLo
     return kind(Conv4(3, size=20, filters=filters), F.cross_entropy, lr=0.1, steps=steps, **options)
 
 
+def mixed_mode(*arguments, **options) -> ml.MetaLoss:
+    return ml.MAML(*arguments, gradient=ml.MixedMode(), **options)
+
+
 def gradient(J: ml.MetaLoss, task: ml.Task) -> list[torch.Tensor]:
     return list(torch.autograd.grad(J(task), list(J.parameters()), allow_unused=True))
 
@@ -80,7 +84,7 @@ def test_extended_measures_up_to_three_and_goes_on_in_a_straight_line():
     assert max(asked) == 3
 
 
-@pytest.mark.parametrize("kind", [ml.MAML, ml.FOMAML])
+@pytest.mark.parametrize("kind", [ml.MAML, ml.FOMAML, mixed_mode])
 @pytest.mark.parametrize("chunk_size", [None, 3])
 @pytest.mark.parametrize(("tasks", "steps"), [(2, 1), (7, 5), (12, 1)])
 def test_prediction_is_within_five_per_cent(kind, chunk_size, tasks, steps):
@@ -123,6 +127,15 @@ def test_prediction_grows_as_it_should():
         assert row == sorted(set(row))
     assert of_tasks[-1] == pytest.approx(2 * of_tasks[-2], rel=0.01)
     assert of_steps[4] - of_steps[3] == pytest.approx(2 * (of_steps[3] - of_steps[2]), rel=0.01)
+
+
+def test_mixed_mode_takes_first_order_and_the_path():
+    "One copy of φ for each task and step; the exact rule, more than twice as much."
+    task = images(8, queries=5)
+    Js = [conv(kind, 10, filters=16) for kind in (ml.FOMAML, mixed_mode, ml.MAML)]
+    path = 10 * 8 * sum(p.nbytes for p in Js[0].parameters())
+    first, mixed, exact = (predicted_memory(J, task).total for J in Js)
+    assert first + 0.6 * path < mixed < first + 1.05 * path and exact > 2 * first
 
 
 def test_first_order_keeps_no_graph_of_inner_steps():
