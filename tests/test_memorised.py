@@ -275,6 +275,17 @@ def test_rules_that_are_exact_have_the_same_noise(kind, rule, named):
     close(with_seed(made(kind, gradient=rule), named), with_seed(made(kind), named), 1e-12)
 
 
+def test_compiled_noise_is_new_at_each_call_and_as_large_as_before(named):
+    J = made("weights")
+    torch.manual_seed(0)
+    eager = torch.stack([J(named).detach() for _ in range(40)])
+    J.compile(backend="eager")
+    found = torch.stack([J(named).detach() for _ in range(40)])
+    assert len(found.unique()) == 40
+    close(found.mean(), eager.mean(), 4 * (eager.std() / 40**0.5).item())
+    assert 0.6 < found.std() / eager.std() < 1.6
+
+
 @KINDS
 def test_padding_has_no_say(kind, named):
     J = made(kind).eval()
