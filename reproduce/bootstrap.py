@@ -23,7 +23,7 @@ import metalit as ml
 from .together import Bed, Row, train_and_write
 
 WAVES = ml.tasks.Sinusoids(shots=10)
-BED = Bed(WAVES, WAVES, 600, 10, (0, 1, 5, 10), lr=3e-3)
+BED = Bed(WAVES, WAVES, 500, 10, (0, 1, 5, 10), lr=3e-3)
 
 
 def maml(seed: int) -> ml.MetaLoss:
