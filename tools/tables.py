@@ -341,7 +341,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "natural": natural, "pages": pages}
 
 
-def beside(file: Path) -> dict[str, Any]:
+def with_blind(file: Path) -> dict[str, Any]:
     """What a file holds, and, as `without`, who does no meta-learning: from results/blind.json."""
     record, blind = json.loads(file.read_text(encoding="utf-8")), file.parent / "blind.json"
     if not blind.exists(): return record
@@ -353,7 +353,7 @@ def filled(text: str, results: Path) -> str:
     """The text with every table as its file says; a table without a file says so."""
     def table(match: re.Match[str]) -> str:
         name, file = match[1], results / f"{match[1].partition('-')[0]}.json"
-        body = TABLES[name](beside(file)) if file.exists() else "*Not measured yet.*"
+        body = TABLES[name](with_blind(file)) if file.exists() else "*Not measured yet.*"
         return f"<!-- table: {name} -->\n{body}\n<!-- end -->"
     return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
