@@ -273,7 +273,7 @@ def over_seeds(bed: str, at: int) -> Callable[[dict[str, Any]], str]:
         settings, steps = found["settings"], found["settings"]["inner_steps"]
         accuracy = "accuracy" in settings["measured"]
         rows = [[title, *(mean_of(row["summary"][steps.index(k)], accuracy) for k in steps[1:]),
-                 beside(row["minus_first"]["mean"][steps.index(at)], accuracy)]
+                 difference(row["minus_first"]["mean"][steps.index(at)], accuracy)]
                 for title, row in found["rows"].items()]
         head = [f"{settings['measured']} after inner steps", *map(str, steps[1:]),
                 f"beside the first, after {at}"]
@@ -293,7 +293,7 @@ def mean_of(cell_: dict[str, float | None], accuracy: bool) -> str:
     return f"{mean:.1f} ± {spread:.1f}"
 
 
-def beside(gap: dict[str, Any], accuracy: bool) -> str:
+def difference(gap: dict[str, Any], accuracy: bool) -> str:
     """A difference and half its interval, bold where zero is not in it."""
     if gap["mean"] is None: return "not finite"
     if not gap["mean"] and not gap["ci95"]: return ""
@@ -341,7 +341,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "natural": natural, "pages": pages}
 
 
-def with_blind(file: Path) -> dict[str, Any]:
+def beside(file: Path) -> dict[str, Any]:
     """What a file holds, and, as `without`, who does no meta-learning: from results/blind.json."""
     record, blind = json.loads(file.read_text(encoding="utf-8")), file.parent / "blind.json"
     if not blind.exists(): return record
@@ -353,7 +353,7 @@ def filled(text: str, results: Path) -> str:
     """The text with every table as its file says; a table without a file says so."""
     def table(match: re.Match[str]) -> str:
         name, file = match[1], results / f"{match[1].partition('-')[0]}.json"
-        body = TABLES[name](with_blind(file)) if file.exists() else "*Not measured yet.*"
+        body = TABLES[name](beside(file)) if file.exists() else "*Not measured yet.*"
         return f"<!-- table: {name} -->\n{body}\n<!-- end -->"
     return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 

@@ -22,7 +22,7 @@ from ..models import Params
 from ..tasks.task import Tree
 
 # %% auto #0
-__all__ = ['Along', 'Points', 'MissingPointError', 'Pieces', 'turn_of', 'number_of', 'floats', 'with_floats', 'both_added',
+__all__ = ['Along', 'Points', 'MissingPointError', 'Pieces', 'turn_of', 'round_of', 'floats', 'with_floats', 'both_added',
            'back_to_start', 'by_one', 'back_by_one', 'at_the_end', 'laid_out', 'BySteps', 'after_one', 'by_steps']
 
 # %% ../../nbs/7_workshop/70c_long_loops.ipynb #70cc0007
@@ -77,7 +77,7 @@ def turn_of(k: int) -> Tensor:
     return turn
 
 
-def number_of(turn: Tensor) -> int:
+def round_of(turn: Tensor) -> int:
     "The number of a round, of what `turn_of` made of it."
     return turn.shape[0] - 2
 
@@ -112,7 +112,7 @@ def back_to_start(pieces: Pieces, parameters: Params, batch: Tree, along: Along)
 def by_one(pieces: Pieces, parameters: Params, phi: Params, state: Tree, examples: Tree,
            turn: Tensor) -> tuple[Params, Tree]:
     "What comes after φₖ; k is read off a shape."
-    return pieces.step(parameters, phi, state, examples, number_of(turn))
+    return pieces.step(parameters, phi, state, examples, round_of(turn))
 
 
 def back_by_one(pieces: Pieces, parameters: Params, phi: Params, state: Tree, examples: Tree,
