@@ -40,7 +40,7 @@ def even_waves(n: Tensor) -> Task:
 
     They are the same in every language, without a random number.
 
-    Example: `even_waves(torch.arange(8)).support.x.shape` is `(8, 10, 1)`.
+    Example: `tuple(even_waves(torch.arange(8)).support.x.shape)` is `(8, 10, 1)`.
     """
     amplitude = (0.1 + 4.9 * evenly(n + 1, GOLDEN))[:, None]
     phase = (torch.pi * evenly(n + 1, SILVER))[:, None]
