@@ -230,6 +230,15 @@ def memory(record: dict[str, Any]) -> str:
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
 
+def long_loops(record: dict[str, Any]) -> str:
+    """Time, memory and first call of a meta-step against the number of inner steps."""
+    rows = [[f"{point['bed']}: {record['labels'][point['way']]}", str(point["steps"]),
+             f"{point['ms']['median']:.2f}", f"{point['peak_bytes'] / 2**20:.1f}",
+             f"{point['first_seconds']:.1f}"] for point in record["points"]]
+    head = ["", "K", "ms", "peak, MiB", "first call, s"]
+    return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
+
+
 def processes(record: dict[str, Any]) -> str:
     """Tasks per second as processes are added."""
     alone = record["measured"][0]["tasks_per_second"]
@@ -333,7 +342,7 @@ def of_rows(made: dict[str, str]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "whole_run": whole_run,
     "comparison": comparison, "comparison-short": methods,
-    "image_step": image_step, "memory": memory,
+    "image_step": image_step, "memory": memory, "long_loops": long_loops,
     "maml_plus_plus-waves": over_seeds("sine waves", 5),
     "maml_plus_plus-characters": over_seeds("characters", 5),
     "inner_state": over_seeds("characters", 5), "bootstrap": over_seeds("sine waves", 1),
