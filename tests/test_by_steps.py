@@ -71,6 +71,19 @@ TERMS = {"the end": lambda: ml.QueryLoss(),
          "across tasks": lambda: ml.QueryLoss() + 0.1 * ml.Inequality()}
 
 
+def test_a_step_may_depend_on_its_number(sines, small_net):
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    graphs, inner = [], ml.inner.LSLR(small_net, 0.1, 10)
+    with torch.no_grad(): inner.scale += torch.arange(10)[:, None] / 10
+    J = ml.MetaLoss(small_net, F.mse_loss, inner=inner, gradient=ml.MixedMode())
+    J.compile(backend=counting)
+    close(value_and_gradients(J, sines),
+          value_and_gradients(ml.MetaLoss(small_net, F.mse_loss, inner=inner), sines))
+    assert len(graphs) == 5
+
+
 @pytest.mark.parametrize("name", TERMS)
 def test_every_term_has_the_exact_gradient(plain, small_net, sines, name):
     J, exact = both(small_net, inner=ml.SGD(0.1, 3), terms=TERMS[name](), pooling=ml.Tilted(0.5))
