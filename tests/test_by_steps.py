@@ -98,6 +98,13 @@ def test_any_number_of_steps_with_the_same_programs(plain, small_net, sines, ste
     close(value_and_gradients(J, sines), value_and_gradients(exact, sines))
 
 
+def test_a_path_that_had_nothing_between_its_ends_gets_longer(plain, small_net, sines):
+    J, exact = both(small_net, inner=ml.SGD(0.1, 1), terms=ml.EveryStep(1.0))
+    for steps in (1, 3, 0, 2):
+        J.inner.steps = exact.inner.steps = steps
+        close(value_and_gradients(J, sines), value_and_gradients(exact, sines))
+
+
 def test_heads_of_tasks_and_frozen_parts(plain):
     x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     tasks = ml.tasks.Episodes(x, torch.arange(40) // 8, ways=3, shots=2, queries=2).batch(2, seed=0)

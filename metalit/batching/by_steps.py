@@ -151,7 +151,7 @@ class BySteps:
     lambda p, path, x: (path[-1]["w"] * x).sum(), lambda x, k: x, lambda: 3)`.
     """
     def __init__(self, pieces: Pieces, program: Callable[[Callable], Callable]):
-        self.pieces, self.whole = pieces, False
+        self.pieces, self.whole, self.known = pieces, False, set[int]()
         def made(piece: Callable, *first: Any) -> Callable:
             def run(*args: Any) -> Any: return laid_out(piece(*first, *args))
             return program(run)
@@ -160,23 +160,23 @@ class BySteps:
         self.end = made(at_the_end, pieces)
 
     def __call__(self, parameters: Params, batch: Tree) -> tuple[Params, Tensor]:
-        seen = [self.pieces.examples(batch, k) for k in range(self.pieces.steps())]
+        steps = self.pieces.steps()
+        if steps not in self.known: after_one(self, parameters, batch)
+        seen = [(self.pieces.examples(batch, k), turn_of(k)) for k in range(steps)]
         path = [self.begin(parameters, batch)]
-        for k, examples in enumerate(seen):
-            path.append(self.step(parameters, *path[-1], examples, turn_of(k)))
+        for own in seen: path.append(self.step(parameters, *path[-1], *own))
         return self.back_along(parameters, batch, seen, path)
 
-    def back_along(self, parameters: Params, batch: Tree, seen: list[Tree],
+    def back_along(self, parameters: Params, batch: Tree, seen: list[Any],
                    path: list[tuple[Params, Tree]]) -> tuple[Params, Tensor]:
         "The way back, step by step; the path is let go on it."
         between = [phi for phi, _ in path[1:-1]] if self.whole else []
         (total, of_first, along, of_between), value = self.end(
             parameters, path[0][0], path[-1][0], between, self.whole, batch)
         rest = [torch.zeros_like(part) for part in floats(path[-1][1])]
-        for k, examples in reversed(list(enumerate(seen))):
+        for k, own in reversed(list(enumerate(seen))):
             path.pop()
-            of_step, (along, rest) = self.back(
-                parameters, *path[-1], examples, turn_of(k), (along, rest))
+            of_step, (along, rest) = self.back(parameters, *path[-1], *own, (along, rest))
             total = both_added(total, of_step)
             if k and of_between: along = both_added(along, of_between[k - 1])
         along = both_added(along, of_first)
@@ -186,9 +186,10 @@ class BySteps:
 def after_one(run: BySteps, parameters: Params, batch: Tree) -> Tensor:
     """The value where all steps are the first one: it depends on what the value depends on.
 
-    Finds out on the way whether the value reads what lies between the ends of the path.
+    Finds out on the way whether the value reads what lies between the ends of such a path.
     """
     pieces, steps = run.pieces, run.pieces.steps()
+    run.known.add(steps)
     last, state = first, _ = pieces.begin(parameters, batch)
     if steps: last, _ = pieces.step(parameters, first, state, pieces.examples(batch, 0), 0)
     def value(between: Any) -> Tensor:
