@@ -12,7 +12,6 @@ minutes.
 """
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 
 import metalit as ml
 
-from .together import Bed, Row, train_and_write
+from .together import Bed, Row, parser_of, train_and_write
 
 WAVES = ml.tasks.Sinusoids(shots=10)
 BED = Bed(WAVES, WAVES, 500, 10, (0, 1, 5, 10), lr=3e-3)
@@ -45,11 +44,7 @@ ROWS = {"MAML": Row(maml), "5 ahead, support": Row(partial(bmg, more=5)),
 
 def main() -> None:
     """Read the command line, and train."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=1.0, help="of the meta-steps, for a trial")
-    parser.add_argument("--file", default="bootstrap", help="name of the file in results/")
-    options = parser.parse_args()
+    options = parser_of(__doc__, "bootstrap").parse_args()
     train_and_write({"sine waves": BED}, {"sine waves": ROWS}, {"sine waves": range(8)},
                     options.share, {
         "what": "query loss (MSE, on a grid of 100) of sine waves that no training saw, after some "

@@ -14,7 +14,6 @@ minutes.
 """
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 
 import metalit as ml
 
-from .together import Bed, Row, train_and_write
+from .together import Bed, Row, parser_of, train_and_write
 
 METHODS = {"meta-sgd": ml.MetaSGD, "meta-curvature": ml.MetaCurvature, "conml": ml.ConML,
            "triplet-maml": ml.TripletMAML}
@@ -52,12 +51,9 @@ def rows(kind: Any) -> dict[str, Row]:
 
 def main() -> None:
     """Read the command line, and train."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=1.0, help="of the meta-steps, for a trial")
+    parser = parser_of(__doc__, "every_step")
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS),
                         metavar="METHOD", help="the figures of the others stay as they are")
-    parser.add_argument("--file", default="every_step", help="name of the file in results/")
     options = parser.parse_args()
     train_and_write({name: bed(name) for name in options.only},
                     {name: rows(kind) for name, kind in METHODS.items()},

@@ -13,7 +13,6 @@ minutes.
 """
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ from torch import nn
 
 import metalit as ml
 
-from .together import Bed, Row, train_and_write
+from .together import Bed, Row, parser_of, train_and_write
 
 LR, STEPS, SEEDS = 0.1, 5, range(5)
 
@@ -71,11 +70,7 @@ def bed() -> Bed:
 
 def main() -> None:
     """Read the command line, and train."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=1.0, help="of the meta-steps, for a trial")
-    parser.add_argument("--file", default="inner_state", help="name of the file in results/")
-    options = parser.parse_args()
+    options = parser_of(__doc__, "inner_state").parse_args()
     rows = {name: Row(partial(with_inner, make)) for name, make in ROWS.items()}
     train_and_write({"characters": bed()}, {"characters": rows}, {"characters": SEEDS},
                     options.share, {

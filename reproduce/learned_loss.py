@@ -21,7 +21,6 @@ row; rows that are there are not trained again.
 """
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from metalit.inner.learned_loss import LearnedLoss
 from metalit.judging.comparison import number
 from metalit.models import mlp
 
-from .together import less, summary
+from .together import less, parser_of, summary
 
 SEEDS, APART = range(5), 10_000
 
@@ -155,11 +154,7 @@ def run(make: Callable[[int], LearnedLoss], bed: Bed, seed: int, share: float) -
 
 def main() -> None:
     """Read the command line; train all rows that the file does not have yet."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=1.0, help="of the meta-steps, for a trial")
-    parser.add_argument("--file", default="learned_loss", help="name of the file in results/")
-    options = parser.parse_args()
+    options = parser_of(__doc__, "learned_loss").parse_args()
     torch.set_num_threads(1)
     path = Path("results") / f"{options.file}.json"
     kept = json.loads(path.read_text())["beds"] if path.exists() else {}

@@ -12,7 +12,6 @@ minutes.
 """
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 
 import metalit as ml
 
-from .together import Bed, Row, train_and_write
+from .together import Bed, Row, parser_of, train_and_write
 
 SEEDS = {"sine waves": range(8), "characters": range(5)}
 PARTS = {"a loss at every step": {"multi_step": False}, "learned rates": {"step_rates": False},
@@ -71,12 +70,9 @@ ROWS = {"sine waves": rows(on_waves, plain_on_waves, "norms of each step"),
 
 def main() -> None:
     """Read the command line, and train."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=1.0, help="of the meta-steps, for a trial")
+    parser = parser_of(__doc__, "maml_plus_plus")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="BED",
                         help="the figures of the other stay as they are")
-    parser.add_argument("--file", default="maml_plus_plus", help="name of the file in results/")
     options = parser.parse_args()
     train_and_write({name: bed for name, bed in beds().items() if name in options.only}, ROWS,
                     SEEDS, options.share, {

@@ -5,6 +5,7 @@ stack of starts is as many Adams; and a stack of eight costs little more than on
 """
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -161,3 +162,12 @@ def finish(rows: dict[str, Any]) -> None:
         kinds = [kind for kind in row["runs"][0] if kind != "seed"]
         row["summary"] = summary(row["runs"])
         row["minus_first"] = {kind: less(row["runs"], first, kind) for kind in kinds}
+
+
+def parser_of(description: str | None, file: str) -> argparse.ArgumentParser:
+    """The options that all such trainings have."""
+    parser = argparse.ArgumentParser(description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=float, default=1.0, help="of the meta-steps, for a trial")
+    parser.add_argument("--file", default=file, help="name of the file in results/")
+    return parser
