@@ -12,12 +12,13 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from docutils import nodes
+from pydata_sphinx_theme import toctree
 
 ROOT = Path(__file__).parent.parent
 STAGE = Path(os.environ["METALIT_STAGE"])  # where tools/build_site.py put the pages
 sys.path.insert(0, str(ROOT / "tools"))
 
-from site_pages import restructured  # noqa: E402
+from site_pages import restructured, with_mark  # noqa: E402
 
 settings = ConfigParser(delimiters=["="])
 settings.read(ROOT / "settings.ini", encoding="utf-8")
@@ -157,6 +158,36 @@ def named_defaults(app, what, name, thing, options, signature, returns):
     """A function that is a default by its name: `<function f>` could not be read as Python."""
     if signature is None: return None
     return re.sub(r"<function (?:\w+\.)*(\w+)(?: at 0x[0-9a-f]+)?>", r"\1", signature), returns
+
+
+# The contents by the folder of a page, from where addresses in it lead.
+contents = {}
+
+
+def contents_beside(app, pagename, template, context, doctree):
+    """The contents beside a page, made once for a folder: pages differ in what is marked alone.
+
+    The theme makes it for each page anew, which takes as long as all the rest of the site.
+    """
+    toctrees_of_theme(app, pagename, template, context, doctree)
+    if pagename == "404": return  # its addresses are those of the whole site
+    made, folder = context["generate_toctree_html"], pagename.rpartition("/")[0]
+    nobody = f"{folder}/." if folder else "."
+
+    def generate_toctree_html(**options):
+        key = folder, *sorted(options.items())
+        if key not in contents:
+            of_page, context["toctree"] = context["toctree"], (
+                lambda **options: app.builder._get_local_toctree(nobody, **options))
+            contents[key] = str(made(**options))
+            context["toctree"] = of_page
+        return with_mark(contents[key], app.builder.get_relative_uri(nobody, pagename))
+
+    context["generate_toctree_html"] = generate_toctree_html
+
+
+toctrees_of_theme = toctree.add_toctree_functions
+toctree.add_toctree_functions = contents_beside  # the theme has not connected it yet
 
 
 # Pages that an earlier build has read are read again when what reads them has changed.

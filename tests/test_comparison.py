@@ -5,8 +5,8 @@ import math
 import os
 import signal
 import subprocess
-import sys
 
+import forked
 import pytest
 import torch
 import torch.nn.functional as F
@@ -290,11 +290,12 @@ def test_what_a_comparison_did_not_make_is_not_replaced(tmp_path, name):
 def test_nobody_who_reads_does_not_stop_a_comparison(tmp_path):
     ours, theirs = os.pipe()
     os.close(ours)
-    done = subprocess.run([sys.executable, "-m", "metalit", "compare", "--methods", "maml",
-                           "--steps", "2", "--seeds", "0", "--batch-size", "2", "--out", tmp_path],
-                          stdout=theirs, stderr=subprocess.PIPE, timeout=100)
+    process = forked.python("-m", "metalit", "compare", "--methods", "maml", "--steps", 2,
+                            "--seeds", 0, "--batch-size", 2, "--out", tmp_path, stdout=theirs,
+                            stderr=subprocess.PIPE, text=True)
     os.close(theirs)
-    assert done.returncode == 0 and b"Error" not in done.stderr
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode == 0 and "Error" not in errors
     assert (tmp_path / "comparison.csv").exists()
 
 

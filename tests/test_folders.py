@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import torch.nn.functional as F
@@ -378,22 +379,21 @@ def test_a_bar_that_nobody_reads_does_not_stop_a_run(monkeypatch):
     assert len(quick(maml(), steps=3, log_every=1, progress=True)) == 3
 
 
-def forked(work: str, *numbers: int) -> list[int]:
+def counted(work: str, *numbers: int) -> list[int]:
     "What a function of `benchmarks.folders` counts, in a program of its own: it forks."
     program = ("import torch\ntorch.set_num_threads(1)\nfrom benchmarks import folders\n"
                f"print(folders.{work}({', '.join(map(str, numbers))}))")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          check=True, cwd=Path(__file__).parents[1], timeout=300)
+    done = forked.run("-c", program, check=True, cwd=Path(__file__).parents[1], timeout=300)
     return int(done.stdout)
 
 
 @pytest.mark.parametrize("times", [15, pytest.param(100, marks=pytest.mark.slow)])
 def test_two_processes_that_start_at_the_same_moment_in_one_empty_folder(times):
-    assert forked("pairs", times) == times
+    assert counted("pairs", times) == times
 
 
 def test_kills_at_random_moments():
-    assert forked("kills", 5) == 5
+    assert counted("kills", 5) == 5
 
 
 def test_damaged_files_are_refused():
@@ -405,12 +405,9 @@ def test_other_runs_are_noticed():
     assert noticed == tried >= 34
 
 
-COMMAND = [sys.executable, "-m", "metalit"]
-
-
 def command(*words, **options) -> subprocess.Popen:
-    return subprocess.Popen([*COMMAND, *map(str, words)], stderr=subprocess.PIPE, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+    return forked.python("-m", "metalit", *words, stderr=subprocess.PIPE, text=True,
+                         env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
 
 
 def test_two_interrupts_in_quick_succession_end_with_a_sentence(tmp_path):

@@ -1,9 +1,9 @@
 """How much memory a meta-step takes: measured, predicted, and given back."""
 import gc
 import os
-import subprocess
 import sys
 
+import forked
 import pytest
 import torch
 import torch.nn.functional as F
@@ -257,8 +257,7 @@ def test_keep_freed_memory_says_whether_it_did():
         print(keep_freed_memory(), keep_freed_memory())
         assert measured_memory(lambda: torch.empty(8)) == 32
         """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          check=True)
+    done = forked.run("-c", program, check=True)
     assert "profiler" not in done.stderr  # measuring does not write to the terminal
     assert done.stdout.split() in (["True", "True"], ["False", "False"])
     if sys.platform.startswith("linux"):

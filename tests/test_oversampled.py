@@ -1,9 +1,10 @@
 """Oversampled: shares of the tail by hand, chances in the limit, runs of every kind, its errors."""
 import copy
 import subprocess
-import sys
 from pathlib import Path
+from typing import ClassVar
 
+import forked
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,13 @@ class Looks:
         quick(J, tasks=family, steps=steps, compile=way != "plain", **watch, **options)
         return [family.aim, *(p.detach() for p in J.parameters())]
 
+    whole: ClassVar[dict] = {}
+
+    def not_stopped(self, way):
+        "What eight steps end at, computed once for each way."
+        if way not in self.whole: self.whole[way] = self.run(way, 8)
+        return self.whole[way]
+
 
 @pytest.fixture
 def looks(monkeypatch): return Looks(monkeypatch)
@@ -134,7 +142,7 @@ WAYS = ("plain", "a graph for each step", "pieces")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(way, stop, looks, tmp_path):
-    whole = looks.run(way, 8)
+    whole = looks.not_stopped(way)
     looks.run(way, stop, checkpoint=tmp_path)
     rest = looks.run(way, 8, checkpoint=tmp_path)
     assert whole[0][1] > 0.3
@@ -147,7 +155,7 @@ def test_compiled_runs_are_the_same_run(way, looks, monkeypatch):
     pieces, real = [], whole_run.WholeRun.piece
     monkeypatch.setattr(whole_run.WholeRun, "piece",
                         lambda self, step: pieces.append(found := real(self, step)) or found)
-    for one, other in zip(looks.run("plain", 8), looks.run(way, 8), strict=True):
+    for one, other in zip(looks.not_stopped("plain"), looks.run(way, 8), strict=True):
         close(one, other, 1e-9)
     assert sum(map(len, pieces)) == (8 if way == "pieces" else 0)
 
@@ -170,13 +178,12 @@ dist.destroy_process_group()
 
 def test_two_processes_draw_by_the_same_chances_as_one(looks, tmp_path):
     (tmp_path / "run.py").write_text(TEAM)
-    both = [subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(Path(__file__).parent),
-                              str(rank), str(tmp_path / "store"), str(tmp_path / "found")],
-                             stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    both = [forked.python(tmp_path / "run.py", Path(__file__).parent, rank, tmp_path / "store",
+                          tmp_path / "found", stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
     for process in both:
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == 0, errors
-    right = looks.run("plain", 8)
+    right = looks.not_stopped("plain")
     for rank in (0, 1):
         found = torch.load(tmp_path / f"found.{rank}", weights_only=True)
         for one, other in zip(found, right, strict=True): close(one, other, 1e-12)

@@ -3,9 +3,9 @@
 Started as a program, this file is one of the two.
 """
 import os
-import subprocess
 import sys
 
+import forked
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -76,10 +76,8 @@ def both():
 
 
 def test_two_processes_have_the_gradient_of_one():
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-              "2", __file__]
-    done = subprocess.run(launch, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
-                          text=True, check=False, timeout=120)
+    done = forked.run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+                      __file__, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("equal") == 2
 

@@ -1,6 +1,7 @@
 """The scripts behind `make site`: pages from notebooks; each check is shown to fail."""
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from build_site import (
     ROOT,
     api_page,
@@ -22,6 +23,7 @@ from site_pages import (
     restructured,
     symbol_table,
     typeset,
+    with_mark,
 )
 
 TABLE = {"ml.Exact": "metalit.gradient.exact.Exact", "Exact": "metalit.gradient.exact.Exact"}
@@ -289,3 +291,28 @@ def test_dictionaries_of_numbers_are_tables_and_nothing_else_is():
     assert rows.count("<tr>") == 3 and "&lt;y&gt;" in rows and "1e-07" in rows
     for text in ("{'a': 1}", "{'a': [0.5]}", "[0.5, 1.5]", "{}", "tensor(0.5)", "{'a': 0.5", "[]"):
         assert as_table(text) is None
+
+
+CONTENTS = """<ul class="nav">
+<li class="toctree-l1"><a class="reference internal" href="a.html">A</a></li>
+<li class="toctree-l1 has-children"><a class="reference internal" href="api/index.html">API</a>\
+<details><summary></summary><ul>
+<li class="toctree-l2"><a class="reference internal" href="api/x.html">x</a></li>
+</ul>
+</details></li>
+<li class="toctree-l1"><a class="reference internal" href="b.html">B</a></li>
+</ul>
+"""
+
+
+@pytest.mark.parametrize(("address", "entries", "lists", "opened"), [
+    ("a.html", ["A"], 1, 0), ("b.html", ["B"], 1, 0), ("api/index.html", ["API"], 1, 1),
+    ("api/x.html", ["API", "x"], 2, 1), ("c.html", [], 0, 0)])
+def test_the_current_page_is_marked_in_the_contents_and_what_it_is_in_is_opened(
+        address, entries, lists, opened):
+    page = BeautifulSoup(with_mark(CONTENTS, address), "html.parser")
+    assert [li.a.text for li in page.select("li.current.active")] == entries
+    assert [link["href"] for link in page.select("a.current")] == ["#"] * bool(entries)
+    assert [link.text for link in page.select("a.current")] == entries[-1:]
+    assert len(page.select("ul.current")) == lists and len(page.select("details[open]")) == opened
+    assert page.get_text() == BeautifulSoup(CONTENTS, "html.parser").get_text()

@@ -2,11 +2,11 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from functools import partial, partialmethod
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,8 @@ ml.meta_train(J, Tasks(), steps=int(sys.argv[2]), batch_size=4, checkpoint=sys.a
 
 def program(folder: Path, steps: int) -> subprocess.Popen:
     "Start the run; returns once it trains."
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(steps)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = forked.python("-c", PROGRAM, folder, steps, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "training\n", process.stderr.read()
     return process
 
@@ -265,8 +265,7 @@ write_whole(path, b"old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 write_whole(path, bytes(200_000))
 """
-    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True,
-                            text=True, check=False)
+    result = forked.run("-c", program, tmp_path)
     assert "could not write" in result.stderr.splitlines()[-1]
     assert "An older checkpoint.pt is untouched" in result.stderr
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"old"
@@ -303,8 +302,8 @@ from pathlib import Path
 from metalit.training.checkpoints import write_whole
 for i in range(300): write_whole(Path(sys.argv[1]) / "file", sys.argv[2].encode() * 50_000)
 """
-    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), letter],
-                                stderr=subprocess.PIPE, text=True) for letter in "ab"]
+    writers = [forked.python("-c", program, tmp_path, letter, stderr=subprocess.PIPE, text=True)
+               for letter in "ab"]
     while any(writer.poll() is None for writer in writers):
         if (tmp_path / "file").exists():
             assert (tmp_path / "file").read_bytes() in (b"a" * 50_000, b"b" * 50_000)

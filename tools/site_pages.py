@@ -234,3 +234,21 @@ def plain_words(line, table):
         else:
             pieces[number] = f"``{text}``"
     return "".join(pieces)
+
+
+def with_mark(contents, address):
+    """The contents of the site, as HTML, with one page marked and the lists that it is in opened.
+
+    As the theme does it: the classes `current` and `active`, and an address that leads nowhere.
+    """
+    before, link, after = contents.partition(f'<a class="reference internal" href="{address}"')
+    if not link: return contents  # a page that is not in it
+    line, end, after = ('<a class="current reference internal" href="#"' + after).partition("\n")
+    after = line.replace("<details", '<details open="open"') + end + after
+    inner = int(before.rpartition('class="toctree-l')[2][0])
+    for level, start in ((2, "<ul"), (1, '<ul class="'))[2 - inner:]:
+        before, entry, rest = before.rpartition(f'class="toctree-l{level}')
+        after = f"{entry} current active" + rest.replace("<details", '<details open="open"') + after
+        before, entry, rest = before.rpartition(start)
+        after = entry + ("current " if level == 1 else ' class="current"') + rest + after
+    return before + after
