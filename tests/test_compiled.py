@@ -51,7 +51,7 @@ def waves() -> ml.Task:
 @pytest.fixture(scope="module")
 def compiled() -> ml.MetaLoss:
     "One meta-loss compiled by the C++ compiler, shared by all tests that change nothing in it."
-    J = ml.MAML(ml.models.mlp(1, 16, 16, 1), F.mse_loss, lr=0.1)
+    J = ml.MAML(ml.models.mlp(1, 8, 1), F.mse_loss, lr=0.1)
     J.compile()
     return J
 
@@ -72,10 +72,25 @@ def test_first_order_with_a_learned_step_size_agrees(waves):
     assert J.inner.step_size.grad.abs() > 1e-3
 
 
+class Twice(nn.Module):
+    "A layer under two names that shares its weight with a third."
+    def __init__(self):
+        super().__init__()
+        self.a = self.b = nn.Linear(3, 3)
+        self.c = nn.Linear(3, 3, bias=False)
+        self.c.weight = self.a.weight
+
+    def forward(self, x): return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
 @needs_compiler
 def test_conv_net_with_a_learned_step_size_agrees_in_float64_to_the_last_digits():
-    "In C++: a convolution, a linear layer, two steps, and the step size is a meta-parameter."
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)).double()
+    """In C++: a convolution, linear layers that share a weight, two steps, a learned step size.
+
+    That the uncompiled one is right where weights are shared is tested in test_shared_weights.
+    """
+    layers = nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3), Twice()
+    net = nn.Sequential(*layers).double()
     x = torch.randn(2, 6, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.arange(6).remainder(3).expand(2, 6)
     task = ml.Task(ml.Split(x, y), ml.Split(x.flip(1), y.flip(1)))

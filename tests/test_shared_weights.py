@@ -6,7 +6,6 @@ The referee is a loop over tasks and steps of `torch.autograd.grad`, with the mo
 hand.
 """
 import copy
-import shutil
 
 import pytest
 import torch
@@ -17,8 +16,6 @@ import metalit as ml
 from metalit import as_written
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
-needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None,
-                                    reason="needs a C++ compiler")
 
 LR, STEPS = 0.1, 2
 
@@ -174,14 +171,6 @@ def test_equal_to_a_loop_and_the_model_is_untouched(kind, form, sines):
         J.predict(phi, sines.query.x)
         J.curve(sines, (0, 2))
         J.report(sines)
-
-
-@needs_compiler
-def test_compiled(sines):
-    "In C++, with both kinds in one model."
-    J = ml.MAML(made("both"), F.mse_loss, lr=LR, steps=STEPS)
-    J.compile()
-    assert_equal_to_loop(J, sines)
 
 
 @pytest.mark.parametrize(("kind", "form"), WITH_COMPILED)
