@@ -13,10 +13,12 @@ from metalit.models import Conv4
 from metalit.training.memory import (
     Flops,
     Memory,
+    exact_within,
     extended,
     flops,
     keep_freed_memory,
     measured_memory,
+    memory_at_hand,
     peak_and_rest,
     predicted_memory,
     step_memory,
@@ -269,3 +271,64 @@ def test_keep_freed_memory_does_nothing_elsewhere(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr("ctypes.CDLL", None)                 # not even looked for
     assert keep_freed_memory() is False
+
+
+def gradients(J: ml.MetaLoss, task: ml.Task) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(J(task), list(J.parameters())))
+
+
+@pytest.mark.parametrize(("rule", "at_once", "steps"), [
+    (ml.Exact, True, 3), (ml.MixedMode, True, 3), (ml.MixedMode, False, 5)])
+def test_the_exact_gradient_within_a_limit(rule, at_once, steps):
+    "It takes what was predicted, gives the same gradient, and one task more would not fit."
+    J, task = conv(steps=steps, filters=4), images(5, queries=1)
+    whole, path = (predicted_memory(conv(steps=steps, filters=4, **options), task).total
+                   for options in ({}, {"gradient": ml.MixedMode()}))
+    limit = {(ml.Exact, True): whole, (ml.MixedMode, True): path}.get((rule, at_once), 0.8 * path)
+    expected = gradients(J, task)
+    way = exact_within(J, task, limit)
+    assert type(J.gradient) is ml.Exact and J.chunk_size is None and J.inner.steps == steps
+    assert type(way.gradient) is rule and (way.chunk_size is None) == at_once
+    J.gradient, J.chunk_size = way.gradient, way.chunk_size
+    found = measured_memory(lambda: torch.testing.assert_close(gradients(J, task), expected,
+                                                               rtol=1e-3, atol=1e-5))
+    assert way.memory.total <= limit and found <= 1.05 * limit
+    if not at_once:
+        J.chunk_size = way.chunk_size + 1
+        assert predicted_memory(J, task).total > limit
+        assert f"{way.chunk_size} tasks at a time" in str(way)
+
+
+class NoForwardMode(torch.autograd.Function):
+    "A square whose derivative on the way forward nobody has written."
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x): return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g): return 2 * ctx.saved_tensors[0] * g
+
+
+def test_without_forward_derivatives_there_are_chunks():
+    class Net(torch.nn.Linear):
+        def forward(self, x): return NoForwardMode.apply(super().forward(x))
+    J, task = ml.MAML(Net(1, 1), F.mse_loss, steps=3), ml.tasks.Sinusoids(shots=5000).batch(6)
+    way = exact_within(J, task, 0.6 * predicted_memory(J, task).total)
+    assert type(way.gradient) is ml.Exact and way.chunk_size in (2, 3)
+
+
+def test_what_does_not_fit_and_what_is_not_exact_is_said():
+    task = ml.tasks.Sinusoids().batch(3)
+    J = ml.MAML(ml.models.mlp(1, 4, 1), F.mse_loss)
+    with pytest.raises(MemoryError, match=r"one task at a time takes .*ml\.FirstOrder\(\)"):
+        exact_within(J, task, 10)
+    with pytest.raises(ValueError, match="rule FirstOrder, which is another gradient"):
+        exact_within(ml.FOMAML(J.model, F.mse_loss), task)
+    with pytest.raises(RuntimeError, match="on the examples of one task"):
+        exact_within(ml.MAML(torch.nn.Linear(7, 1), F.mse_loss), task)
+    assert type(exact_within(J, task).gradient) is ml.Exact
+    assert 2**20 < memory_at_hand() < 2**60 or not os.path.exists("/proc/meminfo")

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['identity', 'named', 'settings_of', 'CheckpointError', 'Checkpoints', 'DivergedError', 'Progress', 'load_checkpoint',
            'save_checkpoint', 'Evaluation', 'Shifted', 'Validation', 'accuracy', 'evaluate', 'own_random_numbers',
-           'LostProcessError', 'flops', 'keep_freed_memory', 'measured_memory', 'predicted_memory', 'step_memory',
-           'Watcher', 'make_optimizer', 'meta_train', 'pick_device', 'stop_requested']
+           'LostProcessError', 'exact_within', 'flops', 'keep_freed_memory', 'measured_memory', 'memory_at_hand',
+           'predicted_memory', 'step_memory', 'Watcher', 'make_optimizer', 'meta_train', 'pick_device',
+           'stop_requested']
 
 # %% ../../nbs/9_rooms/96_room_training.ipynb #ea29b21d
 from metalit.training.checkpoints import (
@@ -28,9 +29,11 @@ from metalit.training.evaluation import (
 from .identity import identity, named, settings_of
 from .loop import make_optimizer, meta_train, pick_device, stop_requested
 from metalit.training.memory import (
+    exact_within,
     flops,
     keep_freed_memory,
     measured_memory,
+    memory_at_hand,
     predicted_memory,
     step_memory,
 )
@@ -40,6 +43,7 @@ from .watching import Watcher
 # %% ../../nbs/9_rooms/96_room_training.ipynb #bc8f0bdc
 _all_ = [identity, named, settings_of, CheckpointError, Checkpoints, DivergedError, Progress,
          load_checkpoint, save_checkpoint, Evaluation, Shifted, Validation, accuracy,
-         evaluate, own_random_numbers, LostProcessError, flops, keep_freed_memory, measured_memory,
+         evaluate, own_random_numbers, LostProcessError, exact_within, flops, keep_freed_memory,
+         measured_memory, memory_at_hand,
          predicted_memory, step_memory, Watcher, make_optimizer, meta_train, pick_device,
          stop_requested]

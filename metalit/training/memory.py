@@ -9,8 +9,12 @@ import copy
 import ctypes
 import math
 import os
+import re
 import sys
+from bisect import bisect_left
 from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +22,14 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..gradient.exact import Exact
+from ..gradient.mixed import MixedMode
 from ..meta_loss import MetaLoss
 from ..tasks.task import Task, check_task, leaves
 
 # %% auto #0
-__all__ = ['peak_and_rest', 'measured_memory', 'Memory', 'step_memory', 'extended', 'predicted_memory', 'keep_freed_memory',
-           'Flops', 'flops']
+__all__ = ['ExactWays', 'peak_and_rest', 'measured_memory', 'Memory', 'step_memory', 'extended', 'predicted_memory', 'prediction',
+           'memory_at_hand', 'ExactWay', 'ways_with', 'exact_within', 'largest', 'keep_freed_memory', 'Flops', 'flops']
 
 # %% ../../nbs/7_workshop/72_memory.ipynb #0e8cbece
 def peak_and_rest(run: Callable[[], Any], device: str | torch.device = "cpu") -> tuple[int, int]:
@@ -126,18 +132,104 @@ def predicted_memory(J: MetaLoss, task: Task) -> Memory:
 
     Example: `predicted_memory(J, task).total`.
     """
-    task, twin = check_task(task), copy.deepcopy(J)
-    at_once = min(task.batch_size, J.chunk_size or task.batch_size)
+    return prediction(J, task)(J.chunk_size)
 
+
+def prediction(J: MetaLoss, task: Task) -> Callable[[int | None], Memory]:
+    "The memory of a meta-step of J on this batch, for any `chunk_size`; measured once for all."
+    task, twin = check_task(task), copy.deepcopy(J)
+    twin.chunk_size = None
+
+    @cache
     def measure(tasks: int, steps: int) -> Memory:
         twin.inner.steps = steps
         return step_memory(twin, task.select(slice(tasks)))
-    memory = extended(lambda tasks: extended(lambda steps: measure(tasks, steps), J.inner.steps),
-                      at_once)
-    if at_once == task.batch_size: return memory
-    theta = sum(parameter.numel() * parameter.element_size() for parameter in J.parameters())
-    random_states = math.ceil(task.batch_size / at_once) * torch.get_rng_state().nbytes
-    return Memory(0, 0, memory.total + theta + random_states)
+
+    def predicted(chunk_size: int | None) -> Memory:
+        at_once = min(task.batch_size, chunk_size or task.batch_size)
+        memory = extended(lambda tasks: extended(lambda steps: measure(tasks, steps),
+                                                 J.inner.steps), at_once)
+        if at_once == task.batch_size: return memory
+        theta = sum(parameter.numel() * parameter.element_size() for parameter in J.parameters())
+        random_states = math.ceil(task.batch_size / at_once) * torch.get_rng_state().nbytes
+        return Memory(0, 0, memory.total + theta + random_states)
+    return predicted
+
+# %% ../../nbs/7_workshop/72_memory.ipynb #ad000002
+def memory_at_hand(device: str | torch.device = "cpu") -> float:
+    """Bytes of memory that a program could still get on this device; infinite where nobody says.
+
+    Example: `memory_at_hand() / 2**30`, in GiB.
+    """
+    if torch.device(device).type == "cuda": return float(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists(): return math.inf                 # neither Linux nor a GPU
+    found = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text(encoding="utf-8"))
+    return 1024.0 * int(found[1]) if found else math.inf
+
+# %% ../../nbs/7_workshop/72_memory.ipynb #ad000003
+class ExactWay(NamedTuple):
+    """A way to compute the exact gradient: what to set in J, and what a meta-step then takes.
+
+    `J.gradient, J.chunk_size = way.gradient, way.chunk_size` takes it.
+    """
+    gradient: torch.nn.Module
+    chunk_size: int | None
+    memory: Memory
+
+    def __str__(self) -> str:
+        few = f", {self.chunk_size} tasks at a time" * (self.chunk_size is not None)
+        return f"{type(self.gradient).__name__}{few}: {self.memory.total / 2**20:.1f} MiB"
+
+
+ExactWays = Callable[[int | None], ExactWay]
+
+
+def ways_with(J: MetaLoss, task: Task, gradient: torch.nn.Module) -> ExactWays:
+    "The ways with this gradient rule, one for each `chunk_size`."
+    twin = copy.deepcopy(J)
+    twin.gradient = gradient
+    memory = prediction(twin, task)
+    return lambda chunk_size: ExactWay(gradient, chunk_size, memory(chunk_size))
+
+# %% ../../nbs/7_workshop/72_memory.ipynb #ad000004
+def exact_within(J: MetaLoss, task: Task, limit: float | None = None) -> ExactWay:
+    """The quickest way to the exact gradient whose meta-step takes at most `limit` bytes.
+
+    All tasks at once, if they fit; else all at once in mixed mode; else as many at a time as fit,
+    in the one or the other, whichever takes more. By default `limit` is three quarters of the
+    memory at hand: the resident set of a process is larger than its tensors. J is not changed; the
+    meta-steps are eager ones.
+
+    Raises `MemoryError`, with what the smallest way takes, where none fits; `ValueError` where J
+    has a gradient rule that is not exact, or cannot read the task.
+
+    Example: `exact_within(J, task, 2**30).chunk_size`.
+    """
+    if type(J.gradient) not in (Exact, MixedMode):
+        raise ValueError(f"J has the gradient rule {type(J.gradient).__name__}, which is another "
+                         "gradient: this compares ways to the exact one (ml.Exact())")
+    task, most = check_task(task), limit
+    if most is None: most = 0.75 * memory_at_hand(leaves(task)[0].device)
+    both: list[ExactWays] = []
+    for ways in map(partial(ways_with, J, task), (Exact(), MixedMode())):
+        try: whole = ways(None)
+        except (NotImplementedError, ValueError):
+            if not both: raise                               # J cannot read the task
+            break                                            # no forward derivatives
+        if whole.memory.total <= most: return whole
+        both.append(ways)
+    chunks = [largest(ways, task.batch_size, most) for ways in both]
+    if best := max(chunks): return both[chunks.index(best)](best)
+    least = both[-1](1)
+    raise MemoryError(f"one task at a time takes {least.memory.total / 2**20:.1f} MiB "
+                      f"({least}), and {most / 2**20:.1f} are allowed: fewer inner steps, fewer "
+                      "examples, or another gradient, ml.FirstOrder()")
+
+
+def largest(ways: ExactWays, batch_size: int, most: float) -> int:
+    "How many tasks at a time take at most so many bytes; 0 if not even one does."
+    return bisect_left(range(1, batch_size), True, key=lambda c: ways(c).memory.total > most)
 
 # %% ../../nbs/7_workshop/72_memory.ipynb #a99b0991
 def keep_freed_memory() -> bool:
