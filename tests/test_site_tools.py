@@ -1,4 +1,6 @@
 """The scripts behind `make site`: pages from notebooks; each check is shown to fail."""
+import re
+
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -13,6 +15,7 @@ from build_site import (
     results_page,
 )
 from check_site import VIEW, problems
+from citations import anchored, cited, works_in
 from site_pages import (
     PARTS,
     as_table,
@@ -316,3 +319,42 @@ def test_the_current_page_is_marked_in_the_contents_and_what_it_is_in_is_opened(
     assert [link.text for link in page.select("a.current")] == entries[-1:]
     assert len(page.select("ul.current")) == lists and len(page.select("details[open]")) == opened
     assert page.get_text() == BeautifulSoup(CONTENTS, "html.parser").get_text()
+
+
+BIBLIOGRAPHY = """Some history: Doe et al. (2017).
+
+- J. Doe, A. Roe, B. van Moe (2017). *A title.* ICML. What for. [A chapter](../a.ipynb)
+- J. Doe, A. Roe (2018). *Two.* A note.
+- J. Doe and others (2018). *Many.* A "quoted" note. [A](../a.ipynb), [B](../b.ipynb)
+- J.-P. Doe (2019). *One.*
+- K. Doe (2019). *Another one.*
+"""
+
+
+@pytest.mark.parametrize(("words", "anchor", "title"), [
+    ("Doe et al. (2017)", "doe-2017", "J. Doe, A. Roe, B. van Moe (2017). A title. ICML. What"),
+    ("Doe, Roe and Moe (2017)", "doe-2017", "J. Doe, A. Roe, B."),
+    ("Doe & Roe (2018)", "doe-2018", "J. Doe, A. Roe (2018). Two. A note."),
+    ("Doe et al. 2018", "doe-2018-1", "J. Doe and others (2018). Many. A &quot;quoted&quot; no")])
+def test_a_work_that_a_sentence_names_leads_to_its_line(words, anchor, title):
+    works = works_in(BIBLIOGRAPHY)
+    found = cited(f"As in {words}, and so on.", works, "../b.html")
+    assert f'<a class="cited" href="../b.html#{anchor}" title="{title}' in found
+    assert found.startswith("As in <a ") and found.endswith(f">{words}</a>, and so on.")
+    assert f'- <span id="{anchor}"></span>J. Doe' in anchored(BIBLIOGRAPHY, works)
+
+
+@pytest.mark.parametrize("text", [
+    "Doe (2019)", "Doe et al. (2016)", "Roe (2018)", "Doe (2018)", "K. Doe et al. (2017)",
+    "`Doe et al. (2017)`", "[Doe et al. (2017)](x.html)", "# Doe et al. (2017)", "In 2017"])
+def test_what_names_no_work_or_two_or_stands_in_a_link_is_left_alone(text):
+    assert cited(text, works_in(BIBLIOGRAPHY), "") == text
+
+
+def test_the_books_bibliography_has_an_anchor_for_each_work():
+    cells = nbformat.read(ROOT / "nbs/reference/bibliography.ipynb", as_version=4).cells
+    text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    shown = anchored(text, works_in(text))
+    anchors = re.findall(r'<span id="([\w-]+)"', shown)
+    assert len(anchors) == len(set(anchors)) > 100
+    assert set(re.findall(r'href="#([\w-]+)"', shown)) <= set(anchors)

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import nbformat
 from check_sync import notebooks_in, settings
+from citations import anchored, cited, works_in
 from site_pages import GUIDES, PARTS, REFERENCE, page, symbol_table
 
 ROOT = Path(__file__).parent.parent
+BIBLIOGRAPHY = "reference/bibliography"
 
 
 # What the names of a room are shown under, in the order of the sentence of seven choices.
@@ -126,6 +128,21 @@ def module_page(module, source):
             "   :show-inheritance:\n")
 
 
+def written(path):
+    """What stands in a notebook between its code."""
+    cells = nbformat.read(path, as_version=4).cells if path.is_file() else []
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def cite(notebook, name, works):
+    """Let the works that a page names lead to the bibliography, where each has an anchor."""
+    from_here = "../" * name.count("/") + f"{BIBLIOGRAPHY}.html"
+    for cell in notebook.cells:
+        if cell.cell_type != "markdown": continue
+        cell.source = (anchored(cell.source, works) if name == BIBLIOGRAPHY
+                       else cited(cell.source, works, from_here))
+
+
 def room_of(name):
     """The group of a full name, by the room that it is from; the last one where it has none."""
     return GROUPS.get(name.split(".")[1], GROUPS["data"])
@@ -159,10 +176,12 @@ def gather(root, executed, folder):
                 if f"ml.{name}" in table and f"metalit.{name}" not in index]
 
     paths = notebooks_in(root / "nbs")
+    works = works_in(written(executed / "nbs" / f"{BIBLIOGRAPHY}.ipynb"))
     for path in paths:
         copy = executed / path.relative_to(root)
         name = path.relative_to(root / "nbs").with_suffix("").as_posix()
         notebook = page(nbformat.read(copy, as_version=4), label_of(name), table)
+        cite(notebook, name, works)
         if path.name == "index.ipynb":
             notebook.cells.append(contents([p.relative_to(root / "nbs").with_suffix("").as_posix()
                                             for p in paths]))
