@@ -1,4 +1,5 @@
 """Pages that are looked up: what they list is there, and what is there they list."""
+import math
 import re
 from pathlib import Path
 
@@ -102,6 +103,28 @@ def test_the_words_that_people_search_are_in_the_glossary():
 def test_a_word_of_the_glossary_stands_in_its_chapter(word, chapter):
     text = text_of(chapter).lower()
     assert any(part.strip().lower() in text for part in word.split(",")) or "CVaR" in word
+
+
+# ---- the course --------------------------------------------------------------------------------
+
+
+def minutes_of(name):
+    "At 120 words a minute, without exercises and what follows them; in steps of five."
+    text = re.split(r"^## (?:Exercises|Solutions|References)", text_of(name), flags=re.MULTILINE)[0]
+    return 5 * math.ceil(len(text.split()) / 600)
+
+
+def test_the_course_says_how_long_its_chapters_take_to_read_and_knows_their_exercises():
+    rows = re.findall(r"^\| \[([^]]+)\]\(([^)]+)\) \| (\d+) \|$", text_of("guides/course"),
+                      re.MULTILINE)
+    assert len(rows) == 15
+    exercises = dict(re.findall(r"\*([A-Z][^*]+)\* (\d[\d ,and]*)", text_of("guides/course")))
+    for title, address, minutes in rows:
+        name = CHAPTERS["guides/course"].target(address)
+        assert abs(int(minutes) - minutes_of(name)) <= 5, (title, minutes_of(name))
+        for number in re.findall(r"\d+", exercises.pop(title.split(":")[0], "")):
+            assert re.search(rf"^{number}\. ", text_of(name).split("## Exercises")[1], re.MULTILINE)
+    assert not exercises
 
 
 # ---- bibliography ------------------------------------------------------------------------------
