@@ -120,7 +120,7 @@ def omniglot(record: dict[str, Any]) -> str:
     seconds = " and ".join(f"{run['seconds'] / 60:.0f}" for run in record["long"].values())
     return (markdown(["after inner steps", *map(str, steps)], rows) + "\n\nAccuracy in per cent ± "
             f"95 % over 600 tasks. {run['meta_steps']:,} meta-steps of 32 tasks each, "
-            + f"{seconds} minutes on one core each, both at once. "
+            + f"{seconds} minutes on one core each, beside other work. "
             + environment(record["machine"], record["versions"],
                           {lr: run["metalit"] for lr, run in record["long"].items()}))
 
