@@ -15,7 +15,7 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'MetaSGD', 'MetaCurvature', 'ML3', 'L2F', 'BMG', 'MRMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML',
            'R2D2', 'Unicorn', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
            'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
-           'compare', 'design', 'load', 'Run', 'named']
+           'find_lr', 'diagnose', 'compare', 'design', 'load', 'Run', 'named']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -56,8 +56,10 @@ from .inner.walk import InnerLoop
 # %% ../nbs/99_api.ipynb #99a00001
 from .designing.search import design
 from .judging.comparison import compare
+from .judging.diagnosis import diagnose
 from .judging.judge import judge
 from .judging.runs import Run, load
+from .judging.step_size import find_lr
 from .learner import Learner
 from .losses import TaskLoss
 from .meta_loss import MetaLoss
@@ -125,4 +127,4 @@ _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images
          MetaSGD, MetaCurvature, ML3, L2F, BMG, MRMAML, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML,
          R2D2, Unicorn, meta_train, Validation, Watcher, evaluate, Evaluation, accuracy,
          save_checkpoint, load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge,
-         compare, design, load, Run, named]
+         find_lr, diagnose, compare, design, load, Run, named]

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 from ..batching.slope import grad
 from .momentum import at_rest, has_momentum
 from .rates import Descent, rate_for, settle
@@ -15,7 +18,7 @@ from ..models import Params
 from ..tasks.task import Split
 
 # %% auto #0
-__all__ = ['Direction', 'Hooks', 'SGD']
+__all__ = ['Direction', 'Hooks', 'SGD', 'largest_eigenvalue', 'inner_product']
 
 # %% ../../nbs/1_idea/07_inner_loop.ipynb #e1703217
 Direction = Callable[[Params], Params]
@@ -81,3 +84,29 @@ class SGD(Hooks):
         towards = memory(gradient) if callable(memory) else self.direction(gradient)
         after = {name: phi[name] - rate_for(self.lr, name, d) * d for name, d in towards.items()}
         return phi | after, (memory, velocity) if has_momentum(self.push) else memory
+
+# %% ../../nbs/1_idea/07_inner_loop.ipynb #06f5f97d
+def largest_eigenvalue(product: Callable[[Params], Params], like: Params,
+                       iterations: int = 40) -> Tensor:
+    """The eigenvalue of largest size of a linear map of parameters, by power iteration.
+
+    `product(v)` is the map, such as a Hessian times v; `like` has the shapes of its vectors. Where
+    a map is symmetric, what is found is never larger in size than the true one.
+
+    Example: `largest_eigenvalue(lambda v: {"w": -3 * v["w"]}, {"w": torch.ones(2)})`.
+    """
+    # No random numbers, which vmap forbids; and no ones, which stand at right angles to (1, −1).
+    v = {name: torch.arange(value.numel()).to(value).cos().reshape(value.shape)
+         for name, value in like.items()}
+    found = inner_product(v, v)
+    for _ in range(iterations):
+        length = inner_product(v, v).sqrt().clamp_min(1e-30)
+        v = {name: part / length for name, part in v.items()}
+        image = product(v)
+        found, v = inner_product(v, image), image
+    return found
+
+
+def inner_product(a: Params, b: Params) -> Tensor:
+    "The sum of the products of all numbers that stand at the same place."
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()

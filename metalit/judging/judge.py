@@ -133,16 +133,17 @@ def value(J: MetaLoss, task: Task) -> Tensor:
 def gradient(J: MetaLoss, task: Task) -> Tensor:
     """What `.backward()` gives for all parameters of J, θ first, as one vector.
 
-    It is zero where J does not depend on one.
+    It is zero where J does not depend on one, or it is frozen.
 
     Raises `ArithmeticError` where it is not finite.
     """
     parameters, scalar = list(J.parameters()), value(J, task)
     if not scalar.requires_grad:
         return torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype)
-    found = torch.autograd.grad(scalar, parameters, allow_unused=True)
-    g = torch.cat([torch.zeros_like(p).flatten() if d is None else d.flatten()
-                   for p, d in zip(parameters, found, strict=True)])
+    asked = [p for p in parameters if p.requires_grad]       # the others are frozen
+    found = dict(zip(asked, torch.autograd.grad(scalar, asked, allow_unused=True), strict=True))
+    g = torch.cat([torch.zeros_like(p).flatten() if found.get(p) is None else found[p].flatten()
+                   for p in parameters])
     if not (torch.isfinite(scalar) and torch.isfinite(g).all()):
         raise ArithmeticError(f"value {scalar.item():.3g}, and {int((~torch.isfinite(g)).sum())} "
                               f"of {len(g)} entries of the gradient are not finite")
