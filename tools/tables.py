@@ -316,6 +316,27 @@ def percent(row: dict[str, Any]) -> str:
     return f"{row['accuracy']:.1f} ± {row['ci95']:.1f}"
 
 
+def beyond(name: str) -> Callable[[dict[str, Any]], str]:
+    """One of the experiments with a single long task, over seeds, beside one of its rows."""
+    def table(record: dict[str, Any]) -> str:
+        experiment = record["experiments"][name]
+        rows = []
+        for title, row in experiment["rows"].items():
+            gap, half = row["less"]["mean"], row["less"]["ci95"]
+            beside = "" if gap == half == 0 else f"{gap:+.2f} ± {half:.2f}"
+            shown = f"**{beside}**" if abs(gap) > half else beside
+            rows.append([title, f"{row['mean']:.2f} ± {row['sd_of_seeds']:.2f}", shown])
+        first = next(title for title, row in experiment["rows"].items()
+                     if row["less"]["ci95"] == 0)
+        seeds = len(experiment["rows"][first]["seeds"])
+        return (markdown(["", experiment["measured"], f"beside “{first}”"], rows)
+                + f"\n\nMean of {seeds} seeds ± standard deviation between them; last column: mean "
+                "of the differences seed by seed ± half a 95 % interval, bold where it leaves out "
+                f"zero. {experiment['outer_steps']} outer steps. "
+                + environment(record["machine"], record["versions"]))
+    return table
+
+
 def cell(mean: float | None, spread: float | None) -> str:
     """Mean and spread; a mean that is not finite, or beyond a hundred: a few tasks went astray."""
     if mean is None or mean > 100: return "blows up"
@@ -347,7 +368,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "maml_plus_plus-characters": over_seeds("characters", 5),
     "inner_state": over_seeds("characters", 5), "bootstrap": over_seeds("sine waves", 1),
     "processes": processes, "omniglot": omniglot, "omniglot-methods": omniglot_methods,
-    "natural": natural, "pages": pages}
+    "beyond-weights": beyond("weights"), "beyond-augmentation": beyond("augmentation"),
+    "beyond-distillation": beyond("distillation"), "natural": natural, "pages": pages}
 
 
 def beside(file: Path) -> dict[str, Any]:
