@@ -37,7 +37,6 @@ AHEAD = {
     "metalit.tasks.task": "support and query, with names, once the first chapter has used both",
     "metalit.terms.sharpness.GradientNorm": "a second term, where a sum of terms is shown",
     "metalit.data.images": "files of pictures, read and kept",
-    "metalit.learner.Learner": "what learns a task and is not meta-trained, beside what is",
     "metalit.losses.TaskLoss": "a loss that moves its inputs, or has some of its own",
     "metalit.judging.comparison": "reading the results of long runs, quoted where they belong",
 }
