@@ -178,6 +178,27 @@ def test_unequal_tasks_and_a_family_of_its_own_for_unseen_ones():
     assert diagnose(J, ml.tasks.Given(rows, shots=3), n_tasks=8)[-1].found.endswith("no task out")
 
 
+class Failing(ml.Term):
+    "A term that can be measured and not be differentiated."
+    def per_task(self, path, task):
+        if torch.is_grad_enabled(): raise RuntimeError("this term of mine is broken")
+        return path.loss(path.final, task.query)
+
+
+def test_what_has_no_gradient_says_so_beside_the_rest():
+    found = diagnose(bowl(terms=Failing()), ml.tasks.Quadratics(3), n_tasks=8)
+    assert [one.mark for one in found][:4] == ["✓", "✓", "✓", "✗"]
+    assert "this term of mine is broken" in str(found).replace("\n", " ").replace("  ", "")
+    assert "mend" in found.next
+
+
+def test_a_number_that_no_sample_shows_is_not_told():
+    "Eight tasks about a place of rest: too few to see a signal, whatever the batch."
+    J = ml.MAML(ml.models.Point(3), half_square, lr=0.3)
+    found = diagnose(J, ml.tasks.Quadratics(3, spread=5.0), n_tasks=8, batch_size=1000)
+    assert found.mark("noise of the gradient") == "!" and "too few" in found[3].found
+
+
 def test_J_is_left_alone_and_mistakes_are_told():
     J, family = bowl(), ml.tasks.Quadratics(3)
     torch.manual_seed(1)

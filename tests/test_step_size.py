@@ -130,6 +130,13 @@ def test_learned_factors_start_where_it_says():
     assert find_lr(J, ml.tasks.Sinusoids(), rates=[0.01, 0.02], **QUICK).own == 0.01
 
 
+def test_tasks_of_unequal_size_and_a_model_in_double():
+    rows = {f"{i}": (torch.rand(5 + i, 1), torch.rand(5 + i, 1)) for i in range(6)}
+    J = ml.MAML(ml.models.mlp(1, 4, 1).double(), F.mse_loss)
+    for family in (ml.tasks.Given(rows, shots=3), ml.tasks.Sinusoids()):
+        assert len(find_lr(J, family, rates=[0.01, 0.02], **QUICK).tried) == 2
+
+
 def test_other_mistakes():
     sines = ml.tasks.Sinusoids()
     with pytest.raises(TypeError, match="a family of tasks"): find_lr(bowl(), BOWLS.batch(4))

@@ -20,18 +20,18 @@ from ..inner.sgd import inner_product, largest_eigenvalue
 from ..inner.sign import Sign
 from ..inner.walk import Walk, first_point, next_point
 from .judge import gradient
-from .step_size import LATER
+from .step_size import LATER, placed
 from ..meta_loss import MetaLoss, all_tasks_for
 from ..models import Params
 from ..tasks.family import Family, check_count
 from ..tasks.task import Split, Task
-from ..tasks.unequal import Unequal, check_tasks, in_groups
+from ..tasks.unequal import Unequal, in_groups
 from ..training.evaluation import evaluate
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'START', 'END', 'STEPS_BY_THEMSELVES', 'GAIN', 'GRADIENT_NOISE', 'GAP', 'products_with_curvature', 'Noise',
            'noise_of', 'Reading', 'Diagnosis', 'readings_of_steps', 'reading_of_step', 'reading_of_gain',
-           'reading_of_noise', 'placed', 'reading_of_gap', 'next_thing', 'diagnose']
+           'reading_of_noise', 'reading_of_gap', 'next_thing', 'diagnose']
 
 # %% ../../nbs/4_judgement/40c_diagnosis.ipynb #40c00009
 def products_with_curvature(J: MetaLoss, tasks: Task | Unequal, iterations: int = 20) -> Tensor:
@@ -208,21 +208,17 @@ def reading_of_noise(J: MetaLoss, tasks: Family, n_tasks: int, batch_size: int,
     count = max(8, n_tasks // size)
     batches = (tasks.batch(size, seed, LATER + 1 + i) for i in range(count))
     try: found = noise_of((gradient(J, placed(J, batch)) for batch in batches), size)
-    except ArithmeticError as error:
-        return Reading("✗", GRADIENT_NOISE, f"not finite: {error}", "What next?", math.inf)
+    # A part of the reader's own can fail in any way, and the other readings still help.
+    except Exception as error:
+        why = "not finite" if isinstance(error, ArithmeticError) else "J has none here"
+        return Reading("✗", GRADIENT_NOISE, f"{why}: {str(error)[:150]}", "What next?", math.inf)
     seen = found.tasks <= count * size                       # else its correction is all of it
     words = (f"about {found.tasks:.2g} tasks make the signal as long as the noise, and a batch has "
              f"{batch_size}" if seen else
              f"{count * size} tasks are too few to see a signal: at rest, or they disagree")
-    mark = ("✓" if found.tasks <= batch_size else
-            "!" if not seen or found.tasks <= 10 * batch_size else "✗")
+    mark = ("!" if not seen or batch_size < found.tasks <= 10 * batch_size else
+            "✓" if found.tasks <= batch_size else "✗")
     return Reading(mark, GRADIENT_NOISE, words, "What next?", found.tasks if seen else math.inf)
-
-
-def placed(J: MetaLoss, batch: Any) -> Any:
-    "Tasks, where J is and in its precision."
-    like = next(J.parameters())
-    return check_tasks(batch).to(device=like.device, dtype=like.dtype)
 
 # %% ../../nbs/4_judgement/40c_diagnosis.ipynb #40c00017
 def reading_of_gap(J: MetaLoss, tasks: Family, unseen: Family | None, seed: int) -> Reading:
@@ -234,8 +230,8 @@ def reading_of_gap(J: MetaLoss, tasks: Family, unseen: Family | None, seed: int)
                "holds no task out")
         return Reading("–", GAP, f"{type(tasks).__name__} {why}", "Tasks that can be memorised")
     n = min(family.n_held_out or 200, 200)
-    known, new = (evaluate(J, at, n_tasks=k, steps=(J.inner.steps,), seed=seed).per_task[:, 0]
-                  for at, k in ((tasks.batch(n, seed, LATER), None), (family, n)))
+    known, new = (evaluate(J, placed(J, at), steps=(J.inner.steps,)).per_task[:, 0]
+                  for at in (tasks.batch(n, seed, LATER), family.held_out(n, seed)))
     gap = (new.mean() - known.mean()).item()
     half = 1.96 * (new.var() / len(new) + known.var() / len(known)).sqrt().item()
     words = (f"query loss {known.mean():.3g} on tasks of the training, {new.mean():.3g} on unseen "
@@ -259,6 +255,8 @@ def next_thing(found: Diagnosis, batch_size: int) -> str:
     if marks[GAIN] == "✗" or any(marks[name] == "!" for name in (START, END)):
         return ("Adapting does harm, or is near to it, with these steps: compare step sizes, "
                 "ml.find_lr(J, tasks).")
+    if marks[GRADIENT_NOISE] == "✗" and value[GRADIENT_NOISE] == math.inf:
+        return "J has no gradient here: mend what stands beside it above."
     if marks[GRADIENT_NOISE] in "!✗":
         enough = value[GRADIENT_NOISE] or 0
         larger = f"batch_size={math.ceil(enough)}" if math.isfinite(enough) else "larger batches"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -21,7 +21,8 @@ from .. import plots
 from .judge import at_rate, rate_of
 from ..meta_loss import MetaLoss
 from ..tasks.family import Family
-from ..tasks.task import brief
+from ..tasks.task import Task, brief
+from ..tasks.unequal import check_tasks
 from ..training.checkpoints import DivergedError
 from ..training.evaluation import Evaluation, evaluate
 from ..training.loop import Maker, meta_train
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['LATER', 'Losses', 'LONGEST', 'Tried', 'rung', 'FoundRate', 'cells_of', 'in_terminal', 'picture_of_rates', 'own_rate',
-           'Trial', 'seconds_of', 'up_and_down', 'best_of_all', 'mean_loss', 'closer', 'find_lr', 'rows_of_rates']
+           'Trial', 'placed', 'seconds_of', 'up_and_down', 'best_of_all', 'mean_loss', 'closer', 'find_lr',
+           'rows_of_rates']
 
 # %% ../../nbs/4_judgement/40b_step_size.ipynb #40b0000b
 class Tried(NamedTuple):
@@ -197,7 +199,7 @@ class Trial(NamedTuple):
                        seed=self.seed, optimizer=self.optimizer, progress=False,
                        device=next(twin.parameters()).device)
         except DivergedError: return None
-        later = self.tasks.batch(self.n_tasks, self.seed, LATER)
+        later = placed(twin, self.tasks.batch(self.n_tasks, self.seed, LATER))
         found = evaluate(twin, later, steps=(twin.inner.steps,))
         return found if bool(torch.isfinite(found.per_task).all()) else None
 
@@ -205,10 +207,17 @@ class Trial(NamedTuple):
 LATER = 10**6  # the number of a step whose tasks no short training sees
 
 
+def placed(J: MetaLoss, batch: Any) -> Any:
+    "Tasks, or a list of them, where J is and in its precision."
+    like, found = next(J.parameters()), check_tasks(batch)
+    moved = found.to(device=like.device, dtype=like.dtype)
+    return moved if isinstance(moved, Task) else list(moved)
+
+
 def seconds_of(trial: Trial) -> float:
-    "How long one meta-step takes, and one more evaluation of as many tasks would."
+    "How long one meta-step takes."
     twin = copy.deepcopy(trial.J)
-    task = trial.tasks.batch(trial.batch_size, trial.seed)
+    task = placed(twin, trial.tasks.batch(trial.batch_size, trial.seed))
     twin(task).backward()
     start = time.perf_counter()
     twin(task).backward()
