@@ -125,6 +125,16 @@ def test_who_has_no_plain_rate_is_told_the_way_out(make, says):
     with pytest.raises(ValueError, match=says): find_lr(of(make()), ml.tasks.Sinusoids())
 
 
+class Deaf(ml.SGD):
+    "A step whose length is its own."
+    def step(self, loss, phi, state, k): return {name: 0.9 * p for name, p in phi.items()}, state
+
+
+def test_a_step_size_that_nobody_reads_is_noticed():
+    with pytest.raises(ValueError, match="Deaf does not use its lr"):
+        find_lr(of(Deaf()), ml.tasks.Sinusoids(), rates=[0.01, 0.1], **QUICK)
+
+
 def test_learned_factors_start_where_it_says():
     J = ml.MetaSGD(ml.models.mlp(1, 4, 1), F.mse_loss, lr=0.01)
     assert find_lr(J, ml.tasks.Sinusoids(), rates=[0.01, 0.02], **QUICK).own == 0.01

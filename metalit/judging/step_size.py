@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['LATER', 'Losses', 'LONGEST', 'Tried', 'rung', 'FoundRate', 'cells_of', 'in_terminal', 'picture_of_rates', 'own_rate',
            'Trial', 'placed', 'seconds_of', 'up_and_down', 'best_of_all', 'mean_loss', 'closer', 'find_lr',
-           'rows_of_rates']
+           'check_matters', 'rows_of_rates']
 
 # %% ../../nbs/4_judgement/40b_step_size.ipynb #40b0000b
 class Tried(NamedTuple):
@@ -272,9 +272,9 @@ def find_lr(J: MetaLoss, tasks: Family, *, rates: Sequence[float] | None = None,
     what `seconds` allow, by a look at how long one takes. `optimizer`: as in `meta_train`, a
     function.
 
-    Raises `ValueError` for an inner loop whose step size is no plain number, or that takes no
-    steps, `TypeError` for tasks that are no family, `DivergedError` where no step size gives a
-    number.
+    Raises `ValueError` for an inner loop whose step size is no plain number, that takes no steps,
+    or whose step size changes nothing, `TypeError` for tasks that are no family, `DivergedError`
+    where no step size gives a number.
 
     Example: `find_lr(J, ml.tasks.Sinusoids(shots=5), steps=5).rate`.
     """
@@ -292,10 +292,19 @@ def find_lr(J: MetaLoss, tasks: Family, *, rates: Sequence[float] | None = None,
     look = trial.losses_at
     found = ({lr: look(lr) for lr in rates} if rates is not None
              else closer(look, closer(look, up_and_down(look, own))))
+    check_matters(J, found)
     return FoundRate(best_of_all(found), own, rows_of_rates(found), J.inner.steps,
                      trial.meta_steps, n_tasks, time.perf_counter() - begin)
 
 # %% ../../nbs/4_judgement/40b_step_size.ipynb #40b00028
+def check_matters(J: MetaLoss, found: Losses) -> None:
+    "Raise `ValueError` where all step sizes give the same losses, to the last bit."
+    losses = [one.per_task for one in found.values() if one is not None]
+    if len(losses) > 1 and all(torch.equal(losses[0], one) for one in losses):
+        raise ValueError(f"all step sizes give the same losses: {type(J.inner).__name__} does not "
+                         "use its lr, or its steps move nothing")
+
+
 def rows_of_rates(found: Losses) -> list[Tried]:
     "What was found for each step size, in their order; `DivergedError` where all diverge."
     best = found[best_of_all(found)]
