@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 STAGE = Path(os.environ["METALIT_STAGE"])  # where tools/build_site.py put the pages
 sys.path.insert(0, str(ROOT / "tools"))
 
-from site_pages import restructured, with_mark  # noqa: E402
+from site_pages import breakable, restructured, with_mark  # noqa: E402
 
 settings = ConfigParser(delimiters=["="])
 settings.read(ROOT / "settings.ini", encoding="utf-8")
@@ -179,7 +179,7 @@ def contents_beside(app, pagename, template, context, doctree):
         if key not in contents:
             of_page, context["toctree"] = context["toctree"], (
                 lambda **options: app.builder._get_local_toctree(nobody, **options))
-            contents[key] = str(made(**options))
+            contents[key] = breakable(str(made(**options)))
             context["toctree"] = of_page
         return with_mark(contents[key], app.builder.get_relative_uri(nobody, pagename))
 

@@ -19,6 +19,7 @@ from citations import anchored, cited, works_in
 from site_pages import (
     PARTS,
     as_table,
+    breakable,
     imports_alone,
     linked,
     options,
@@ -319,6 +320,11 @@ def test_the_current_page_is_marked_in_the_contents_and_what_it_is_in_is_opened(
     assert [link.text for link in page.select("a.current")] == entries[-1:]
     assert len(page.select("ul.current")) == lists and len(page.select("details[open]")) == opened
     assert page.get_text() == BeautifulSoup(CONTENTS, "html.parser").get_text()
+
+
+def test_a_line_of_the_contents_may_end_behind_a_dot_of_a_module():
+    assert breakable('<a href="x.y">metalit.a.b</a>, <a>a.b</a>') == (
+        '<a href="x.y">metalit.<wbr/>a.<wbr/>b</a>, <a>a.b</a>')
 
 
 BIBLIOGRAPHY = """Some history: Doe et al. (2017).

@@ -252,3 +252,9 @@ def with_mark(contents, address):
         before, entry, rest = before.rpartition(start)
         after = entry + ("current " if level == 1 else ' class="current"') + rest + after
     return before + after
+
+
+def breakable(contents):
+    """The contents of the site, where a line may end behind a dot of a module's name."""
+    return re.sub(r">(metalit(?:\.\w+)+)</a>",
+                  lambda name: f">{name[1].replace('.', '.<wbr/>')}</a>", contents)
