@@ -15,7 +15,7 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'MetaSGD', 'MetaCurvature', 'ML3', 'L2F', 'BMG', 'MRMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML',
            'R2D2', 'Unicorn', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
            'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
-           'find_lr', 'diagnose', 'compare', 'design', 'load', 'Run', 'named']
+           'find_lr', 'diagnose', 'compare', 'design', 'load', 'Run', 'named', 'suites']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -55,6 +55,7 @@ from .inner.walk import InnerLoop
 
 # %% ../nbs/99_api.ipynb #99a00001
 from .designing.search import design
+from .judging import suites
 from .judging.comparison import compare
 from .judging.diagnosis import diagnose
 from .judging.judge import judge
@@ -127,4 +128,4 @@ _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images
          MetaSGD, MetaCurvature, ML3, L2F, BMG, MRMAML, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML,
          R2D2, Unicorn, meta_train, Validation, Watcher, evaluate, Evaluation, accuracy,
          save_checkpoint, load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge,
-         find_lr, diagnose, compare, design, load, Run, named]
+         find_lr, diagnose, compare, design, load, Run, named, suites]

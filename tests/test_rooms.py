@@ -35,7 +35,7 @@ ROWS = (
     "data data.images data.splits data.glyphs data.omniglot data.patients data.other_patients",
     "judging.judge judging.step_size judging.diagnosis judging.recipes judging.baselines",
     "judging.conformal judging.comparison",
-    "judging.runs judging",
+    "judging.suites judging.runs judging",
     "designing.space designing.search designing.honest designing.report",
     "designing.scoring designing",
     "widgets.figure widgets.sinusoids widgets.plane widgets.landscape widgets.episodes",

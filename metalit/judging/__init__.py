@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Answer', 'Verdict', 'BASELINES', 'Baseline', 'Conformal', 'compare', 'RECIPES', 'Recipe', 'FoundRate', 'Tried',
-           'find_lr', 'Diagnosis', 'Reading', 'diagnose']
+           'find_lr', 'Diagnosis', 'Reading', 'diagnose', 'Suite']
 
 # %% ../../nbs/9_rooms/97_room_judging.ipynb #3aea25fb
 from .baselines import BASELINES, Baseline
@@ -14,7 +14,8 @@ from .diagnosis import Diagnosis, Reading, diagnose
 from .judge import Answer, Verdict
 from .recipes import RECIPES, Recipe
 from .step_size import FoundRate, Tried, find_lr
+from .suites import Suite
 
 # %% ../../nbs/9_rooms/97_room_judging.ipynb #704b4aed
 _all_ = [Answer, Verdict, BASELINES, Baseline, Conformal, compare, RECIPES, Recipe, FoundRate,
-         Tried, find_lr, Diagnosis, Reading, diagnose]
+         Tried, find_lr, Diagnosis, Reading, diagnose, Suite]

@@ -40,7 +40,7 @@ from ..meta_loss import MetaLoss
 from ..methods import Reptile
 from ..tasks.family import Family
 from ..tasks.task import Task
-from ..training.evaluation import Unseen, all_kinds, evaluate
+from ..training.evaluation import Evaluation, Unseen, all_kinds, evaluate
 from ..training.identity import identity, label, library_version, versions
 from ..training.loop import meta_train
 
@@ -124,14 +124,14 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
             shift: Mapping[str, Unseen] | None = None) -> list[Result]:
     """Train each of `methods` with each seed, equally, and evaluate it.
 
-    All see the same tasks, for the same number of meta-steps. A method is a name, of a recipe or of
-    a baseline (`BASELINES`), whose loss stands at each number of inner steps. In a dictionary that
-    name, or a function of the seed that makes a J, trained as MAML is, or a baseline, has the
-    row's name before it: `methods={"maml": "maml", "mine": make}`. `model(seed)` makes the model to
-    start from; for CAVIA, `model(seed, context=…)` one with so many numbers of context. `lr` is the
-    inner step size; Reptile and CAVIA keep that of their recipes. Every run has a folder of its own
-    in `folder`, so the whole can be stopped at any moment and goes on; a result that is found there
-    counts if it is of the same run. `shift`: other tasks to judge on, too, as in `ml.evaluate`.
+    All see the same tasks, of a family or a suite, for as many meta-steps. A method is a name, of a
+    recipe or of a baseline (`BASELINES`), whose loss stands at each number of inner steps. In a
+    dictionary that name, or a function of the seed that makes a J, trained as MAML is, or a
+    baseline, has the row's name before it: `methods={"maml": "maml", "mine": make}`. `model(seed)`
+    makes the model to start from; for CAVIA, `model(seed, context=…)` one with so many numbers of
+    context. `lr` is the inner step size; Reptile and CAVIA keep that of their recipes. Every run
+    has its own folder in `folder`, so the whole can be stopped at any moment and goes on; a result
+    found there counts if it is of this run. `shift`: more tasks to judge on, as in `ml.evaluate`.
 
     Raises `ValueError`, before anything is trained, for a method that has no recipe (see
     `metalit.judging.recipes.RECIPES`) or does not go with the tasks, a bad step size, a loss that
@@ -261,10 +261,11 @@ def _one(name: str, seed: int, J: MetaLoss | Baseline, recipe: Recipe, tasks: Fa
         seconds = _fitted(J, tasks) if isinstance(J, Baseline) else _trained(
             J, tasks, folder, steps=steps, batch_size=batch_size, seed=seed, compile=compile,
             progress=progress, optimizer=optimizer, scheduler=scheduler)
-        found = {"": evaluate(J, tasks, steps=inner_steps)} if shift is None else evaluate(
-            J, tasks, steps=inner_steps, shift=shift)
+        metric, of_loss = {"loss": J.loss}, dict[str, Evaluation]()
+        if shift is None: of_loss[""] = evaluate(J, tasks, steps=inner_steps, metric=metric)["loss"]
+        else: of_loss = evaluate(J, tasks, steps=inner_steps, metric=metric, shift=shift)["loss"]
         rows, *others = ([{key: number(entry) for key, entry in row.items()} for row in of.rows()]
-                         for of in found.values())
+                         for of in of_loss.values())
         shifts = None if shift is None else dict(zip(shift, others, strict=True))
         run = Result(name, seed, f"{steps} steps", seconds, rows, shifts=shifts)
     except DivergedError as error:

@@ -45,12 +45,14 @@ class Source:
     It is 1 where a task's last bit may depend on what is computed beside it, as in linear algebra.
     `n_held_out`: how many tasks there are to judge with; None where as many as one asks for.
     `looks_every`: a family that has to see how its tasks fare is shown so every so many meta-steps
-    (see `Oversampled`); 0 for never.
+    (see `Oversampled`); 0 for never. `metric`: what its tasks are judged by where nobody says it,
+    None for the loss.
     """
     device: str | torch.device = "cpu"
     at_once = 100
     n_held_out: int | None = None
     looks_every = 0
+    metric: Any = None
 
     def draw(self, n_tasks: int, random: Random) -> Task:
         "`n_tasks` tasks; every shape that is asked of `random` begins with n_tasks."

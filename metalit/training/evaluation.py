@@ -147,7 +147,8 @@ def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
     by name or in a list, of the same answers: a dictionary, with an `Evaluation` for each name.
 
     Mean over `n_tasks` tasks of a family, by default 600 as in the code of Finn et al. (2017), or
-    all that a finite family holds out, ± 1.96 standard errors. Or `tasks` are tasks at hand, a
+    all that a finite family holds out, ± 1.96 standard errors. A frozen suite (`ml.suites`) is a
+    family; where it has a metric of its own, that is the default. Or `tasks` are tasks at hand, a
     `Task` or a list of them, which are all looked at. For sinusoids the query set is a grid of 100
     points. `batch_size` tasks adapt at a time. `transductive`: a model with batch normalisation
     sees all queries of a task together; without, each by itself with the support set. The model is
@@ -165,6 +166,7 @@ def evaluate(J: Learner | Answers, tasks: Unseen, *, n_tasks: int | None = None,
     Example: `print(evaluate(J, ml.tasks.Sinusoids(shots=5)))`.
     """
     check_count("batch_size", batch_size)
+    if metric is None and isinstance(tasks, Family): metric = tasks.metric
     look = partial(_evaluated, J, seed=seed, steps=steps, metrics=named_metrics(metric),
                    batch_size=batch_size, transductive=transductive, train=train)
     found: dict[str, Any] = (look(tasks, n_tasks=n_tasks) if shift is None else
