@@ -295,6 +295,99 @@ def over_seeds(bed: str, at: int) -> Callable[[dict[str, Any]], str]:
     return table
 
 
+def measurement(suite: str) -> Callable[[dict[str, Any]], str]:
+    """All methods on a frozen suite, as far as they are measured: the best first."""
+    def table(record: dict[str, Any]) -> str:
+        if (found := record["suites"].get(suite)) is None: return "*Not measured yet.*"
+        done = sorted(found["rows"].items(), key=lambda pair: of_own(pair[1]))
+        rows = [[name, str(len(line["seeds"])), *measured_cells(line),
+                 published_cell(found["published"].get(name))] for name, line in done]
+        head = ["method", "seeds", "inner rate", "after 1", "after 10", "after its own steps",
+                "beside MAML", "ms a step", "MiB", "s at test", "published"]
+        return markdown(head, rows) + "\n\n" + told_of_measurement(record, found)
+    return table
+
+
+def shifted(suite: str) -> Callable[[dict[str, Any]], str]:
+    """The same methods on tasks of another kind than they were trained for."""
+    def table(record: dict[str, Any]) -> str:
+        if (found := record["suites"].get(suite)) is None: return "*Not measured yet.*"
+        good = [(name, line) for name, line in found["rows"].items() if "loss" in line]
+        kinds = list(good[0][1]["shifts"]) if good else []
+        rows = [[name, cell(**as_cell(line["loss"][str(line["own_steps"])])),
+                 *(cell(**as_cell(line["shifts"][kind])) for kind in kinds)]
+                for name, line in sorted(good, key=lambda pair: of_own(pair[1]))]
+        return markdown(["after its own steps", "as trained", *kinds], rows)
+    return table
+
+
+def of_own(line: dict[str, Any]) -> float:
+    """The mean after a method's own inner steps, to sort by; infinite where there is none."""
+    if "loss" not in line: return float("inf")
+    mean = line["loss"][str(line["own_steps"])]["mean"]
+    return float("inf") if mean is None else mean
+
+
+def as_cell(found: dict[str, Any]) -> dict[str, Any]:
+    """Mean and deviation of seeds, as `cell` wants them."""
+    return {"mean": found["mean"], "spread": found["sd_of_seeds"]}
+
+
+def measured_cells(line: dict[str, Any]) -> list[str]:
+    """What a method was set to, reaches and costs; a run that diverged is told."""
+    gone, chosen = len(line["diverged"]), line["chosen"]
+    rate = "" if chosen["rate"] is None else f"{chosen['rate']:g}" + "*" * chosen["at_the_end"]
+    if "loss" not in line: return [rate, *["diverged"] * 3, *[""] * 4]
+    own = line["own_steps"]
+    losses = [cell(**as_cell(line["loss"][str(k)])) for k in (1, 10, own)]
+    if not own: losses = ["", "", losses[2]]
+    if own > 1: losses[2] += f" ({own})"
+    if gone: losses[2] += f", {gone} diverged"
+    costs = [f"{line[name]:.{digits}f}" if line[name] is not None else ""
+             for name, digits in (("ms", 2), ("mib", 1), ("seconds_at_test", 2))]
+    return [rate, *losses, beside_of(line["beside_maml"]), *costs]
+
+
+def beside_of(gap: dict[str, Any] | None) -> str:
+    """A method less MAML, bold where the interval leaves out zero."""
+    if gap is None: return ""
+    if gap["mean"] is None: return "not finite"
+    if gap["half"] is None: return f"{gap['mean']:+.2f}"
+    words = f"{gap['mean']:+.2f} ± {gap['half']:.2f}"
+    return words if gap["verdict"] == "no difference shown" else f"**{words}**"
+
+
+def published_cell(found: dict[str, str] | None) -> str:
+    """A published figure with its source, in italics."""
+    return f"*{found['figure']} ({found['source']})*" if found else ""
+
+
+def told_of_measurement(record: dict[str, Any], found: dict[str, Any]) -> str:
+    """What was measured and what not, and how, in some sentences."""
+    settings, rows = found["settings"], found["rows"]
+    whole = [name for name, line in rows.items() if len(line["seeds"]) == settings["seeds"]]
+    missing = [name for name in found["planned"] if name not in rows]
+    told = [how_measured(settings), f"Measured with all {settings['seeds']} seeds: {len(whole)} of "
+            f"{len(found['planned'])} methods."]
+    if missing: told.append(f"Not measured yet: {', '.join(missing)}.")
+    if found["left_out"]:
+        told.append("Not for these tasks: " + "; ".join(
+            f"{name} ({why})" for name, why in found["left_out"].items()) + ".")
+    told.append(environment(record["machine"], settings["versions"]))
+    return " ".join(told)
+
+
+def how_measured(settings: dict[str, Any]) -> str:
+    """The suite, the budget, and what the intervals are."""
+    return (f"Suite `{settings['suite']}`, {settings['tasks']:,} tasks, checksum "
+            f"{settings['checksum'][:16]}. {settings['meta_steps']:,} meta-steps of "
+            f"{settings['batch_size']} tasks; mean ± standard deviation of seeds; a rate with a * "
+            "is the smallest or largest that was tried. Beside MAML: after the method's own inner "
+            "steps, tasks and seeds paired, ± half an interval of "
+            f"{100 * settings['level']:.2f} %, which is 95 % for all {settings['comparisons']} "
+            "comparisons together; bold where it leaves out zero.")
+
+
 def mean_of(cell_: dict[str, float | None], accuracy: bool) -> str:
     """Mean and deviation of seeds, of an accuracy in per cent or a loss."""
     mean, spread = cell_["mean"], cell_["sd_of_seeds"]
@@ -370,6 +463,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "processes": processes, "omniglot": omniglot, "omniglot-methods": omniglot_methods,
     "beyond-weights": beyond("weights"), "beyond-augmentation": beyond("augmentation"),
     "beyond-distillation": beyond("distillation"), "natural": natural, "pages": pages}
+SUITES = ("sinusoids-5-shot", "sinusoids-10-shot", "bowls", "amplitude-bins", "patients-3-samples")
+TABLES |= {f"measurement-{suite}": measurement(suite) for suite in SUITES}
+TABLES |= {f"measurement-{suite}-shifted": shifted(suite) for suite in SUITES}
 
 
 def beside(file: Path) -> dict[str, Any]:
