@@ -447,10 +447,11 @@ def left_out(name: str) -> dict[str, str]:
 def measure(stores: Sequence[Store], only: Mapping[str, Sequence[str]], seeds: int,
             compile: bool, write: Callable[[dict[str, Any]], Any], old: dict[str, Any]) -> None:
     """Everything that is asked for, method by method; what there is is written after each run."""
-    record = {"what": "query loss on the frozen tasks of each suite", "machine": machine(),
-              "command": "python -m reproduce.measurement", "tuning": {
-                  "factors": FACTORS, "share": SHARE, "tasks": TUNING_TASKS, "seed": TUNING_SEED},
-              "suites": dict(old)}
+    record: dict[str, Any] = {
+        "what": "query loss on the frozen tasks of each suite", "machine": machine(),
+        "command": "python -m reproduce.measurement",
+        "tuning": {"factors": FACTORS, "share": SHARE, "tasks": TUNING_TASKS,
+                   "seed": TUNING_SEED}, "suites": dict(old)}
     for store in stores:
         for method in methods(store.name):
             if method not in (only[store.name] or methods(store.name)): continue

@@ -367,8 +367,8 @@ def told_of_measurement(record: dict[str, Any], found: dict[str, Any]) -> str:
     settings, rows = found["settings"], found["rows"]
     whole = [name for name, line in rows.items() if len(line["seeds"]) == settings["seeds"]]
     missing = [name for name in found["planned"] if name not in rows]
-    told = [how_measured(settings), f"Measured with all {settings['seeds']} seeds: {len(whole)} of "
-            f"{len(found['planned'])} methods."]
+    count = f"{len(whole)} of {len(found['planned'])} methods"
+    told = [how_measured(settings), f"Measured with all {settings['seeds']} seeds: {count}."]
     if missing: told.append(f"Not measured yet: {', '.join(missing)}.")
     if found["left_out"]:
         told.append("Not for these tasks: " + "; ".join(
