@@ -20,6 +20,7 @@ import torch
 from helpers import metalit
 from PIL import Image
 
+import metalit as ml
 from metalit.data import images as of_images
 from metalit.data import omniglot as om
 from metalit.data.images import Images, check_disjoint
@@ -471,6 +472,13 @@ def test_the_standard_split_of_omniglot_does_not_leak(true_data, true_images):
     check_disjoint(data.train.episodes(), data.test.episodes())
     names = [name for part in data[:3] for name in part.names]
     assert sorted(names) == sorted(true_images.names)
+
+
+@pytest.mark.parametrize("ways", [5, 20])
+def test_the_suites_of_omniglot_are_what_they_were(true_data, true_images, ways):
+    suite = ml.suites.get(f"omniglot-{ways}-way-1-shot", root=true_data)
+    assert suite.metric is ml.accuracy and suite.tasks.query.y.shape == (600, ways)
+    assert (suite.train.ways, suite.train.queries) == (ways, 1)
 
 
 def test_from_drawn_characters_to_omniglot(true_data, true_images, tmp_path):
