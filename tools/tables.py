@@ -344,7 +344,7 @@ def measured_cells(line: dict[str, Any]) -> list[str]:
     if own > 1: losses[2] += f" ({own})"
     if gone: losses[2] += f", {gone} diverged"
     costs = [f"{line[name]:.{digits}f}" if line[name] is not None else ""
-             for name, digits in (("ms", 2), ("mib", 1), ("seconds_at_test", 2))]
+             for name, digits in (("ms", 2), ("mib", 2), ("seconds_at_test", 2))]
     return [rate, *losses, beside_of(line["beside_maml"]), *costs]
 
 
