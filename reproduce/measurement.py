@@ -370,6 +370,11 @@ def table_of(runs: Sequence[dict[str, Any]], at: int) -> Tensor:
                          for run in runs], dtype=torch.float64)
 
 
+def worst_of(losses: Tensor) -> float | None:
+    """The mean of the worst 5 % of the tasks; None where one has no finite loss."""
+    return ml.Tail(0.05)(losses).item() if losses.isfinite().all() else None
+
+
 def beside_maml(runs: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]],
                 level: float) -> dict[str, Any] | None:
     """A method less MAML, task by task and seed by seed, after the method's own inner steps.
@@ -409,6 +414,7 @@ def row(store: Store, method: str, runs: Sequence[dict[str, Any]],
     own = good[0]["own_steps"]
     return found | {
         "own_steps": own, "loss": {str(at): spread(values) for at, values in losses.items()},
+        "worst": spread([worst_of(losses) for losses in table_of(good, own)]),
         "beside_maml": beside_maml(good, of_maml, level),
         "shifts": {kind: spread([run["shifts"][kind][AT.index(own)] for run in good])
                    for kind in good[0]["shifts"]},

@@ -19,6 +19,7 @@ from reproduce.measurement import (
     paired,
     recipes,
     table_of,
+    worst_of,
 )
 from tools import tables
 
@@ -146,6 +147,12 @@ def test_beside_maml_are_seeds_that_both_have_and_finite_losses_only():
     assert beside_maml(gone, maml, 0.95)["verdict"] == "not finite"
 
 
+def test_the_worst_tasks_are_those_of_the_largest_losses():
+    losses = torch.arange(40.0).double()
+    assert worst_of(losses) == 38.5
+    assert worst_of(losses.index_fill(0, torch.tensor([3]), math.nan)) is None
+
+
 def test_it_says_what_there_is_and_how_long_it_takes(place, monkeypatch, capsys):
     monkeypatch.chdir(place[0])
     monkeypatch.setattr(measurement, "methods", lambda name: ["maml", "blind", "conml"])
@@ -179,7 +186,7 @@ def test_numbers_of_the_table():
     assert tables.beside_of({"mean": None, "half": None, "verdict": "not finite"}) == "not finite"
     chosen_ = {"rate": 0.1, "at_the_end": True, "tried": {}}
     assert tables.measured_cells({"diverged": [0], "chosen": chosen_}) == [
-        "0.1*", "diverged", "diverged", "diverged", "", "", "", ""]
+        "0.1*", "diverged", "diverged", "diverged", "", "", "", "", ""]
 
 
 def test_the_families_of_the_beds_are_those_of_their_suites():

@@ -303,7 +303,7 @@ def measurement(suite: str) -> Callable[[dict[str, Any]], str]:
         rows = [[name, str(len(line["seeds"])), *measured_cells(line),
                  published_cell(found["published"].get(name))] for name, line in done]
         head = ["method", "seeds", "inner rate", "after 1", "after 10", "after its own steps",
-                "beside MAML", "ms a step", "MiB", "s at test", "published"]
+                "worst 5 %", "beside MAML", "ms a step", "MiB", "s at test", "published"]
         return markdown(head, rows) + "\n\n" + told_of_measurement(record, found)
     return table
 
@@ -337,7 +337,7 @@ def measured_cells(line: dict[str, Any]) -> list[str]:
     """What a method was set to, reaches and costs; a run that diverged is told."""
     gone, chosen = len(line["diverged"]), line["chosen"]
     rate = "" if chosen["rate"] is None else f"{chosen['rate']:g}" + "*" * chosen["at_the_end"]
-    if "loss" not in line: return [rate, *["diverged"] * 3, *[""] * 4]
+    if "loss" not in line: return [rate, *["diverged"] * 3, *[""] * 5]
     own = line["own_steps"]
     losses = [cell(**as_cell(line["loss"][str(k)])) for k in (1, 10, own)]
     if not own: losses = ["", "", losses[2]]
@@ -345,7 +345,7 @@ def measured_cells(line: dict[str, Any]) -> list[str]:
     if gone: losses[2] += f", {gone} diverged"
     costs = [f"{line[name]:.{digits}f}" if line[name] is not None else ""
              for name, digits in (("ms", 2), ("mib", 2), ("seconds_at_test", 2))]
-    return [rate, *losses, beside_of(line["beside_maml"]), *costs]
+    return [rate, *losses, cell(**as_cell(line["worst"])), beside_of(line["beside_maml"]), *costs]
 
 
 def beside_of(gap: dict[str, Any] | None) -> str:
@@ -382,8 +382,9 @@ def how_measured(settings: dict[str, Any]) -> str:
     return (f"Suite `{settings['suite']}`, {settings['tasks']:,} tasks, checksum "
             f"{settings['checksum'][:16]}. {settings['meta_steps']:,} meta-steps of "
             f"{settings['batch_size']} tasks; mean ± standard deviation of seeds; a rate with a * "
-            "is the smallest or largest that was tried. Beside MAML: after the method's own inner "
-            "steps, tasks and seeds paired, ± half an interval of "
+            "is the smallest or largest that was tried; worst 5 %: of the tasks, after the "
+            "method's own inner steps. Beside MAML: after as many, tasks and seeds paired, ± half an "
+            "interval of "
             f"{100 * settings['level']:.2f} %, which is 95 % for all {settings['comparisons']} "
             "comparisons together; bold where it leaves out zero.")
 
