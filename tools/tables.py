@@ -379,14 +379,14 @@ def told_of_measurement(record: dict[str, Any], found: dict[str, Any]) -> str:
 
 def how_measured(settings: dict[str, Any]) -> str:
     """The suite, the budget, and what the intervals are."""
+    level, count = 100 * settings["level"], settings["comparisons"]
     return (f"Suite `{settings['suite']}`, {settings['tasks']:,} tasks, checksum "
             f"{settings['checksum'][:16]}. {settings['meta_steps']:,} meta-steps of "
             f"{settings['batch_size']} tasks; mean ± standard deviation of seeds; a rate with a * "
             "is the smallest or largest that was tried; worst 5 %: of the tasks, after the "
-            "method's own inner steps. Beside MAML: after as many, tasks and seeds paired, ± half an "
-            "interval of "
-            f"{100 * settings['level']:.2f} %, which is 95 % for all {settings['comparisons']} "
-            "comparisons together; bold where it leaves out zero.")
+            "method's own inner steps. Beside MAML: after as many, tasks and seeds paired, ± half "
+            f"an interval of {level:.2f} %, which is 95 % for all {count} comparisons together; "
+            "bold where it leaves out zero.")
 
 
 def mean_of(cell_: dict[str, float | None], accuracy: bool) -> str:
