@@ -66,7 +66,7 @@ def term(make, model=net):
 
 def pooling(make):
     def build(**options):
-        return ml.MetaLoss(net(), F.mse_loss, inner=ml.SGD(0.1, 2), pooling=make().double(),
+        return ml.MetaLoss(net(), F.mse_loss, inner=ml.SGD(0.1, 1), pooling=make().double(),
                            **options)
     return build
 

@@ -1,5 +1,4 @@
 """Tables and arrays as people have them: of pandas, polars, Arrow, Hugging Face, scikit-learn."""
-import datasets
 import numpy as np
 import pandas
 import polars
@@ -7,9 +6,21 @@ import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
-from sklearn.datasets import load_diabetes, load_digits
 
 import metalit as ml
+
+
+def of_hugging_face(columns):
+    "Imported where it is used: that takes as long as many tests."
+    from datasets import Dataset
+    return Dataset.from_dict(columns)
+
+
+def digits():
+    "Of scikit-learn, which is imported where it is used, too."
+    from sklearn.datasets import load_digits
+    return load_digits(return_X_y=True)
+
 
 PLAIN = {"who": [name for name in "abcd" for _ in range(4)], "t": [3, 1, 2, 0] * 4,
          "v": [i / 8 for i in range(16)]}
@@ -22,8 +33,8 @@ FRAMES = {
     "polars": polars.DataFrame,
     "polars, lazy": polars.LazyFrame,
     "Arrow": pyarrow.table,
-    "Hugging Face": datasets.Dataset.from_dict,
-    "Hugging Face, of tensors": lambda columns: datasets.Dataset.from_dict(columns).with_format(
+    "Hugging Face": of_hugging_face,
+    "Hugging Face, of tensors": lambda columns: of_hugging_face(columns).with_format(
         "torch", columns=["t", "v"], output_all_columns=True),
 }
 
@@ -73,7 +84,7 @@ def test_without_its_reader_a_parquet_file_is_refused(tmp_path, monkeypatch):
 
 
 def test_arrays_of_scikit_learn_become_episodes():
-    x, y = load_digits(return_X_y=True)
+    x, y = digits()
     train, test = ml.tasks.episodes_of(x.reshape(-1, 1, 8, 8) / 16, y, ways=2, shots=3)
     task = train.batch(4)
     assert task.support.x.shape == (4, 6, 1, 8, 8) and task.support.x.dtype == torch.float32
@@ -84,6 +95,7 @@ def test_arrays_of_scikit_learn_become_episodes():
 
 
 def test_a_frame_of_scikit_learn_becomes_tasks():
+    from sklearn.datasets import load_diabetes
     frame = load_diabetes(as_frame=True, scaled=False).frame
     family = table(frame, task="sex", x=["age", "bmi"], y="target", shots=5, test=["2.0"])
     found = family.y_scale.back(family.train.y[0, :int(family.train.counts[0])].double())
@@ -92,9 +104,9 @@ def test_a_frame_of_scikit_learn_becomes_tasks():
 
 @pytest.mark.parametrize("form", [None, "torch", "numpy"])
 def test_a_data_set_of_hugging_face_becomes_episodes(form):
-    x, y = load_digits(return_X_y=True)
+    x, y = digits()
     rows = {"pixels": x[:300].tolist(), "label": [int(kind) for kind in y[:300]]}
-    data = datasets.Dataset.from_dict(rows).with_format(form)
+    data = of_hugging_face(rows).with_format(form)
     found = ml.tasks.episodes_of(data["pixels"], data["label"], ways=2, shots=2)[0].batch(3)
     wanted = ml.tasks.episodes_of(x[:300], y[:300], ways=2, shots=2)[0].batch(3)
     assert torch.equal(found.support.x, wanted.support.x)
