@@ -1,7 +1,7 @@
 """Programs in a Python of their own that start at once.
 
-They are forked from a process that has imported PyTorch and its compiler, which takes two seconds
-and more, and nothing of metalit. Linux only: elsewhere they start as programs do.
+They are forked from a process that has imported PyTorch, its compiler and metalit, which takes two
+seconds and more; nothing else has run there. Linux only: elsewhere they start as programs do.
 
 Started as a program, this file is the process that forks.
 """
@@ -18,7 +18,7 @@ from importlib import import_module
 from types import ModuleType
 
 # What the library or an optimizer's first call imports, sooner or later.
-COMMON = ("torch", "torch._dynamo", "torch.utils.flop_counter", "torch.profiler", "filelock")
+COMMON = ("torch._dynamo", "torch.profiler", "metalit")
 
 
 @functools.cache

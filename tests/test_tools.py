@@ -202,7 +202,7 @@ def notebook_run(tmp_path_factory):
     write_notebook(nbs / "raises.ipynb", "a = 1", "raise ValueError('this went wrong')", "a = 2")
     write_notebook(nbs / "dies.ipynb", "import os", "os._exit(1)")
     write_notebook(nbs / "fresh.ipynb", "assert 'a' not in globals()", "import sys\n"
-                   "assert 'metalit' not in sys.modules and not sys.path[0].endswith('tools')",
+                   "assert not sys.path[0].endswith('tools') and 'test' not in sys.argv[0]",
                    "import threading\nassert threading.main_thread() is threading.current_thread()")
     write_notebook(
         nbs / "skips.ipynb",

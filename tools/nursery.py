@@ -2,10 +2,9 @@
 
 One process imports what every notebook imports, and forks for each of them.
 
-Fifty notebooks would import PyTorch and matplotlib fifty times, which takes longer than most of
-them run. A forked kernel is as fresh as any other: nothing has run in it, and metalit itself is not
-imported. Linux only; elsewhere processes with graphics cannot be forked safely, and kernels start
-as they always do.
+A hundred notebooks would import PyTorch and matplotlib a hundred times, which takes longer than
+most of them run. A forked kernel is as fresh as any other: nothing has run in it but imports. Linux
+only; elsewhere processes with graphics cannot be forked safely, and kernels start as they do.
 
 Started as a program, this file is the process that forks: it reads orders and answers with process
 numbers.
@@ -27,7 +26,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 # inline backend and ipywidgets do.
 COMMON = ("matplotlib.pyplot", "matplotlib.backends.backend_svg",
           "torch._dynamo",                                   # by every optimizer, at its first call
-          "torch.utils.flop_counter", "filelock",            # by metalit
+          "metalit", "pytest",
           "ipykernel.debugger", "psutil", "IPython.core.completerlib", "IPython.core.pylabtools",
           "IPython.extensions.storemagic")                   # by every kernel
 
