@@ -19,6 +19,10 @@ from types import ModuleType
 
 # What the library or an optimizer's first call imports, sooner or later.
 COMMON = ("torch._dynamo", "torch.profiler", "metalit")
+WORD = 20  # bytes of a number on the line: of a process, then how it has ended
+
+
+def word(number: int) -> bytes: return f"{number:<{WORD}}".encode()
 
 
 @functools.cache
@@ -43,13 +47,13 @@ class Forked(subprocess.Popen):
                  "environment": dict(os.environ if env is None else env)}
         with theirs: socket.send_fds(nursery()[0], [b"!"], [theirs.fileno(), *files])
         self.line.sendall(json.dumps(order).encode() + b"\n")
-        self.pid = int(self.line.recv(100))
+        self.pid = int(self.line.recv(WORD))
         self._close_pipe_fds(*pipes)
 
     def waitpid(self, pid, options):
         "As `os.waitpid`."
         self.line.settimeout(0.001 if options & os.WNOHANG else None)
-        try: status = int(self.line.recv(100))
+        try: status = int(self.line.recv(WORD))
         except TimeoutError: return 0, 0
         self.line.close()
         return pid, status
@@ -97,7 +101,7 @@ def forks(commands: socket.socket) -> dict | None:
                     waiting.unregister(key.fileobj)
                     os.close(key.fd)
                     number, line = key.data
-                    try: line.sendall(str(os.waitpid(number, 0)[1]).encode())
+                    try: line.sendall(word(os.waitpid(number, 0)[1]))
                     except BrokenPipeError: continue  # nobody waits any more
                     finally: line.close()
                     continue
@@ -109,7 +113,7 @@ def forks(commands: socket.socket) -> dict | None:
                     for usual, file in enumerate(files): os.dup2(file, usual)
                     return order
                 for file in files: os.close(file)
-                line.sendall(str(number).encode())
+                line.sendall(word(number))
                 waiting.register(os.pidfd_open(number), selectors.EVENT_READ, (number, line))
 
 
