@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from .exact import Value
 from .mixed import Anew, Unrecorded, check_not_traced
 from ..inner.momentum import check_number
 from ..inner.proximal import Proximal
+from ..inner.sgd import inner_product
 from ..inner.walk import InnerLoop, Walk, constant, whole
 from ..models import Params
 from ..tasks.task import Split
@@ -27,10 +27,6 @@ __all__ = ['ONCE', 'BETWEEN', 'conjugate_gradients', 'check_upwards', 'Equation'
            'check_arrives', 'Implicit']
 
 # %% ../../nbs/3_choices/35b_implicit.ipynb #35b00009
-def _dot(a: Params, b: Params) -> Tensor:
-    return reduce(torch.add, [(a[name] * b[name]).sum() for name in a])
-
-
 def conjugate_gradients(product: Callable[[Params], Params], right: Params,
                         steps: int) -> tuple[Params, Tensor]:
     """x of `product(x) = right`, after so many steps from 0, and the least curvature on the way.
@@ -42,16 +38,16 @@ def conjugate_gradients(product: Callable[[Params], Params], right: Params,
     Example: `conjugate_gradients(lambda v: {"w": 2 * v["w"]}, {"w": torch.ones(3)}, 1)[0]`.
     """
     x, rest, p = {name: torch.zeros_like(b) for name, b in right.items()}, right, right
-    size = _dot(rest, rest)
+    size = inner_product(rest, rest)
     least = torch.full_like(size, torch.inf)
     for _ in range(steps):
         Ap = product(p)
-        curved, along = _dot(p, Ap), _dot(p, p)
+        curved, along = inner_product(p, Ap), inner_product(p, p)
         least = least.minimum(torch.where(along > 0, curved, torch.inf) / _safe(along))
         length, before = size / _safe(curved), size
         x = {name: x[name] + length * p[name] for name in x}
         rest = {name: rest[name] - length * Ap[name] for name in x}
-        size = _dot(rest, rest)
+        size = inner_product(rest, rest)
         p = {name: rest[name] + size / _safe(before) * p[name] for name in x}
     return x, least
 

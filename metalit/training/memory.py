@@ -25,6 +25,7 @@ from torch.utils.flop_counter import flop_registry
 from ..gradient.exact import Exact
 from ..gradient.mixed import MixedMode
 from ..meta_loss import MetaLoss
+from ..tasks.table import memory_here
 from ..tasks.task import Task, check_task, leaves
 
 # %% auto #0
@@ -157,15 +158,17 @@ def prediction(J: MetaLoss, task: Task) -> Callable[[int | None], Memory]:
 
 # %% ../../nbs/7_workshop/72_memory.ipynb #ad000002
 def memory_at_hand(device: str | torch.device = "cpu") -> float:
-    """Bytes of memory that a program could still get on this device; infinite where nobody says.
+    """Bytes of memory that a program could still get on this device.
+
+    Where the system does not say (it is not Linux), all that the machine has.
 
     Example: `memory_at_hand() / 2**30`, in GiB.
     """
     if torch.device(device).type == "cuda": return float(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
-    if not meminfo.exists(): return math.inf                 # neither Linux nor a GPU
+    if not meminfo.exists(): return memory_here()
     found = re.search(r"MemAvailable: +(\d+) kB", meminfo.read_text(encoding="utf-8"))
-    return 1024.0 * int(found[1]) if found else math.inf
+    return 1024.0 * int(found[1]) if found else memory_here()
 
 # %% ../../nbs/7_workshop/72_memory.ipynb #ad000003
 class ExactWay(NamedTuple):
