@@ -99,6 +99,12 @@ def test_a_cell_of_imports_is_folded(source, alone):
     assert guide.metadata.tags == []
 
 
+def test_a_solution_is_folded_with_what_it_prints():
+    _, cell = page(book(markdown("# T"), code("#| solution: 1, 3\nx = 1\nx")), 7, TABLE).cells
+    assert (cell.source, cell.metadata.tags) == ("x = 1\nx", ["hide-cell"])
+    assert cell.metadata.mystnb["code_prompt_show"] == "Show the code of this solution"
+
+
 def test_a_figure_that_is_promised_must_be_there():
     with pytest.raises(ValueError, match=r"promises a figure and shows none: A line\."):
         page(book(markdown("# T"), code("#| fig-alt: A line.\nx")), None, TABLE)

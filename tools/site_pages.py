@@ -8,6 +8,7 @@ The rest is left to MyST-NB. Only what the chapters use is understood here:
     #| echo: false          its output is shown, its code is not
     #| code-fold: true      its output is shown, its code behind a button
     #| code-fold: false     its code is shown, although it draws
+    #| solution: N          it tests the solution of exercise N: code and output behind a button
     #| fig-alt: TEXT        what its figures show, in words
     #| export, exporti      the code is shown as part of the library
     #| default_exp MODULE   becomes a line that links to the module's page in the API
@@ -154,6 +155,11 @@ def imports_alone(source):
     return bool(inside) and all(isinstance(line, ast.Import | ast.ImportFrom) for line in inside)
 
 
+def button(hidden):
+    """What the button over something folded says."""
+    return {"code_prompt_show": f"Show {hidden}", "code_prompt_hide": f"Hide {hidden}"}
+
+
 def code_page(cell, chapter=False):
     """A code cell as a page shows it, or None where it shows nothing."""
     says, cell.source = options(cell.source)
@@ -171,14 +177,17 @@ def code_page(cell, chapter=False):
         tags.append("hide-input")
     if chapter and imports_alone(cell.source):
         tags.append("hide-input")
-        cell.metadata["mystnb"] = {"code_prompt_show": "Show the imports",
-                                   "code_prompt_hide": "Hide the imports"}
+        cell.metadata["mystnb"] = button("the imports")
+    if "solution" in says:
+        tags = ["hide-cell"]
+        cell.metadata["mystnb"] = button("the code of this solution")
     cell.metadata["tags"] = tags + cell.metadata.get("tags", [])
     if "fig-alt" in says:
         kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
         if not any(kind.startswith("image/") for kind in kinds):
             raise ValueError(f"a cell promises a figure and shows none: {says['fig-alt']}")
-        cell.metadata["mystnb"] = {"image": {"alt": says["fig-alt"]}}
+        about = cell.metadata.get("mystnb", {})
+        cell.metadata["mystnb"] = about | {"image": {"alt": says["fig-alt"]}}
     for output in cell.outputs:
         # A live figure brings a page of its own; a still and a view that needs a kernel come with
         # it.
