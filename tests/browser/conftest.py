@@ -147,8 +147,11 @@ def site():
     server.server_close()
 
 
-@pytest.fixture
-def lab_page(browser_page):
-    "A page for JupyterLab, which logs what is no fault of a figure."
-    yield browser_page
-    browser_page.watch.errors.clear()
+@pytest.fixture(scope="module")
+def kept_page(chromium):
+    "One page for all tests of a module: what it loads takes longer than most of them."
+    context = new_context(chromium)
+    page, watch = context.new_page(), Watch()
+    watch.over(page)
+    yield page
+    context.close()

@@ -116,9 +116,30 @@ def lab(tmp_path_factory):
         log.close()
 
 
+@pytest.fixture(scope="module")
+def opened(lab, kept_page):
+    "A page in which JupyterLab is open."
+    kept_page.goto(f"{lab}/lab?token={TOKEN}&reset")
+    kept_page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.isAttached",
+                                timeout=90_000)
+    kept_page.evaluate("() => window.jupyterapp.restored")
+    return kept_page
+
+
+@pytest.fixture
+def lab_page(lab, opened):
+    "JupyterLab with nothing open and no kernel; what it logs is no fault of a figure."
+    opened.evaluate("() => [...window.jupyterapp.shell.widgets('main')].forEach(w => w.dispose())")
+    to_kernels(lab, "DELETE", of="sessions")
+    yield opened
+    assert not opened.watch.requests
+    opened.watch.errors.clear()
+
+
 def run_all(page, lab, name):
     "Open a notebook, run its first cell, and wait for its figure."
-    page.goto(f"{lab}/lab/tree/{name}.ipynb?token={TOKEN}&reset")
+    page.evaluate("path => { window.jupyterapp.commands.execute('docmanager:open', { path }); }",
+                  f"{name}.ipynb")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
     # The indicator says "idle" before there is a kernel, and a key that is pressed then is lost.
     page.evaluate("""async () => {
@@ -163,14 +184,14 @@ def threads(page):
     return int(re.search(r"(\d+) threads", text)[1])
 
 
-def to_kernels(lab, method, action=""):
-    "Ask the server to do something to all its kernels."
+def to_kernels(lab, method, action="", of="kernels"):
+    "Ask the server to do something to all its kernels, or sessions."
     headers = {"Authorization": f"token {TOKEN}"}
-    with urllib.request.urlopen(urllib.request.Request(f"{lab}/api/kernels",
+    with urllib.request.urlopen(urllib.request.Request(f"{lab}/api/{of}",
                                                        headers=headers)) as answer:
-        kernels = json.load(answer)
-    for kernel in kernels:
-        address = f"{lab}/api/kernels/{kernel['id']}{action}"
+        found = json.load(answer)
+    for one in found:
+        address = f"{lab}/api/{of}/{one['id']}{action}"
         urllib.request.urlopen(urllib.request.Request(address, headers=headers,
                                                       method=method)).close()
 
