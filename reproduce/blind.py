@@ -6,8 +6,8 @@ beside it stands the class whose mean is nearest to the image as it is.
     python -m reproduce.blind
 
 Needs the archives of Omniglot (see `reproduce.omniglot`), or `--without-omniglot`, which leaves
-those rows as they are. The figures are written to results/blind.json, and `tools/tables.py` puts
-them into the tables of other files. One core needs about a minute.
+those rows as they are. The figures are written to results/blind.json; `tools/tables.py` puts them
+into the tables of other files, and chapters into those of their own. One core needs about a minute.
 """
 from __future__ import annotations
 
@@ -24,19 +24,41 @@ import metalit as ml
 from benchmarks.measure import RESULTS, machine, versions, write_json
 from metalit.data.omniglot import omniglot
 from metalit.judging.baselines import Blind, NearestMean
+from reproduce import memorised, tails
 from reproduce.omniglot import SETTINGS
 
 SEEDS, TASKS, STEPS, BATCH_SIZE = (0, 1, 2), 600, 100, 25
 
 
+def fitted(tasks: ml.Family, seed: int) -> Blind:
+    """The constant, from the training stream of some tasks."""
+    return Blind(F.mse_loss, steps=STEPS, batch_size=BATCH_SIZE, seed=seed).fit(tasks)
+
+
 def on_sinusoids(shots: int) -> dict[str, Any]:
     """The query loss of the constant on unseen waves, for each seed of the training stream."""
     tasks = ml.tasks.Sinusoids(shots)
-    found = [ml.evaluate(Blind(F.mse_loss, steps=STEPS, batch_size=BATCH_SIZE, seed=seed)
-                         .fit(tasks), tasks, n_tasks=TASKS, steps=[0]) for seed in SEEDS]
+    found = [ml.evaluate(fitted(tasks, seed), tasks, n_tasks=TASKS, steps=[0]) for seed in SEEDS]
     losses = [one.mean[0] for one in found]
     return {"loss": statistics.mean(losses), "sd_of_seeds": statistics.stdev(losses),
             "ci95": statistics.mean(one.ci95[0] for one in found), "shots": shots}
+
+
+def on_tails() -> dict[str, dict[str, float]]:
+    """The constant on the waves of `reproduce.tails`: mean, worst 5 %, small and large waves."""
+    found: dict[str, dict[str, float]] = {}
+    for name, family in (("few are large", tails.FEW_ARE_LARGE), ("any wave", tails.ANY)):
+        each = [tails.measured(fitted(family, seed), tails.unseen(family)) for seed in SEEDS]
+        found[name] = {kind: statistics.mean(one[kind][0] for one in each) for kind in each[0]}
+    return found
+
+
+def on_names() -> dict[str, float]:
+    """The constant on the waves of `reproduce.memorised`."""
+    unseen = ml.tasks.NamedSinusoids(memorised.SHOTS_OF_NEW)
+    found = [ml.evaluate(fitted(memorised.WAVES, seed), unseen, n_tasks=memorised.N_TASKS,
+                         steps=[0], seed=0).mean[0] for seed in SEEDS]
+    return {"new": statistics.mean(found)}
 
 
 def on_omniglot(root: Path | None) -> dict[str, Any]:
@@ -69,6 +91,7 @@ def main() -> None:
         f"{STEPS * BATCH_SIZE:,} training tasks; and the class whose mean is nearest to the image",
         "command": "python -m reproduce.blind", "seeds": list(SEEDS), "machine": machine(),
         "versions": versions("metalit", "torch"), "sinusoids": waves, "comparison": waves,
+        "tails": on_tails(), "memorised": on_names(),
         "omniglot": before.get("omniglot") if options.without_omniglot
         else on_omniglot(options.root)}
     write_json(options.file, record)

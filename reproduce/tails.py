@@ -82,9 +82,13 @@ def worst(values: Tensor) -> float:
     return ml.Tail(SHARE)(values).item()
 
 
-def measured(J: ml.MetaLoss, task: ml.Task) -> dict[str, list[float]]:
-    """Means over all tasks, the worst and the large ones, after some inner steps."""
-    losses = ml.evaluate(J, task, steps=AT, batch_size=500).per_task
+def measured(J: Any, task: ml.Task) -> dict[str, list[float]]:
+    """Means over all tasks, the worst and the large ones, after some inner steps.
+
+    A baseline has no inner steps.
+    """
+    steps = AT if isinstance(J, ml.MetaLoss) else (0,)
+    losses = ml.evaluate(J, task, steps=steps, batch_size=500).per_task
     found = {"mean": losses.mean(0).tolist(), "worst 5 %": [worst(of) for of in losses.T]}
     if task.ids is None or len(task.ids.unique()) != 100:
         return found

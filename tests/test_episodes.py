@@ -286,7 +286,7 @@ def test_families_from_formulas_stay_where_they_are_and_say_who_they_are():
 
 
 def test_repr_says_classes_and_settings(episodes):
-    assert repr(episodes) == "Episodes(6 classes, ways=3, shots=2, queries=4)"
+    assert repr(episodes) == "Episodes(6 classes of 6 to 11 examples, ways=3, shots=2, queries=4)"
 
 
 # Errors

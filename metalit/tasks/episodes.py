@@ -116,6 +116,11 @@ class LabelledImages(Family):
         "How many classes there are to choose from: those given, or each of them in each turn."
         return len(self.classes) * (len(self.rotations) if self.rotations_as_classes else 1)
 
+    @property
+    def sizes(self) -> str:
+        "How many examples the classes have, such as 20, or 6 to 11."
+        return " to ".join(map(str, sorted({int(self._counts.min()), int(self._counts.max())})))
+
     def drawn_classes(self, n_tasks: int, random: Random) -> tuple[Tensor, Tensor]:
         "The classes of each episode, (B, ways), and which turn each has."
         most = span(self.ways)[1]
@@ -147,10 +152,10 @@ class Episodes(LabelledImages):
     classes (with `ways=(2, 5)` from two to five, in a batch with masks, as
     `ml.tasks.padded` makes it), and of each `shots` support and `queries` query images (default: as
     many, as in the code of Finn et al. 2017), all different. Within it the classes are numbered
-    0 … ways − 1 anew. `rotations` are angles in degrees, multiples of 90:
+    0 … ways − 1 anew. Classes are drawn alike, whatever their sizes, so the examples of a small one
+    are seen more often; `repr` says the sizes. `rotations` are angles in degrees, multiples of 90:
     each class of an episode is turned by one; with `rotations_as_classes` a class turned is a class
-    of its own. Episodes are made where the images are (`episodes.to("cuda")`), the same on every
-    device. Shapes: x (B, shots·ways, C, H, W), y (B, shots·ways), the classes in turn.
+    of its own. Shapes: x (B, shots·ways, C, H, W), y (B, shots·ways), the classes in turn.
 
     Vinyals et al. (2016). Raises `ValueError` for images and labels that do not belong together,
     too few of them, and rotations that images of their shape cannot have.
@@ -182,9 +187,9 @@ class Episodes(LabelledImages):
         return Episodes(**{name: getattr(self, name) for name in names} | changes)
 
     def to(self, device: str | torch.device) -> Episodes:
-        "The same episodes, made on another device."
+        "The same episodes, made there: they are made where the images are."
         return self.having(images=self.images.to(device), labels=self.labels.to(device))
 
     def __repr__(self) -> str:
-        return (f"Episodes({len(self.classes)} classes, ways={self.ways}, shots={self.shots}, "
-                f"queries={self.queries})")
+        return (f"Episodes({len(self.classes)} classes of {self.sizes} examples, ways={self.ways}, "
+                f"shots={self.shots}, queries={self.queries})")
