@@ -99,6 +99,16 @@ def test_a_cell_of_imports_is_folded(source, alone):
     assert guide.metadata.tags == []
 
 
+def test_imports_that_follow_each_other_have_one_button():
+    more = (code("#| export\nimport a"), code("#| hide\nx"), code("import b"))
+    _, both, last = page(book(markdown("# T"), *more, code("x = 1")), 7, TABLE).cells
+    assert both.source == "import a\n\nimport b" and both.metadata.tags == ["hide-input"]
+    assert both.metadata.mystnb["code_prompt_show"] == "Show the imports"
+    assert last.source == "x = 1" and last.metadata.tags == []
+    apart = page(book(markdown("# T"), more[0], markdown("Text."), more[2]), 7, TABLE).cells
+    assert [cell.source for cell in apart] == ["# 7. T", "import a", "Text.", "import b"]
+
+
 def test_a_solution_is_folded_with_what_it_prints():
     _, cell = page(book(markdown("# T"), code("#| solution: 1, 3\nx = 1\nx")), 7, TABLE).cells
     assert (cell.source, cell.metadata.tags) == ("x = 1\nx", ["hide-cell"])

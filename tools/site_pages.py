@@ -13,8 +13,8 @@ The rest is left to MyST-NB. Only what the chapters use is understood here:
     #| export, exporti      the code is shown as part of the library
     #| default_exp MODULE   becomes a line that links to the module's page in the API
 
-In a chapter, cells of nothing but imports and cells that draw a figure are folded, too; a guide is
-there to be copied. Dictionaries of numbers become tables. A Greek letter that was typed in a
+In a chapter, cells of nothing but imports and cells that draw a figure are folded, too, and those of
+imports that follow each other have one button; a guide is there to be copied. Dictionaries of numbers become tables. A Greek letter that was typed in a
 sentence is set as one in a formula is.
 """
 
@@ -160,6 +160,24 @@ def button(hidden):
     return {"code_prompt_show": f"Show {hidden}", "code_prompt_hide": f"Hide {hidden}"}
 
 
+IMPORTS = button("the imports")
+
+
+def joined(cells):
+    """The cells of a page; those of imports that follow each other are one, behind one button."""
+    found = []
+    for cell in cells:
+        before = found[-1] if found else cell
+        if before is not cell and before.metadata.get("mystnb") == IMPORTS == cell.metadata.get(
+                "mystnb"):
+            before.source += f"\n\n{cell.source}"
+            before.outputs += cell.outputs
+            before.metadata["tags"] = ["hide-input"]         # not all of it is exported
+        else:
+            found.append(cell)
+    return found
+
+
 def code_page(cell, chapter=False):
     """A code cell as a page shows it, or None where it shows nothing."""
     says, cell.source = options(cell.source)
@@ -177,7 +195,7 @@ def code_page(cell, chapter=False):
         tags.append("hide-input")
     if chapter and imports_alone(cell.source):
         tags.append("hide-input")
-        cell.metadata["mystnb"] = button("the imports")
+        cell.metadata["mystnb"] = IMPORTS
     if "solution" in says:
         tags = ["hide-cell"]
         cell.metadata["mystnb"] = button("the code of this solution")
@@ -213,7 +231,7 @@ def page(notebook, number, table):
             cells.append(cell)
     if number is not None:
         cells[0].source = re.sub(r"^# ", f"# {number}. ", cells[0].source)
-    notebook.cells = cells
+    notebook.cells = joined(cells)
     notebook.metadata.pop("widgets", None)
     return notebook
 
