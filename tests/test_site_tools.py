@@ -100,12 +100,13 @@ def test_a_cell_of_imports_is_folded(source, alone):
 
 
 def test_imports_that_follow_each_other_have_one_button():
-    more = (code("#| export\nimport a"), code("#| hide\nx"), code("import b"))
-    _, both, last = page(book(markdown("# T"), *more, code("x = 1")), 7, TABLE).cells
+    _, both, last = page(book(markdown("# T"), code("#| export\nimport a"), code("#| hide\nx"),
+                              code("import b"), code("x = 1")), 7, TABLE).cells
     assert both.source == "import a\n\nimport b" and both.metadata.tags == ["hide-input"]
     assert both.metadata.mystnb["code_prompt_show"] == "Show the imports"
     assert last.source == "x = 1" and last.metadata.tags == []
-    apart = page(book(markdown("# T"), more[0], markdown("Text."), more[2]), 7, TABLE).cells
+    apart = page(book(markdown("# T"), code("import a"), markdown("Text."), code("import b")), 7,
+                 TABLE).cells
     assert [cell.source for cell in apart] == ["# 7. T", "import a", "Text.", "import b"]
 
 

@@ -13,9 +13,9 @@ The rest is left to MyST-NB. Only what the chapters use is understood here:
     #| export, exporti      the code is shown as part of the library
     #| default_exp MODULE   becomes a line that links to the module's page in the API
 
-In a chapter, cells of nothing but imports and cells that draw a figure are folded, too, and those of
-imports that follow each other have one button; a guide is there to be copied. Dictionaries of numbers become tables. A Greek letter that was typed in a
-sentence is set as one in a formula is.
+In a chapter, cells of nothing but imports and cells that draw a figure are folded, too, and imports
+that follow each other have one button; a guide is there to be copied. Dictionaries of numbers
+become tables. A Greek letter that was typed in a sentence is set as one in a formula is.
 """
 
 import ast
