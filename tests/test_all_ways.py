@@ -189,6 +189,30 @@ def test_terms_in_a_compiled_graph(tasks):
                           value_and_gradient(make(), tasks[0]), strict=True): close(one, other)
 
 
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_on_another_device_waits_for_no_number(name, tasks):
+    """On the device "meta" tensors have shapes and no values.
+
+    One of another device beside them is an error, and so is every look at a number, for which a
+    GPU would have to be waited for; looks at what is wrong with a batch are left out there.
+    """
+    J, task = PARTS[name]().to("meta"), tasks[name in CLASSES].to("meta")
+    value, parameters = J(task), list(J.parameters())
+    slopes = torch.autograd.grad(value, parameters)
+    assert value.is_meta and value.shape == () and value.dtype == torch.float64
+    assert [g.shape for g in slopes] == [p.shape for p in parameters]
+    assert all(g.is_meta for g in slopes)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Diagonal", "LSLR", "ALFA", "LossNetwork", "LossLibrary",
+                                  "Prototypes", "SharedHead"])
+def test_what_an_inner_loop_learns_it_learns_by_first_order_in_a_loop_too(name, tasks):
+    first_order = {"gradient": ml.FirstOrder()}
+    found, right = (value_and_gradient(PARTS[name](batching=way, **first_order),
+                                       tasks[name in CLASSES]) for way in ("loop", "vmap"))
+    for one, other in zip(found, right, strict=True): close(one, other)
+
+
 OTHER_TASKS = CLASSES | {"WorstCase", "Context", "ActivationInformation"}  # in their own files
 
 

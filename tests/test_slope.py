@@ -145,6 +145,17 @@ def test_under_no_grad_the_result_carries_no_graph():
     torch.testing.assert_close(product, (6 * w).detach(), rtol=0, atol=1e-13)
 
 
+def test_from_constants_the_result_carries_a_graph_only_where_something_is_learned():
+    phi, factor = theta(), torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    assert not any(slope.requires_grad for slope in grad(loss)(phi, X[0]).values())
+    for learned in (factor, factor * 1):                     # a leaf, and what comes of one
+        slopes = grad(lambda phi, x, by=learned: by * loss(phi, x))(phi, X[0])
+        along, = torch.autograd.grad(sum(slope.sum() for slope in slopes.values()), factor)
+        torch.testing.assert_close(along, sum(g.sum() for g in by_autograd(phi, X[0]).values()))
+    moving = {name: p.requires_grad_() for name, p in theta().items()}
+    assert all(slope.requires_grad for slope in grad(loss)(moving, X[0]).values())
+
+
 @ways
 def test_extra_arguments_are_passed_on(way):
     def one(phi, x): return grad(lambda phi, a, b: a * (phi["w"] * b).sum())(phi, 3.0, x)

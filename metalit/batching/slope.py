@@ -59,9 +59,23 @@ def _slopes(f: Callable[..., Tensor], phi: Params, others: Any, keep: bool) -> P
               for name, value in phi.items()}
         value = f(at, *others)
     if not value.requires_grad: return {name: torch.zeros_like(value) for name, value in at.items()}
+    keep = keep and (any(value.requires_grad for value in phi.values()) or _learns(value, at))
     slopes = torch.autograd.grad(value, list(at.values()), create_graph=keep, allow_unused=True,
                                  materialize_grads=True)
     return dict(zip(at, slopes, strict=True))
+
+
+def _learns(value: Tensor, at: Params) -> bool:
+    "Whether something else than these constants is behind a value: a loss that is learned, say."
+    own = {id(leaf) for leaf in at.values()}
+    todo: set[Any] = {value.grad_fn}
+    seen: set[Any] = {None}
+    while todo := todo - seen:
+        seen |= todo
+        leaves = {id(node.variable) for node in todo if type(node).__name__ == "AccumulateGrad"}
+        if leaves - own: return True
+        todo = {node for one in todo for node, _ in one.next_functions}
+    return False
 
 # %% ../../nbs/3_choices/30_slope.ipynb #30e00002
 LAST_ONE = ContextVar("LAST_ONE", default=False)

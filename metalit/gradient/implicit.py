@@ -5,6 +5,7 @@
 # %% ../../nbs/3_choices/35b_implicit.ipynb #35b00004
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from ..inner.proximal import Proximal
 from ..inner.sgd import inner_product
 from ..inner.walk import InnerLoop, Walk, constant, whole
 from ..models import Params
-from ..tasks.task import Split
+from ..tasks.task import Split, values_in
 
 # %% auto #0
 __all__ = ['ONCE', 'BETWEEN', 'conjugate_gradients', 'check_upwards', 'Equation', 'stiffness', 'slope_moved', 'with_derivative',
@@ -58,9 +59,8 @@ def _safe(number: Tensor) -> Tensor:
 # %% ../../nbs/3_choices/35b_implicit.ipynb #35b0000b
 def check_upwards(least: Tensor) -> None:
     "Raise `ValueError` where a curvature is not above zero, of any task."
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(least): least = functorch.get_unwrapped(least)
-    lowest = least.min().item()
+    seen = values_in(least)
+    lowest = math.nan if seen is None else seen.min().item()
     if lowest > 0: return
     if lowest != lowest: return                              # NaN says itself that all is lost
     raise ValueError(f"the pulled inner loss does not curve upwards where adaptation ends (one "

@@ -16,7 +16,7 @@ from .rates import Rate
 from .sgd import SGD
 from .walk import Predict, check_made_for
 from ..models import Params
-from ..tasks.task import Split, Task, Tree, mapped, transformed
+from ..tasks.task import Split, Task, Tree, hidden, mapped
 
 # %% auto #0
 __all__ = ['class_means', 'of_class', 'is_labels', 'ways_of', 'check_shown', 'head_shape', 'check_labels', 'check_last',
@@ -47,7 +47,7 @@ def is_labels(y: Tree, axes: int) -> bool:
 def ways_of(tasks: list[Task]) -> int:
     "How many classes batches of tasks have; 0 where labels cannot be seen, or are none."
     labelled = all(is_labels(split.y, 2) for task in tasks for split in task)
-    if transformed() or not labelled: return 0
+    if not labelled or any(hidden(task.support.y) for task in tasks): return 0
     for task in tasks: check_shown(task)
     return max(int(task.support.y.max()) for task in tasks) + 1
 
@@ -95,7 +95,7 @@ def check_last(model: nn.Module, head: str, x: Tree) -> None:
     finally: hook.remove()
     if not seen: raise ValueError(f"the head {head!r} is not used by the model")
     if not isinstance(output, Tensor) or output.shape != seen[-1].shape or \
-            not (transformed() or torch.equal(output, seen[-1])):
+            not (hidden(output) or torch.equal(output, seen[-1])):
         raise ValueError(f"the model does something to the output of its head {head!r}, such as a "
                          "softmax; a head made for each task is the last thing: leave that out")
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 # %% auto #0
-__all__ = ['Tree', 'Index', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'traced', 'transformed', 'values_in',
-           'check_task', 'brief', 'a_few', 'check_split', 'filled']
+__all__ = ['Tree', 'Index', 'leaves', 'mapped', 'length', 'Container', 'Split', 'Task', 'traced', 'transformed', 'hidden',
+           'values_in', 'check_task', 'brief', 'a_few', 'check_split', 'filled']
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #fecb6185
 Tree = Any  # a tensor, or a dictionary, list, tuple or `Container` of trees
@@ -174,15 +174,20 @@ def transformed() -> bool:
     return traced() or torch._C._functorch.maybe_current_level() is not None
 
 
+def hidden(tensor: Tensor) -> bool:
+    "Whether its values cannot be looked at: see `transformed`; the device \"meta\" has none."
+    return transformed() or tensor.is_meta
+
+
 def values_in(tensor: Tensor) -> Tensor | None:
     """What a tensor holds: for all tasks, with their axis first, where `vmap` is at work.
 
-    None while a program is traced, where there is nothing to look at.
+    None while a program is traced and on the device "meta", where there is nothing to look at.
     """
     if traced(): return None
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor): tensor = functorch.get_unwrapped(tensor)
-    return tensor
+    return None if tensor.is_meta else tensor
 
 # %% ../../nbs/1_idea/02_tasks.ipynb #800ca9f1
 def check_task(task: Any) -> Task:
@@ -190,8 +195,8 @@ def check_task(task: Any) -> Task:
 
     Raises `ValueError`, naming the tensor, where x and y do not belong together, a set is empty,
     the task axis is missing, or a value is not finite. Where values cannot be seen, while a
-    program is traced or under a transformation such as `vmap`, only shapes are looked at. With a
-    mask what stands in the padding never counts: see `filled`.
+    program is traced, under a transformation such as `vmap` or on the device "meta", only shapes
+    are looked at. With a mask what stands in the padding never counts: see `filled`.
 
     Example: `check_task(((x, x), (x, x))).batch_size`, with `x = torch.zeros(4, 5, 1)`.
     """
@@ -296,7 +301,7 @@ def _wrong(tensor: Any, first: Any, mask: Any) -> str | None:
             f"{{here}} has shape {shape}: no {missing} in it. Give every task at least one example"
         )
     if tensor is first and mask is not None and (wrong := _wrong_mask(mask, first)): return wrong
-    return None if transformed() else _not_finite(tensor, mask)
+    return None if hidden(tensor) else _not_finite(tensor, mask)
 
 
 def _not_finite(tensor: Tensor, mask: Tensor | None) -> str | None:
@@ -317,7 +322,7 @@ def _wrong_mask(mask: Any, first: Tensor) -> str | None:
     if mask.shape != first.shape[:2]:
         return (f"{{mask}} has shape {tuple(mask.shape)}, and {{here}} {tuple(first.shape)}: one "
                 f"yes or no for each example is needed, {tuple(first.shape[:2])}")
-    if transformed() or mask.any(1).all(): return None
+    if hidden(mask) or mask.any(1).all(): return None
     task = int((~mask.any(1)).nonzero()[0, 0])
     return (f"{{mask}} has no real example of task {task}: give every task at least one, or leave "
             "it out")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..inner.walk import real
 from ..losses import as_logits, over_real
 from ..pooling.tail import tilted
-from ..tasks.task import Split, Task, transformed
+from ..tasks.task import Split, Task, hidden
 from .term import Path, Term
 
 # %% auto #0
@@ -27,7 +27,7 @@ def check_losses(losses: Tensor, zero_fits: bool) -> None:
     if len(losses) < 2:
         raise ValueError("Inequality compares tasks with each other, and this batch holds 1: use "
                          "at least 2")
-    if transformed(): return
+    if hidden(losses): return
     wrong = losses < 0 if zero_fits else losses <= 0
     if wrong.any() or (losses == 0).all():
         i = int((wrong if wrong.any() else losses == 0).nonzero()[0])
