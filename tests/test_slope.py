@@ -133,6 +133,17 @@ def test_the_second_derivative():
     torch.testing.assert_close(third, torch.full_like(third, 6), rtol=0, atol=1e-13)
 
 
+def test_a_tangent_travels_through_the_gradient_of_a_constant():
+    "Forward over reverse outside of transforms is the Hessian times the tangent."
+    from torch.autograd import forward_ad
+    phi, along = theta(), VECTOR
+    with forward_ad.dual_level():
+        moved = {name: forward_ad.make_dual(p, along[name]) for name, p in phi.items()}
+        found = {name: forward_ad.unpack_dual(slope).tangent
+                 for name, slope in grad(loss)(moved, X[0]).items()}
+    assert_same(found, hvp(lambda phi: loss(phi, X[0]))(phi, along))
+
+
 def test_under_no_grad_the_result_carries_no_graph():
     w = random(3).requires_grad_()
     assert grad(cubic)({"w": w})["w"].requires_grad

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..models import Params
 
@@ -52,22 +53,30 @@ def _by_autograd(f: Callable[..., Tensor], phi: Params, *others: Any) -> Params:
         except RuntimeError: LAST_ONE.set(False)                 # f takes derivatives itself, say
         return _slopes(f, phi, others, keep=False)
 
+# %% ../../nbs/3_choices/30_slope.ipynb #30e0aa02
+def _with_tangent(leaf: Tensor, of: Tensor) -> Tensor:
+    "A leaf, with the tangent that another tensor has where forward mode is at work."
+    tangent = forward_ad.unpack_dual(of).tangent
+    return leaf if tangent is None else forward_ad.make_dual(leaf, tangent)
+
 
 def _slopes(f: Callable[..., Tensor], phi: Params, others: Any, keep: bool) -> Params:
     with torch.enable_grad(), _once(LAST_ONE.get() and not keep):
-        at = {name: value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-              for name, value in phi.items()}
+        fixed = {name: p.detach().requires_grad_() for name, p in phi.items()
+                 if not p.requires_grad}
+        at = {name: _with_tangent(fixed[name], p) if name in fixed else p.view_as(p)
+              for name, p in phi.items()}
         value = f(at, *others)
     if not value.requires_grad: return {name: torch.zeros_like(value) for name, value in at.items()}
-    keep = keep and (any(value.requires_grad for value in phi.values()) or _learns(value, at))
+    keep = keep and (len(fixed) < len(phi) or _learns(value, fixed))
     slopes = torch.autograd.grad(value, list(at.values()), create_graph=keep, allow_unused=True,
                                  materialize_grads=True)
     return dict(zip(at, slopes, strict=True))
 
 
-def _learns(value: Tensor, at: Params) -> bool:
+def _learns(value: Tensor, constants: Params) -> bool:
     "Whether something else than these constants is behind a value: a loss that is learned, say."
-    own = {id(leaf) for leaf in at.values()}
+    own = {id(leaf) for leaf in constants.values()}
     todo: set[Any] = {value.grad_fn}
     seen: set[Any] = {None}
     while todo := todo - seen:
