@@ -285,9 +285,19 @@ def test_a_look_measures_held_out_tasks_and_leaves_training_as_it_was(tmp_path):
     net = maml()
     quick(net, steps=2, checkpoint=tmp_path / "plain",
           validation=Validation(sines, every=2, n_tasks=7, steps=3))
-    expected = evaluate(net, sines, n_tasks=7, steps=(3,))
+    expected = evaluate(net, sines, n_tasks=7, steps=(3,), seed=1_000_003)
     row = table(tmp_path / "plain" / "validation.csv")[0]
     assert (float(row["validation"]), float(row["ci95"])) == (expected.mean[0], expected.ci95[0])
+
+
+def test_the_tasks_that_choose_are_not_those_that_judge():
+    "Of a family without end; `evaluate` and `compare` judge by seeds from 0 on."
+    net, watch = maml(), Validation(sines, n_tasks=20, steps=1)
+    assert watch.look(net, state := Progress()) and state.validation[0]["validation"] == evaluate(
+        net, sines.held_out(20, seed=watch.seed), steps=(1,)).mean[0]
+    chose, judge = (sines.held_out(20, seed=seed).query.y for seed in (watch.seed, 0))
+    assert not (chose[:, None] == judge).all((-2, -1)).any()
+    assert Validation(sines, seed=3).seed == 3
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"patience": 0}, {"n_tasks": 1}, {"batch_size": 0},

@@ -412,7 +412,8 @@ class Validation:
     `metric`: as in `evaluate`, by default J's loss, where less is better; with `maximize` (by
     default for `accuracy`) more is. `steps`: inner steps, by default J's own. `patience`: stop when
     so many looks in a row were no better than the best; None never stops. A look is in evaluation
-    mode, unless `train`.
+    mode, unless `train`. `seed`: of the tasks of a family without end, by default another than that
+    of `evaluate`, which would judge by the very tasks that chose.
 
     Example: `meta_train(J, train, steps=5000, validation=Validation(tasks, every=250))`.
     """
@@ -425,6 +426,7 @@ class Validation:
     maximize: bool | None = None
     batch_size: int = 100
     train: bool = False
+    seed: int = 1_000_003
 
     def __post_init__(self) -> None:
         least = {"every": 1, "patience": 1, "batch_size": 1, "n_tasks": 2, "steps": 0}
@@ -453,10 +455,11 @@ def measure(validation: Validation, J: Learner) -> Row:
     "The metric on the validation tasks: mean and interval."
     steps = J.inner.steps if validation.steps is None else validation.steps
     with own_random_numbers(0, next(J.parameters()).device):
-        n_tasks = min(validation.n_tasks, validation.tasks.n_held_out or validation.n_tasks)
-        found = evaluate(J, validation.tasks, n_tasks=n_tasks, steps=(steps,),
-                         metric=validation.metric, batch_size=validation.batch_size,
-                         train=validation.train)
+        all_there_are = validation.tasks.n_held_out
+        found = evaluate(J, validation.tasks, steps=(steps,), metric=validation.metric,
+                         n_tasks=min(validation.n_tasks, all_there_are or validation.n_tasks),
+                         seed=0 if all_there_are else validation.seed, train=validation.train,
+                         batch_size=validation.batch_size)
     return {"validation": found.mean[0], "ci95": found.ci95[0]}
 
 

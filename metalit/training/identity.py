@@ -594,5 +594,6 @@ def named_by(place: str, names: Collection[str]) -> bool:
 # %% ../../nbs/7_workshop/68_identity.ipynb #68a0001e
 MAY_DIFFER = frozenset({"device", "compiled", "processes", "log_every", "J.chunk_size",
                         "J.batching", "optimizer.fused", "optimizer.foreach",
-                        "validation.patience", "validation.batch_size", "versions",
+                        "validation.patience", "validation.batch_size", "validation.seed",
+                        "versions",
                         "tasks.identity.num_workers"})
