@@ -5,8 +5,9 @@
 # %% ../nbs/7_workshop/76_plots.ipynb #b1e74263
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from metalit.tasks.table import Table
     from metalit.tasks.task import Split, Task
 
+Thing = TypeVar("Thing")
+
 # %% auto #0
-__all__ = ['COLOURS', 'MEASURE', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'forecast', 'training_log']
+__all__ = ['Thing', 'COLOURS', 'MEASURE', 'in_turn', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'forecast',
+           'training_log']
 
 # %% ../nbs/7_workshop/76_plots.ipynb #c87f55cc
 # A middle grey for the ink and no background: figures read on light and on dark pages.
@@ -31,6 +35,15 @@ __all__ = ['COLOURS', 'MEASURE', 'figure', 'dress', 'legend', 'round_numbers', '
 COLOURS = {"blue": "#0068A8", "orange": "#CF8300", "green": "#00906A", "red": "#C44500",
            "purple": "#C46F9E", "sky": "#3A9AD9", "violet": "#9467BD", "brown": "#94640F",
            "grey": "#767676"}
+
+
+def in_turn(things: Iterable[Thing]) -> Iterator[tuple[Thing, str]]:
+    """Things, such as numbers of inner steps, with a colour each; after seven, the first again.
+
+    Example: `[colour for _, colour in in_turn("ab")]`.
+    """
+    names = ("orange", "sky", "blue", "green", "purple", "violet", "brown")
+    return zip(things, map(COLOURS.__getitem__, itertools.cycle(names)), strict=False)
 
 # %% ../nbs/7_workshop/76_plots.ipynb #8781400a
 MEASURE = 7.4  # inches: with letters of 8 points and 110 dots an inch, text of 12 pixels on a page
@@ -94,9 +107,9 @@ def adaptation(J: MetaLoss, task: Task, steps: Sequence[int] = (0, 1, 10),
     x, order = task.query.x[0, :, 0].cpu(), task.query.x[0, :, 0].argsort().cpu()
     ax.plot(x[order], task.query.y[0, :, 0].cpu()[order], color=COLOURS["grey"], lw=3, alpha=0.5,
             label="truth")
-    for k, colour in zip(steps, ("orange", "sky", "blue", "green", "purple"), strict=False):
+    for k, colour in in_turn(steps):
         y = J.predict(J.adapt(task.support, steps=k), task.query.x)[0, :, 0].cpu()
-        ax.plot(x[order], y[order], color=COLOURS[colour], label=f"after {k} step{'s' * (k != 1)}",
+        ax.plot(x[order], y[order], color=colour, label=f"after {k} step{'s' * (k != 1)}",
                 ls="--" if k == 0 else "-")
     ax.plot(task.support.x[0, :, 0].cpu(), task.support.y[0, :, 0].cpu(), "o", color=COLOURS["red"],
             label="support")
@@ -127,8 +140,8 @@ def forecast(J: MetaLoss, table: Table, task: Task, steps: Sequence[int] = (0, 1
     def drawn(x: Tensor, y: Tensor, *how: Any, **options: Any) -> None:
         ax.plot(table.x_scale.back(x.double().cpu())[:, column],
                 table.y_scale.back(y.double().cpu())[:, 0], *how, **options)
-    for k, colour in zip(steps, ("orange", "sky", "blue", "green", "purple"), strict=False):
-        drawn(at, J.predict(J.adapt(task.support, steps=k), at[None])[0], color=COLOURS[colour],
+    for k, colour in in_turn(steps):
+        drawn(at, J.predict(J.adapt(task.support, steps=k), at[None])[0], color=colour,
               label=f"after {k} step{'s' * (k != 1)}", ls="--" if k == 0 else "-")
     drawn(x, y, "o", color=COLOURS["red"], label="learned from")
     drawn(*later, "o", mfc="none", color=COLOURS["grey"], label="judged by")

@@ -490,12 +490,12 @@ def picture(lines: Sequence[Line], ax: Axes | None = None,
     "A method a row: its query loss after each of `steps`, with 95 % intervals over tasks."
     names = list(dict.fromkeys(line.method for line in lines))
     if ax is None: ax = plots.figure(width=6.5, height=0.8 + 0.28 * len(names))[1]
-    for k, colour in zip(steps, ("orange", "sky", "blue", "green", "purple"), strict=False):
+    for k, colour in plots.in_turn(steps):
         mine = [line for line in lines if line.inner_steps == k and not blows_up(line)]
         ax.errorbar([or_nan(line.loss) for line in mine],
                     [names.index(line.method) for line in mine],
                     xerr=[or_nan(line.ci95) for line in mine], fmt="o", ms=5,
-                    color=plots.COLOURS[colour], label=f"{k} step{'s' * (k != 1)}")
+                    color=colour, label=f"{k} step{'s' * (k != 1)}")
     for i, name in enumerate(names):
         gone = [line.inner_steps for line in lines if line.method == name
                 and line.inner_steps in steps and blows_up(line)]
