@@ -15,6 +15,7 @@ from check_book import (
     need_problems,
     number_problems,
     picture_problems,
+    solution_problems,
     use_problems,
 )
 
@@ -88,6 +89,34 @@ def test_a_picture_is_there_and_says_what_it_shows(tmp_path, text, message):
     problems = list(picture_problems(chapters, tmp_path))
     assert len(problems) == (message is not None)
     assert message is None or message in problems[0]
+
+
+ASKED = "## Exercises\n\n1. Why?\n2. When?"
+WHY = "<details><summary>Solution of exercise 1 (argued)</summary>\n\n1. So.\n\n</details>"
+WHEN = "<details><summary>Solution of exercise 2 (tested)</summary>\n\nNow.\n\n</details>"
+
+
+@pytest.mark.parametrize(("texts", "code", "message"), [
+    ((ASKED, WHY, WHEN), "#| solution: 2\nassert x", None),
+    ((f"{ASKED}\n\n{WHY}", WHEN), "#| solution: 2\nassert x", None),
+    (("# No exercises",), "x", None),
+    ((ASKED, WHEN), "#| solution: 2\nassert x", "exercise 1 has 0 solutions"),
+    ((ASKED, WHY, WHY, WHEN), "#| solution: 2\nassert x", "exercise 1 has 2 solutions"),
+    ((ASKED, WHY, WHEN), "#| solution: 2, 3\nassert x", "there is no exercise 3"),
+    ((ASKED, WHY, WHEN), "#| solution: 1, 2\nassert x", "exercise 1 is called argued, and a cell"),
+    ((ASKED, WHY, WHEN), "assert x", "exercise 2 is called tested, and has no cell"),
+    ((ASKED, WHY, WHEN), "x\n#| solution: 2", "does not say which it tests")])
+def test_every_exercise_has_one_solution_tested_or_argued(tmp_path, texts, code, message):
+    many = [chapter(tmp_path, "0_more/01_more", ASKED, WHEN.replace("2", "1"), WHEN,
+                    code=["#| solution: 1, 2"])]
+    problems = list(solution_problems([*many, chapter(tmp_path, "1_a/01_a", *texts, code=[code])]))
+    assert message is None or message in problems[0]
+    assert bool(problems) == (message is not None)
+
+
+def test_less_than_two_thirds_of_the_solutions_tested_are_too_few(tmp_path):
+    found = chapter(tmp_path, "1_a/01_a", ASKED, WHY, WHEN, code=["#| solution: 2"])
+    assert list(solution_problems([found])) == ["1 of 2 solutions are tested, less than two thirds"]
 
 
 def test_three_chapters_show_the_same_picture_of_the_way_from_theta_to_J():

@@ -7,6 +7,8 @@
 - No text calls a chapter by its number: numbers change when chapters move, titles stay.
 - Whatever stands in a line "**You need**" stands before: its links never lead forward.
 - The front page lists all chapters in their order.
+- Every exercise has one solution, which says whether it is tested, by code below it, or argued;
+  at least two thirds of those in the book are tested.
 - A picture that a text shows is there, and has a text that says what it shows.
 - A cell that is not exported uses nothing of the library that a later chapter introduces, but for
   the names in AHEAD.
@@ -43,6 +45,8 @@ AHEAD = {
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]*\.ipynb)(?:#[^)]*)?\)")
 NUMBER = re.compile(r"\b[cC]hapters? \[?\d+[a-z]?\b")
+EXERCISES = re.compile(r"^## Exercises?$", re.M)
+SOLUTION = re.compile(r"<details><summary>Solution of exercise (\d+) \((tested|argued)\)</summary>")
 MADE = re.compile(r"^# %% \S*?nbs/(\S+)\.ipynb #", re.MULTILINE)
 
 
@@ -129,6 +133,52 @@ def picture_problems(chapters, nbs):
                 yield f"{chapter.name}: the picture {file} is not there"
             if len(text.split()) < 5:
                 yield f"{chapter.name}: say in words what the picture {file} shows: ![…]({file})"
+
+
+def exercises(chapter):
+    """The numbers of its exercises, and the cells from there to the next heading."""
+    text = [cell["source"] if cell["cell_type"] == "markdown" else "" for cell in chapter.cells]
+    first = next((i for i, said in enumerate(text) if EXERCISES.search(said)), None)
+    if first is None: return [], []
+    head, _, rest = EXERCISES.split(text[first], maxsplit=1)[1].partition("<details>")
+    after = [i for i, said in enumerate(text) if i > first and re.search(r"^## ", said, re.M)]
+    asked = [int(number) for number in re.findall(r"^(\d+)\. ", head, re.M)]
+    opening = {"cell_type": "markdown", "source": "<details>" + rest if rest else ""}
+    return asked, [opening, *chapter.cells[first + 1:after[0] if after else None]]
+
+
+def solutions(cells):
+    """The kind of each solution, how often each stands there, and which have code."""
+    text = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    solved = [(int(number), kind) for number, kind in SOLUTION.findall(text)]
+    coded = {int(number) for cell in cells if cell["cell_type"] == "code"
+             for line in re.findall(r"^#\| solution: (.*)$", cell["source"], re.M)
+             for number in re.findall(r"\d+", line)}
+    return solved, coded
+
+
+def solution_problems(chapters):
+    kinds = []
+    for chapter in chapters:
+        asked, cells = exercises(chapter)
+        solved, coded = solutions(cells)
+        kinds += [kind for _, kind in solved]
+        numbers = [number for number, _ in solved]
+        for number in asked:
+            if numbers.count(number) != 1:
+                yield (f"{chapter.name}: exercise {number} has {numbers.count(number)} solutions: "
+                       "<details><summary>Solution of exercise N (tested)</summary>, or (argued)")
+        for number in {*numbers, *coded} - {*asked}:
+            yield f"{chapter.name}: there is no exercise {number} that a solution is for"
+        for number, kind in solved:
+            if (kind == "tested") != (number in coded):
+                yield (f"{chapter.name}: the solution of exercise {number} is called {kind}, and "
+                       f"{'has no' if kind == 'tested' else 'a'} cell '#| solution: {number}'")
+        for cell in cells:
+            if cell["cell_type"] == "code" and not re.search(r"^#\| solution: ", cell["source"]):
+                yield f"{chapter.name}: a cell among the solutions does not say which it tests"
+    if kinds and kinds.count("tested") < 2 / 3 * len(kinds):
+        yield f"{kinds.count('tested')} of {len(kinds)} solutions are tested, less than two thirds"
 
 
 def makers(library):
@@ -226,7 +276,7 @@ def main(root):
              for name in ("README.md", "CONTRIBUTING.md", "results/README.md")}
     problems = [*link_problems(chapters), *number_problems(chapters, texts),
                 *need_problems(chapters), *contents_problems(chapters),
-                *picture_problems(chapters, nbs),
+                *picture_problems(chapters, nbs), *solution_problems(chapters),
                 *use_problems(chapters, root / settings(root)["lib_path"])]
     for problem in problems: print("error:", problem, file=sys.stderr)
     if not problems: print(f"{len(chapters)} chapters stand in an order in which they can be read")
