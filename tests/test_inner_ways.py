@@ -37,8 +37,12 @@ def meta_loss(name, net, **options):
     return J
 
 
+# As the authors have them they are in `test_all_ways.py`.
+FREE = [name for name in INNER if name.endswith("nothing held")]
+
+
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("name", FREE)
 def test_an_inner_loop_in_a_way(name, way, small_net, sines):
     found = in_one_way(way, partial(meta_loss, name, small_net), sines)
     right = value_and_gradient(meta_loss(name, small_net), sines)
@@ -74,7 +78,7 @@ def test_trials_are_refused_where_something_is_held_constant(name, small_net):
     meta_loss(f"{name}, nothing held", small_net, gradient=ml.Evolution())
 
 
-@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("name", FREE)
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(name, tmp_path):
     check_goes_on(lambda: meta_loss(name, ml.models.mlp(1, 4, 1, seed=0)), tmp_path)
 

@@ -24,10 +24,10 @@ def meta_loss(term, net, **options):
                        terms=ml.QueryLoss() + 0.7 * measured)
 
 
-@pytest.mark.parametrize(("term", "way"), [
-    (term, way) for term in TERMS for way in WAYS
-    if way != "processes" or not TERMS[term]().across_tasks])
-def test_a_term_in_a_way(term, way, small_net, sines):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_term_of_predictions_in_a_way(way, small_net, sines):
+    "The others, and this one of parameters, are in `test_all_ways.py`."
+    term = "bootstrap of predictions"
     found = in_one_way(way, partial(meta_loss, term, small_net), sines)
     right = value_and_gradient(meta_loss(term, small_net), sines)
     for one, other in zip(found, right, strict=True): close(one, other)
@@ -41,9 +41,8 @@ def test_all_terms_in_one_graph(small_net, sines):
         for one, other in zip(in_one_way(way, make, sines), right, strict=True): close(one, other)
 
 
-@pytest.mark.parametrize("term", TERMS)
-def test_a_run_that_was_stopped_goes_on_to_the_last_bit(term, tmp_path):
-    check_goes_on(lambda: meta_loss(term, ml.models.mlp(1, 4, 1, seed=0)), tmp_path)
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(tmp_path):
+    check_goes_on(lambda: meta_loss("all", ml.models.mlp(1, 4, 1, seed=0)), tmp_path)
 
 
 @pytest.mark.parametrize("term", [name for name in TERMS if TERMS[name]().holds_constant])
