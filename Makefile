@@ -92,7 +92,7 @@ site-test: setup ## build the site, then move and read it in a real browser (nee
 	else echo "skipped: the site is built on Python 3.11 or newer"; fi
 
 export: setup ## clean the notebooks, then write the library from them
-	@$(VENV_PYTHON) -c "from nbdev.clean import nbdev_clean; nbdev_clean()"
+	@$(VENV_PYTHON) tools/clean_notebooks.py
 	@$(VENV_PYTHON) -c "from nbdev.doclinks import nbdev_export; nbdev_export()"
 
 site: setup ## execute the book where it changed, build it into _site/, check what was built

@@ -12,6 +12,7 @@ from pathlib import Path
 import bootstrap
 import check_style
 import check_sync
+import clean_notebooks
 import pytest
 import run_notebooks as run_notebooks_script
 
@@ -105,6 +106,24 @@ def test_dirty_notebooks_are_named_with_the_reason(project, tmp_path):
 
     assert any("01_one.ipynb asks for the kernel 'other'" in p for p in problems)
     assert "nbs/02_two.ipynb is not clean (cell 1: outputs, execution_count, metadata)" in problems
+
+
+def test_what_a_page_folds_is_folded_in_a_notebook_and_stays_so(project, tmp_path):
+    closed, whole = {"source_hidden": True}, {"outputs_hidden": True, "source_hidden": True}
+    folded = {"#| hide\nx = 1": closed, "#| code-fold: true\nx = 1": closed,
+              "import torch": closed, "#| export\nimport torch\n\nfrom a import b": closed,
+              "#| solution: 2\nx = 1": whole, "x = 1": None, "import torch\nx = 1": None,
+              "#| code-fold: false\nx = 1": None}
+    two = project / "nbs/02_two.ipynb"
+    write_notebook(two, *folded)
+    found, = check_sync.clean_problems(project, tmp_path)
+    assert re.findall(r"cell (\d)", found) == ["0", "1", "2", "3", "4"]
+
+    clean_notebooks.fold(project / "nbs")
+    said = [cell["metadata"] for cell in json.loads(two.read_text())["cells"]]
+    assert said == [{"jupyter": about} if about else {} for about in folded.values()]
+    (tmp_path / "again").mkdir()
+    assert check_sync.clean_problems(project, tmp_path / "again") == []
 
 
 @pytest.mark.parametrize(

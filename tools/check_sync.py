@@ -58,7 +58,7 @@ def copied(root, to):
 
 
 def noise(before, after):
-    """Say what nbdev_clean would take out of a notebook, given as text before and after."""
+    """Say what cleaning would change in a notebook, given as text before and after."""
     old, new = json.loads(before), json.loads(after)
     found = []
     for number, (a, b) in enumerate(zip(old["cells"], new["cells"], strict=True)):
@@ -67,10 +67,12 @@ def noise(before, after):
             found.append(f"cell {number}: {', '.join(keys)}")
     if old["metadata"] != new["metadata"]:
         found.append("metadata of the notebook")
-    return "; ".join(found) or "its JSON is not laid out as nbdev_clean does"
+    return "; ".join(found) or "its JSON is not laid out as nbdev does"
 
 
 def clean_problems(root, scratch):
+    from clean_notebooks import fold
+
     copy = copied(root, scratch / "clean")
     nbs = settings(root)["nbs_path"]
     for path in notebooks_in(root / nbs):
@@ -79,6 +81,7 @@ def clean_problems(root, scratch):
         except ValueError as error:
             raise BrokenError(f"{path.relative_to(root)} is not a notebook: {error}") from error
     nbdev("nbdev.clean:nbdev_clean", copy)
+    fold(copy / nbs)
     problems = []
     for path in notebooks_in(root / nbs):
         name = path.relative_to(root)
