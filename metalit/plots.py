@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Thing = TypeVar("Thing")
 
 # %% auto #0
-__all__ = ['Thing', 'COLOURS', 'MEASURE', 'in_turn', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'forecast',
+__all__ = ['Thing', 'COLOURS', 'MEASURE', 'in_colours', 'figure', 'dress', 'legend', 'round_numbers', 'adaptation', 'forecast',
            'training_log']
 
 # %% ../nbs/7_workshop/76_plots.ipynb #c87f55cc
@@ -37,10 +37,10 @@ COLOURS = {"blue": "#0068A8", "orange": "#CF8300", "green": "#00906A", "red": "#
            "grey": "#767676"}
 
 
-def in_turn(things: Iterable[Thing]) -> Iterator[tuple[Thing, str]]:
+def in_colours(things: Iterable[Thing]) -> Iterator[tuple[Thing, str]]:
     """Things, such as numbers of inner steps, with a colour each; after seven, the first again.
 
-    Example: `[colour for _, colour in in_turn("ab")]`.
+    Example: `[colour for _, colour in in_colours("ab")]`.
     """
     names = ("orange", "sky", "blue", "green", "purple", "violet", "brown")
     return zip(things, map(COLOURS.__getitem__, itertools.cycle(names)), strict=False)
@@ -107,7 +107,7 @@ def adaptation(J: MetaLoss, task: Task, steps: Sequence[int] = (0, 1, 10),
     x, order = task.query.x[0, :, 0].cpu(), task.query.x[0, :, 0].argsort().cpu()
     ax.plot(x[order], task.query.y[0, :, 0].cpu()[order], color=COLOURS["grey"], lw=3, alpha=0.5,
             label="truth")
-    for k, colour in in_turn(steps):
+    for k, colour in in_colours(steps):
         y = J.predict(J.adapt(task.support, steps=k), task.query.x)[0, :, 0].cpu()
         ax.plot(x[order], y[order], color=colour, label=f"after {k} step{'s' * (k != 1)}",
                 ls="--" if k == 0 else "-")
@@ -140,7 +140,7 @@ def forecast(J: MetaLoss, table: Table, task: Task, steps: Sequence[int] = (0, 1
     def drawn(x: Tensor, y: Tensor, *how: Any, **options: Any) -> None:
         ax.plot(table.x_scale.back(x.double().cpu())[:, column],
                 table.y_scale.back(y.double().cpu())[:, 0], *how, **options)
-    for k, colour in in_turn(steps):
+    for k, colour in in_colours(steps):
         drawn(at, J.predict(J.adapt(task.support, steps=k), at[None])[0], color=colour,
               label=f"after {k} step{'s' * (k != 1)}", ls="--" if k == 0 else "-")
     drawn(x, y, "o", color=COLOURS["red"], label="learned from")

@@ -490,7 +490,7 @@ def picture(lines: Sequence[Line], ax: Axes | None = None,
     "A method a row: its query loss after each of `steps`, with 95 % intervals over tasks."
     names = list(dict.fromkeys(line.method for line in lines))
     if ax is None: ax = plots.figure(width=6.5, height=0.8 + 0.28 * len(names))[1]
-    for k, colour in plots.in_turn(steps):
+    for k, colour in plots.in_colours(steps):
         mine = [line for line in lines if line.inner_steps == k and not blows_up(line)]
         ax.errorbar([or_nan(line.loss) for line in mine],
                     [names.index(line.method) for line in mine],
