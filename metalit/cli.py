@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'shift_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table', 'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'saved_when_stopped', 'Commands', 'main', 'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'show_shift', 'units_of', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of', 'check_root', 'evaluate', 'moved_tasks', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'check_results', 'report_comparison', 'how_long', 'how_searched', 'how_worked', 'how_ended', 'Gauge', 'design', 'designed', 'started_workers', 'as_options', 'report_design', 'measured_anew', 'score']
+__all__ = ['OTHER_WORDS', 'Decorated', 'data_option', 'shift_option', 'method_and_tasks', 'inner_and_outer_loop', 'columns_of_a_table', 'network_and_data', 'chance_and_machine', 'budget_and_looks', 'folders', 'Names', 'Steps', 'Count', 'Above', 'OneOf', 'Place', 'plain_errors', 'sentence_of', 'note', 'say', 'was_saved', 'saved_when_stopped', 'Commands', 'main', 'check_same_run', 'option_of', 'difference', 'RunFile', 'baselines_beside', 'show', 'show_shift', 'units_of', 'draw', 'save_picture', 'dressed', 'options', 'train', 'settled', 'check_options', 'run_name', 'validation_of', 'check_root', 'evaluate', 'moved_tasks', 'judged', 'adapt', 'check_new_program', 'teachable', 'Taught', 'points_taught', 'rows_taught', 'csv_line', 'compare', 'check_results', 'report_comparison', 'how_long', 'how_searched', 'how_worked', 'how_ended', 'Gauge', 'design', 'designed', 'started_workers', 'as_options', 'report_design', 'measured_anew', 'score']
 
 # %% ../nbs/7_workshop/74_command.ipynb #404e955c
 class Names(click.ParamType):
@@ -182,14 +182,21 @@ def say(text: str) -> None:
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def was_saved(stop: BaseException | None) -> bool:
+    "Whether `meta_train` ended by itself when it was asked to, also if one more signal came then."
+    while stop is not None and not str(stop).startswith("stopped after"): stop = stop.__context__
+    return stop is not None
+
+
 @contextlib.contextmanager
 def saved_when_stopped() -> Iterator[None]:
-    "Inside, Ctrl-C ends with a line that says how to go on: all that runs here is saved."
+    "Inside, Ctrl-C ends with a line that says how to go on, and whether all was saved."
     try: yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)         # who presses twice reads this, too
-        raise click.ClickException("stopped, and saved; the same command goes on "
-                                   "from there") from None
+        raise click.ClickException(
+            "stopped, and saved; the same command goes on from there" if was_saved(stop) else
+            "stopped; the same command goes on from what was saved last") from None
 
 # %% ../nbs/7_workshop/74_command.ipynb #19225f06
 class Commands(click.Group):

@@ -421,6 +421,23 @@ def test_two_interrupts_in_quick_succession_end_with_a_sentence(tmp_path):
     assert errors == "Error: stopped, and saved; the same command goes on from there\n"
 
 
+def test_who_is_stopped_before_it_could_save_does_not_say_that_it_has():
+    from click import ClickException
+
+    from metalit.cli import saved_when_stopped
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for raised, words in ((KeyboardInterrupt(), "stopped; .* what was saved last"),
+                              (KeyboardInterrupt("stopped after step 3"), "stopped, and saved")):
+            with pytest.raises(ClickException) as told, saved_when_stopped(): raise raised
+            told.match(words)
+        late = KeyboardInterrupt()                           # pressed once more, on the way out
+        late.__context__ = KeyboardInterrupt("stopped after step 3")
+        with pytest.raises(ClickException, match="stopped, and saved"), saved_when_stopped():
+            raise late
+    finally: signal.signal(signal.SIGINT, before)
+
+
 def test_a_broken_pipe_does_not_stop_training(tmp_path):
     ours, theirs = os.pipe()
     os.close(ours)                                           # nobody reads, from the first line on
