@@ -381,3 +381,10 @@ def test_the_books_bibliography_has_an_anchor_for_each_work():
     anchors = re.findall(r'<span id="([\w-]+)"', shown)
     assert len(anchors) == len(set(anchors)) > 100
     assert set(re.findall(r'href="#([\w-]+)"', shown)) <= set(anchors)
+
+
+def test_many_pages_are_read_by_two_processes_and_what_is_wrong_is_found(tmp_path):
+    for number in range(60):
+        (tmp_path / f"{number}.html").write_text(f'<a href="{number + 1}.html">next</a>')
+    last = (tmp_path / "59.html").resolve()
+    assert problems(tmp_path, tmp_path) == [(last, "leads to 60.html, which is not there")]

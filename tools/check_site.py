@@ -10,7 +10,9 @@ are referred to but not there, cells that did not run, figures that need a kerne
 import argparse
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from configparser import ConfigParser
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -77,11 +79,19 @@ def target(site, page, link, prefix):
     """The file that a link leads to, and the anchor in it."""
     parts = urlsplit(link)
     path = unquote(parts.path)
-    if path.startswith("/"):
-        file = site / path.removeprefix(prefix).lstrip("/")
-    else:
-        file = page.parent / path if path else page
-    return (file / "index.html" if file.is_dir() else file).resolve(), unquote(parts.fragment)
+    return (found(site, page.parent, path, prefix) if path else page), unquote(parts.fragment)
+
+
+@cache
+def found(site, folder, path, prefix):
+    """The file of a path that stands on the pages of a folder: hundreds of them have the same."""
+    file = site / path.removeprefix(prefix).lstrip("/") if path.startswith("/") else folder / path
+    return (file / "index.html" if file.is_dir() else file).resolve()
+
+
+@cache
+def is_there(file):
+    return file.is_file()
 
 
 def link_problems(site, pages, prefix):
@@ -91,7 +101,7 @@ def link_problems(site, pages, prefix):
             if not link or link == "#" or urlsplit(link).scheme or remote(link):
                 continue
             file, anchor = target(site, page, link, prefix)
-            if not file.is_file():
+            if not is_there(file):
                 yield page, f"leads to {link}, which is not there"
             elif (anchor and file in pages and anchor not in pages[file].ids
                   and not anchor.startswith("mjx-eqn")):
@@ -161,13 +171,25 @@ def run_problems(folder):
                            f"cell {number} shows a widget that needs a kernel: give it text/html")
 
 
+def read(path):
+    return Reader(path.read_text(encoding="utf-8"))
+
+
+def all_read(paths):
+    """Pages, by their files; many of them are read by two processes."""
+    if len(paths) < 50:
+        return {path: read(path) for path in paths}
+    with ProcessPoolExecutor(2) as pool:
+        return dict(zip(paths, pool.map(read, paths, chunksize=10), strict=True))
+
+
 def problems(site, notebooks, limit=LIMIT, prefix=""):
     """All that is wrong with a site, as (file, message)."""
     site = site.resolve()
+    for remembered in (found, is_there): remembered.cache_clear()
     # Sphinx's own, but their links count
     skipped = {"search.html", "genindex.html", "py-modindex.html"}
-    pages = {path: Reader(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))
-             if "_static" not in path.parts}
+    pages = all_read([path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts])
     if not pages:
         return [(site, "has no pages")]
     written = {path: read for path, read in pages.items() if path.name not in skipped}

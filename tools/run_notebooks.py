@@ -181,7 +181,8 @@ def main(arguments=None):
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of the book")
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent)
     parser.add_argument("--limit", type=float, default=300, help="seconds for each notebook")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    # One more than cores, up to three: while a kernel starts or ends, another one computes.
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1) + 1)
     parser.add_argument("--keep", type=Path, help="a folder for the executed copies")
     parser.add_argument("--reuse", action="store_true",
                         help="execute only what has no good copy there")

@@ -255,7 +255,11 @@ def test_the_first_page_shows_a_live_figure_at_once(site, browser_page):
 
 def test_folded_solutions_open(site, browser_page):
     browser_page.goto(f"{site}/1_idea/11_exact_gradient.html")
-    solution = browser_page.locator(".bd-article details").last
-    assert not solution.locator("p").first.is_visible()
-    solution.locator("summary").click()
-    assert solution.locator("p").first.is_visible()
+    said = browser_page.locator(".bd-article details").filter(has_text="Solution of exercise")
+    code = browser_page.locator(".bd-article details").filter(has_text="the code of this solution")
+    assert said.count() == code.count() == 5
+    for solution, inside in ((said.last, "p"), (code.last, ".cell_input, .highlight")):
+        hidden = solution.locator(inside).first
+        assert not hidden.is_visible()
+        solution.locator("summary").click()
+        assert hidden.is_visible()
