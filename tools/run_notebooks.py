@@ -30,6 +30,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nursery import Nursery
 
+# One more than cores, up to three: while a kernel starts or ends, another one computes.
+JOBS = min(2, os.cpu_count() or 1) + 1
 SKIP_TAG = "skip-execution"
 # What a notebook's outputs depend on, beside the notebook itself.
 INGREDIENTS = ("metalit", "results", "reproduce", "benchmarks", "constraints.txt", "settings.ini")
@@ -181,8 +183,7 @@ def main(arguments=None):
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of the book")
     parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent)
     parser.add_argument("--limit", type=float, default=300, help="seconds for each notebook")
-    # One more than cores, up to three: while a kernel starts or ends, another one computes.
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1) + 1)
+    parser.add_argument("--jobs", type=int, default=JOBS)
     parser.add_argument("--keep", type=Path, help="a folder for the executed copies")
     parser.add_argument("--reuse", action="store_true",
                         help="execute only what has no good copy there")
