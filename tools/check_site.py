@@ -79,11 +79,11 @@ def target(site, page, link, prefix):
     """The file that a link leads to, and the anchor in it."""
     parts = urlsplit(link)
     path = unquote(parts.path)
-    return (found(site, page.parent, path, prefix) if path else page), unquote(parts.fragment)
+    return (file_of(site, page.parent, path, prefix) if path else page), unquote(parts.fragment)
 
 
 @cache
-def found(site, folder, path, prefix):
+def file_of(site, folder, path, prefix):
     """The file of a path that stands on the pages of a folder: hundreds of them have the same."""
     file = site / path.removeprefix(prefix).lstrip("/") if path.startswith("/") else folder / path
     return (file / "index.html" if file.is_dir() else file).resolve()
@@ -186,7 +186,7 @@ def all_read(paths):
 def problems(site, notebooks, limit=LIMIT, prefix=""):
     """All that is wrong with a site, as (file, message)."""
     site = site.resolve()
-    for remembered in (found, is_there): remembered.cache_clear()
+    for remembered in (file_of, is_there): remembered.cache_clear()
     # Sphinx's own, but their links count
     skipped = {"search.html", "genindex.html", "py-modindex.html"}
     pages = all_read([path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts])
