@@ -388,3 +388,12 @@ def test_many_pages_are_read_by_two_processes_and_what_is_wrong_is_found(tmp_pat
         (tmp_path / f"{number}.html").write_text(f'<a href="{number + 1}.html">next</a>')
     last = (tmp_path / "59.html").resolve()
     assert problems(tmp_path, tmp_path) == [(last, "leads to 60.html, which is not there")]
+
+
+def test_a_link_leads_from_the_folder_of_its_page(tmp_path):
+    "The same words on two pages: there on one side, missing on the other."
+    for name in ("here/a", "here/b", "there/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.html").write_text('<a href="b.html">next</a>')
+    alone = (tmp_path / "there/a.html").resolve()
+    assert problems(tmp_path, tmp_path) == [(alone, "leads to b.html, which is not there")]
