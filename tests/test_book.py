@@ -6,6 +6,7 @@ from pathlib import Path
 
 import check_book
 import move_chapter
+import prose
 import pytest
 from check_book import (
     PICTURE,
@@ -241,3 +242,13 @@ def test_a_move_that_cannot_be_made_changes_nothing(copy, new, message):
     with pytest.raises(move_chapter.MoveError, match="there is no chapter 00_nothing"):
         move_chapter.move(copy, [("00_nothing", "98_nothing")])
     assert digests(copy) == before
+
+
+def test_sentences_of_a_text_are_told_apart_and_short_ones_are_counted():
+    text = ("# A heading. Left out.\n\n**Run in.** It falls. See Eq. 3 and `a.b.c`, e.g. in "
+            "[the loop](x.ipynb).\n\n- A point without a full stop\n- A point of $a < b. c$ "
+            "words.\n\n"
+            "```python\nCode. Code.\n```\n\n$$ x. $$\n\n## References\n\n- Finn, C. A paper. 2017.")
+    found = list(prose.sentences(text))
+    assert found == ["It falls.", "See Eq 3 and X, e.g in the loop.", "A point of X words."]
+    assert prose.report("one", found) == "     3    5.3    67%  one"
