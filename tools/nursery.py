@@ -10,6 +10,7 @@ Started as a program, this file is the process that forks: it reads orders and a
 numbers.
 """
 
+import gc
 import json
 import os
 import signal
@@ -131,6 +132,8 @@ def main():
     for name in COMMON: import_module(name)
     from ipykernel import kernelapp
 
+    gc.collect()
+    gc.freeze()  # no kernel looks through what was imported, at each of its collections
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever gives the orders ends it
     for line in sys.stdin:
