@@ -46,7 +46,7 @@ PARTS = {"1_idea": "The idea", "2_trial": "The article on trial", "3_choices": "
          "8_figures": "Live figures", "9_rooms": "The rooms"}
 # Pages that are looked up, each group in its order in the table of contents.
 GUIDES = tuple(f"guides/{name}" for name in (
-    "quickstart", "install", "tomorrow", "coming_from", "course", "used", "faq"))
+    "quickstart", "install", "choose", "tomorrow", "coming_from", "course", "used", "faq"))
 REFERENCE = ("results", *(f"reference/{name}" for name in (
     "notation", "glossary", "bibliography", "gallery", "cite")), "changelog", "api/index")
 

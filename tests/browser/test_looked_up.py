@@ -9,7 +9,8 @@ SEARCHED = {"quickstart": "guides/quickstart", "glossary": "reference/glossary",
             "notation": "reference/notation", "cite": "reference/cite", "faq": "guides/faq",
             "install": "guides/install", "learn2learn": "guides/coming_from",
             "torchmeta": "guides/coming_from", "hypergradient": "reference/glossary",
-            "csv": "6_yours/59b_your_data", "own data": "guides/faq", "resume": "guides/faq"}
+            "choose": "guides/choose", "csv": "6_yours/59b_your_data",
+            "own data": "guides/faq", "resume": "guides/faq"}
 FOUND = "#search-results li a"
 
 
@@ -51,7 +52,7 @@ TASKS = {
     "first result": (["Quickstart"], "600 unseen tasks, seed 0"),
     "my CSV file": (["Your data"], 'Table("data.csv", task='),
     "my pictures": (["Your data", "A folder of pictures"], "from_folder(pictures)"),
-    "choose": (["The comparison"], "meta-steps"),
+    "choose": (["Choose"], "what was measured"),
     "resume": (["Checkpoints"], "a run that can be killed"),
     "adapt": (["Use it tomorrow", "Adapt"], "adapted(x, y)"),
     "export": (["Use it tomorrow", "Export"], "torch.export"),
