@@ -136,6 +136,19 @@ def test_what_is_fixed_is_not_asked():
     assert (sentence.inner.arguments["steps"], sentence.outer) == (2, 1e-3)
 
 
+def test_a_part_that_says_its_own_number_of_steps_takes_as_many():
+    space = ml.designing.Space().add("inner", ml.Ridge, weight=0.1, steps=0)
+    space = space.only(inner=["SGD", "Ridge"], extras=[], mask=["all of them"])
+    params = {"steps": 3, "terms": "QueryLoss", "pooling": "Mean", "gradient": "Exact",
+              "outer": 1e-3, "SGD.lr": 0.1, "SGD.learn_lr": False, "mask": "all of them"}
+    found = {name: space.read(params | {"inner": name}).made(ml.models.mlp(1, 4, 1), F.mse_loss)
+             for name in ("SGD", "Ridge")}
+    assert {name: J.inner.steps for name, J in found.items()} == {"SGD": 3, "Ridge": 0}
+    ridge, both = (space.only(inner=names, pooling=["Mean"], terms=["QueryLoss"]).size().sentences
+                   for names in (["Ridge"], ["SGD", "Ridge"]))
+    assert (ridge, both) == (2, 2 + 2 * 2 * 5)               # two rules; rates learned or not, K
+
+
 def test_a_mask_is_asked_for_plain_descent_alone():
     for seed, name in ((0, "SGD"), (1, "Adam")):
         trial = Drawn(seed, inner=name)

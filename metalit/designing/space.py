@@ -318,7 +318,8 @@ class Space:
         """Register a part: what makes it, and its arguments, each a value or a range.
 
         Its name is that of what makes it. One whose first argument is `model` is given the model;
-        an inner loop is given `steps`, a term that is added has a `weight`. Returns the space.
+        an inner loop is given `steps` if it says none of its own, a term that is added has a
+        `weight`. Returns the space.
 
         Raises `ValueError` for a choice that there is none of, and a name that is taken.
         """
@@ -416,7 +417,7 @@ def drawn_sentence(space: Space, trial: Any) -> Sentence:
     for name in ("inner", "terms", "pooling", "gradient"):
         part = space.choices[name].one(trial, name)
         found[name] = Call(part.make, part.draw(trial))
-    inner = found["inner"]._replace(arguments=found["inner"].arguments | {"steps": steps})
+    inner = found["inner"]._replace(arguments={"steps": steps} | found["inner"].arguments)
     terms = [(1.0, found["terms"])] + [added(part, trial) for part in
                                        space.choices["extras"].some(trial, "with")]
     return Sentence(masked_call(space, trial, inner), terms, found["pooling"], found["gradient"],
@@ -439,11 +440,15 @@ def masked_call(space: Space, trial: Any, inner: Call) -> Call:
 def size_of_space(space: Space) -> Size:
     "How many sentences a space has, and how many numbers each of them."
     inner, mask = (space.choices[name] for name in ("inner", "mask"))
-    ways = [both(part.size, mask.size) if part.make is MASKABLE else part.size
-            for part in inner.parts.values()]
+
+    def ways(part: SpacePart) -> Size:
+        "In how many ways an inner loop can be filled, with its steps."
+        masks = mask.size if part.make is MASKABLE else Size()
+        steps = Size() if "steps" in part.arguments else size_of(space.steps)
+        return both(part.size, masks, steps)
     others = [choice.size for name, choice in space.choices.items()
               if name not in ("inner", "mask")]
-    return both(either(*ways), *others, size_of(space.steps), size_of(space.outer))
+    return both(either(*map(ways, inner.parts.values())), *others, size_of(space.outer))
 
 
 def description(space: Space) -> str:
