@@ -214,8 +214,13 @@ ON_PAPER = """() => {
     const cut = (n) => n.scrollWidth > n.clientWidth + 1
         || n.getBoundingClientRect().right > innerWidth + 1;
     const whole = (n) => getComputedStyle(n).breakInside.startsWith("avoid");
+    const scrolls = (n) => getComputedStyle(n).overflowY !== "visible";
     return {pressed: all(".m-sheet, .copybtn, .bd-sidebar-primary, .article-header-buttons, "
-                         + ".prev-next-area").map(n => n.className),
+                         + ".prev-next-area, details[class]:not([open]) > summary")
+                .map(n => n.className),
+            // such a box cannot be broken: its frame stays on one page, what it holds goes on
+            scrolls: all(".bd-article :is(pre, div.highlight, div.cell_input)").filter(scrolls)
+                .map(n => n.innerText.slice(0, 60)),
             wide: all(".bd-article pre, .bd-article table, .bd-article img, .metalit-figure")
                 .filter(cut).map(n => n.innerText.slice(0, 60)),
             whole: all(".metalit-figure, .bd-article img").every(whole)};
@@ -228,6 +233,6 @@ def test_on_paper_nothing_is_pressed_nothing_is_cut_and_figures_are_whole(site, 
     figures(page, site, name)
     page.emulate_media(media="print")
     found = page.evaluate(ON_PAPER)
-    assert found == {"pressed": [], "wide": [], "whole": True}
+    assert found == {"pressed": [], "scrolls": [], "wide": [], "whole": True}
     paper = page.pdf(format="A4")
     assert paper.startswith(b"%PDF") and paper.count(b"/Type /Page\n") >= 3
