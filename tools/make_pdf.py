@@ -37,10 +37,17 @@ ADD = """async (address) => {
     article.querySelectorAll("script, noscript").forEach(part => part.remove());
     article.querySelectorAll("details")
         .forEach(part => { part.open = part.className === ""; });
-    article.style.breakBefore = "page";
-    document.querySelector("article.bd-article").parentNode.append(article);
-    MathJax.texReset();
-    await MathJax.typesetPromise([article]);
+    if (book.querySelector("article.bd-article")) article.style.breakBefore = "page";
+    book.append(article);
+    window.MathJax?.texReset();
+    await window.MathJax?.typesetPromise([article]);
+}"""
+# Where articles are put; the theme's title and contents of one page are those of no book.
+EMPTIED = """() => {
+    const article = document.querySelector("article.bd-article");
+    window.book = article.parentNode;
+    article.remove();
+    document.querySelector("#jb-print-docs-body")?.remove();
 }"""
 
 
@@ -58,14 +65,24 @@ def pages_of(site, part):
     return [name for name in names if (site / f"{name}.html").is_file()]
 
 
-def write(page, address, names, path):
-    """Print pages into one PDF."""
-    page.goto(f"{address}/{names[0]}.html")
+def with_formulas(site, names):
+    """The first of some pages that sets formulas, and so can set those of the others."""
+    return next((name for name in names
+                 if "tex-svg" in (site / f"{name}.html").read_text(encoding="utf-8")), names[0])
+
+
+def gather(page, address, names, first):
+    """Put pages of the site behind each other; the page `first` is only used to set formulas."""
+    page.goto(f"{address}/{first}.html")
     page.wait_for_function("!document.querySelector('.math') || window.MathJax?.startup?.promise")
     page.evaluate("() => window.MathJax?.startup?.promise")
-    page.evaluate("document.querySelectorAll('.bd-article details').forEach(part => "
-                  "{ part.open = part.className === ''; })")
-    for name in names[1:]: page.evaluate(ADD, f"{address}/{name}.html")
+    page.evaluate(EMPTIED)
+    page.add_style_tag(content="article.bd-article h1 { display: block !important }")
+    for name in names: page.evaluate(ADD, f"{address}/{name}.html")
+
+
+def write(page, path):
+    """Print a page into a PDF."""
     page.wait_for_timeout(500)
     path.parent.mkdir(parents=True, exist_ok=True)
     page.pdf(path=path, format="A4", display_header_footer=True, header_template="<div></div>",
@@ -100,7 +117,9 @@ def main(arguments=None):
         for part, names in parts.items():
             path, page = args.out / f"{part.replace('/', '_')}.pdf", browser.new_page()
             page.set_default_timeout(600_000)
-            write(page, f"http://127.0.0.1:{server.server_port}", names, path)
+            address = f"http://127.0.0.1:{server.server_port}"
+            gather(page, address, names, with_formulas(args.site, names))
+            write(page, path)
             page.close()
             print(f"{path}: {len(names)} pages of the book, {path.stat().st_size / 1e6:.1f} MB")
         browser.close()

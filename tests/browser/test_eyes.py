@@ -1,9 +1,10 @@
 """What eyes need: contrast in both modes, sizes, whole formulas, and paper."""
 import re
 
+import make_pdf
 import pytest
 from test_figures import KINDS, UNNEEDED, figures, leave_out
-from test_site import settled
+from test_site import ROOT, settled
 
 # Pages of every kind: a chapter with code, tables and solutions, results, what is looked up.
 READ = ["index", "1_idea/11_exact_gradient", "4_judgement/41_comparison", "results",
@@ -236,3 +237,19 @@ def test_on_paper_nothing_is_pressed_nothing_is_cut_and_figures_are_whole(site, 
     assert found == {"pressed": [], "scrolls": [], "wide": [], "whole": True}
     paper = page.pdf(format="A4")
     assert paper.startswith(b"%PDF") and paper.count(b"/Type /Page\n") >= 3
+
+
+def test_pages_behind_each_other_have_their_titles_their_formulas_and_fit_on_paper(site, new_page):
+    names = ["reference/cite", "results", "reference/notation"]
+    first = make_pdf.with_formulas(ROOT / "_site", names)
+    assert first != names[0]                                 # which could set no formula
+    page = new_page(viewport={"width": 680, "height": 960})
+    make_pdf.gather(page, site, names, first)
+    page.emulate_media(media="print")
+    titles = page.locator("article.bd-article h1")
+    assert [titles.nth(i).is_visible() for i in range(titles.count())] == [True] * 3
+    assert titles.first.inner_text().startswith("Cite")
+    raw = page.locator(".bd-article .math").count()
+    assert raw == page.locator(".bd-article .math mjx-container").count() > 5
+    assert page.locator("#jb-print-docs-body").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
