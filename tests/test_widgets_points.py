@@ -285,3 +285,16 @@ def test_a_value_that_stands_twice_is_no_list_of_positions():
     def nothing(n): return [0], {}
     with pytest.raises(ValueError, match=r"n has a value twice: \(1, 20, 1, 5\)"):
         explore(nothing, {"n": (1, 20, 1, 5)}, title="", xlabel="", ylabel="", caption="")
+
+
+def test_a_handle_stands_on_the_first_line_and_asks_for_numbers():
+    def line(at, word): return [0, 1, 2], {"a": [5, 6, 7], "b": [0, 0, 0]}
+    words = {"title": "", "xlabel": "", "ylabel": "", "caption": ""}
+    controls = {"at": [0.0, 0.9, 2.0], "word": ["x", "y"]}
+    figure = explore(line, controls, drag="at", at=0.9, **words)
+    assert figure.spec["drag"] == "at" and explore(line, controls, **words).spec["drag"] is None
+    drawn = still(figure.spec, figure.picture, 0.9).axes[0].lines
+    assert [dot.get_xydata().tolist() for dot in drawn if dot.get_marker() == "o"] == [[[0.9, 6.0]]]
+    for wrong in ("word", "gone"):
+        with pytest.raises(ValueError, match=f"drag='{wrong}': a control whose values are numbers"):
+            explore(line, controls, drag=wrong, **words)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FARTHEST', 'LIMIT', 'Compute', 'Mark', 'SYMBOLS', 'explore', 'control_words', 'checked', 'lines_of', 'marked',
-           'ranges', 'lowest_of', 'still']
+           'checked_drag', 'ranges', 'lowest_of', 'still']
 
-# %% ../../nbs/8_figures/86_explore.ipynb #08d40bc7
+# %% ../../nbs/8_figures/86_explore.ipynb #86f00003
 FARTHEST = 1e150  # beyond, the length of an axis is no number itself
 LIMIT = 400  # positions that are computed beforehand; beyond, a page becomes heavy and a cell slow
 Compute = Callable[..., tuple[Any, dict[str, Any]]]  # of values of the controls: x, and the lines
@@ -30,10 +30,11 @@ Mark = tuple[float, str] | Callable[..., tuple[float, str]] | None
 SYMBOLS = {"alpha": "step size α", "lr": "step size α", "steps": "inner steps K",
            "inner_steps": "inner steps K", "beta": "β", "rho": "ρ", "power": "power p"}
 
-
+# %% ../../nbs/8_figures/86_explore.ipynb #08d40bc7
 def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str, xlabel: str,
             ylabel: str, caption: str, log: bool = False, y: tuple[float, float] | None = None,
-            lowest: bool = False, mark: Mark = None, **start: Any) -> LiveFigure:
+            lowest: bool = False, mark: Mark = None, drag: str | None = None,
+            **start: Any) -> LiveFigure:
     """A figure of lines over sliders.
 
     `compute(**values)` returns x and the lines, `{name: y}`, all of one length. A line with an
@@ -43,12 +44,15 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
     kind two buttons); `start` are the values at first, by default the first of each. Everything is
     computed at once, at most 400 combinations. `lowest` marks the lowest place of each line, and
     `mark` a place on the axis of x, `(x, words)`, or a function of the controls' values that
-    returns one. `log` is for the axis of y, and `y` its ends, by default wide enough for all, but
-    no more than eight decades. x and the lines may be tensors or lists; where a line is not finite
-    it breaks off, where it is beyond the axis it leaves, and the figure says so.
+    returns one. `drag` is a control whose values are places on the axis of x: it has a handle on
+    the first line, too, which the reader drags. `log` is for the axis of y, and `y` its ends, by
+    default wide enough for all, but no more than eight decades. x and the lines may be tensors or
+    lists; where a line is not finite it breaks off, where it is beyond the axis it leaves, and the
+    figure says so.
 
     Raises `ValueError` for more than 400 combinations, for a start that is no value of its control,
-    for a value that stands there twice, and for lines whose length is not that of x.
+    for a value that stands there twice, for lines whose length is not that of x, and for a `drag`
+    that is no control with numbers.
 
     Example: `explore(lambda lr: (range(6), {"loss": [(1 - lr) ** (2 * k) for k in range(6)]}),
     {"lr": [0.1, 1.0]}, title="A bowl", xlabel="inner steps", ylabel="loss", caption="Slide the step
@@ -65,10 +69,11 @@ def explore(compute: Compute, controls: dict[str, Sequence[Any]], *, title: str,
     sliders = [{"key": key, "label": control_words(key), "values": list(values)}
                for key, values in controls.items()]
     spec = {"title": title, "xlabel": xlabel, "ylabel": ylabel, "log": log, "controls": sliders,
-            "lowest": lowest, **window}
+            "lowest": lowest, "drag": checked_drag(drag, controls), **window}
     return LiveFigure(
         "explore", spec=spec, state=state, compute=lambda state: known[position(state)],
-        draw=lambda state, picture: still(spec, picture), frames=states, caption=caption,
+        draw=lambda state, picture: still(spec, picture, state[drag] if drag else None),
+        frames=states, caption=caption,
         alt=f"{title}: {ylabel} against {xlabel}, for {', '.join(controls)} that the reader chooses"
     )
 
@@ -118,6 +123,15 @@ def marked(mark: Mark, values: FigureState) -> Picture:
 def _listed(values: Any) -> list[float]:
     return [float(value) for value in values]
 
+# %% ../../nbs/8_figures/86_explore.ipynb #86f00004
+def checked_drag(drag: str | None, controls: dict[str, Sequence[Any]]) -> str | None:
+    "The control that has a handle, if it can have one; `ValueError` if not."
+    places = controls.get(drag, ["none"]) if drag is not None else []
+    if any(not isinstance(value, int | float) for value in places):
+        raise ValueError(f"drag={drag!r}: a control whose values are numbers, places on the axis "
+                         f"of x, is needed; there are {', '.join(controls)}")
+    return drag
+
 # %% ../../nbs/8_figures/86_explore.ipynb #8d7d932d
 def ranges(pictures: list[Picture], log: bool) -> dict[str, list[float]]:
     "One window for all positions, so that moving a slider moves the lines and not the axes."
@@ -141,8 +155,8 @@ def lowest_of(x: list[float], y: list[float | None]) -> tuple[list[float], list[
     return ([place], [value]) if place not in (x[0], x[-1]) else ([], [])
 
 
-def still(spec: dict[str, Any], picture: Picture) -> Figure:
-    "The lines of one position on paper."
+def still(spec: dict[str, Any], picture: Picture, handle: float | None = None) -> Figure:
+    "The lines of one position on paper, with the place of the handle, if there is one."
     fig, ax = figure(width=5)
     for name, y in picture["lines"].items():
         values = [value if value is not None and abs(value) < FARTHEST else math.nan for value in y]
@@ -152,6 +166,11 @@ def still(spec: dict[str, Any], picture: Picture) -> Figure:
             ends = [[v + sign * h for v, h in zip(values, half, strict=True)] for sign in (-1, 1)]
             ax.fill_between(picture["x"], *ends, color=line.get_color(), alpha=0.18, lw=0)
         if spec["lowest"]: ax.plot(*lowest_of(picture["x"], y), "o", color=line.get_color())
+    if handle is not None:
+        first = next(iter(picture["lines"].values()))
+        nearest = min(range(len(first)), key=lambda k: abs(picture["x"][k] - handle))
+        ax.plot(handle, first[nearest], "o", color=COLOURS["red"],
+                label=control_words(spec["drag"]))
     if "mark" in picture:
         ax.axvline(picture["mark"][0], color=COLOURS["grey"], ls=":", label=picture["mark"][1])
     ax.set(xlabel=spec["xlabel"], ylabel=spec["ylabel"], title=spec["title"], xlim=spec["x"],

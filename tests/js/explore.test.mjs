@@ -1,7 +1,7 @@
 // Lines over sliders: what is said of them.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { inWords, lowest, nearest, sides, valuesAt } from "../../metalit/widgets/js/explore.js";
+import { inWords, lowest, nearest, sides, snapped, valuesAt } from "../../metalit/widgets/js/explore.js";
 
 const spec = { xlabel: "steps", y: [0, 2] };
 
@@ -41,4 +41,12 @@ test("what a logarithmic axis cannot show is said, and so is a picture of nothin
 test("an interval has two ends, and none where there is no number; the nearest place is found", () => {
   assert.deepEqual(sides([1, null, 3], [0.5, 1, null]), [[0.5, null, null], [1.5, null, null]]);
   assert.deepEqual([-9, 0.4, 0.6, 9].map((at) => nearest([0, 1, 2], at)), [0, 0, 1, 2]);
+});
+
+test("a handle goes to the nearest value, and a key moves it by one at least", () => {
+  const values = [-2, 0, 0.5, 3];
+  assert.deepEqual([1.9, 0.2, -1.4].map((to) => snapped(values, 0, to)), [3, 0.5, -2]);
+  assert.deepEqual([[0, 0.01], [0, -0.01], [3, 3.1], [-2, -2.5]].map(([from, to]) => snapped(values, from, to)),
+    [0.5, -2, 3, -2]);
+  assert.equal(snapped(values, 0, 0), 0);
 });

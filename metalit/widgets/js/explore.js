@@ -27,6 +27,7 @@ export function build(ui, spec) {
       const k = spec.lowest ? lowest(y) : -1;
       if (k >= 0) plot.dots(`${name} lowest`, [x[k]], [y[k]], { colour, radius: 5 });
     });
+    if (spec.drag) dragged(ui, plot, spec, state, picture);
     if (pointer !== null) readOut(plot, spec, picture, pointer);
     ui.note(pointer === null ? inWords(spec, picture) : valuesAt(spec, picture, pointer));
   };
@@ -42,6 +43,22 @@ export function sides(y, half) {
 export function lowest(y) {
   const k = y.reduce((best, v, i) => (v !== null && (best < 0 || v < y[best]) ? i : best), -1);
   return k > 0 && k < y.length - 1 ? k : -1;
+}
+
+// A control that is a place on the axis has a handle there, on the first line.
+function dragged(ui, plot, { drag, controls }, state, { x, lines }) {
+  const { label, values } = controls.find(({ key }) => key === drag), here = state[drag];
+  const height = Object.values(lines)[0][nearest(x, here)];
+  if (height === null) return;
+  plot.handle("drag", here, height, { label, legend: label, move: (to) => ui.set({ [drag]: snapped(values, here, to) }) });
+}
+
+// The value next to where the handle was moved to; a key moves it by one value at least.
+export function snapped(values, from, to) {
+  const found = values[nearest(values, to)];
+  if (found !== from || Math.abs(to - from) < 1e-12) return found;
+  const beyond = values.filter((value) => (value - from) * (to - from) > 0);
+  return beyond.length ? beyond[nearest(beyond, to)] : from;
 }
 
 const short = (value) => (value === null ? "not finite" : Number(value.toPrecision(3)));
