@@ -126,7 +126,7 @@ def at_rate(J: MetaLoss, lr: float) -> MetaLoss:
 def value(J: MetaLoss, task: Task) -> Tensor:
     "J, with the same random numbers (dropout, noise) at every call."
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)               # the CPU's: all happens there
         return J(task)
 
 
