@@ -21,6 +21,7 @@ endif
 VENV_PYTHON := .venv/bin/python
 TORCH := 2.13.0
 PORT ?= 8000
+LAB_IP ?= 127.0.0.1
 UV ?= uv
 # So that `make test` can end with the slowest, the seconds of each test are kept.
 TIMED = --durations=10 --durations-min=1 --junitxml=.cache/times/$(1).xml
@@ -33,10 +34,11 @@ help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 17
 	@echo "PYTHON=python3.12 chooses the Python; LAB_ARGS=, PYTEST_ARGS=, NOTEBOOK_ARGS= pass arguments on"
 
+# LAB_IP=0.0.0.0 lets other machines in, which a container needs: its own machine is another one.
 lab: setup ## open the front page of the book in JupyterLab, on this machine only
 	@# As root, as in a container, JupyterLab starts only when told to.
 	@test "$$(id -u)" != 0 || root=--allow-root; \
-	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=127.0.0.1 \
+	exec $(VENV_PYTHON) -m jupyterlab --ServerApp.ip=$(LAB_IP) \
 	  --LabApp.default_url=/lab/tree/index.ipynb $$root nbs $(LAB_ARGS)
 
 test: setup ## check that everything holds: the six commands below, in turn
