@@ -33,7 +33,7 @@ language = "en"
 published = cfg.getboolean("published")  # whether the addresses below are there
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
               "sphinx.ext.viewcode", "sphinx.ext.mathjax", "sphinx_copybutton",
-              "notfound.extension", *(["sphinx_sitemap", "sphinxext.opengraph"] * published)]
+              "notfound.extension", "sphinxext.opengraph", *(["sphinx_sitemap"] * published)]
 exclude_patterns = ["README.md"]
 
 # ---- notebooks: executed before (tools/run_notebooks.py), so that an error is found there -----
@@ -112,13 +112,22 @@ html_context = {
 pygments_style = "a11y-high-contrast-light"
 copybutton_selector = "div:not(.output) > div.highlight pre"
 
-# ---- what others show of a page, once it is published ------------------------------------------
+# ---- what others show of a page ----------------------------------------------------------------
 notfound_urls_prefix = cfg["doc_baseurl"] + "/"
 sitemap_url_scheme = "{link}"
 sitemap_excludes = ["search.html", "genindex.html", "py-modindex.html", "404.html"]
 ogp_site_url = html_baseurl
 ogp_social_cards = {"enable": False}
 ogp_enable_meta_description = True
+# The address of a picture has to be absolute, so there is none before the site has an address.
+ogp_image = "_static/card.png" if published else None  # tools/card.py draws it
+ogp_image_alt = ("Three waves, and what a network has learned of each in one step on ten points, "
+                 "from a start that it was meta-trained for.")
+ogp_custom_meta_tags = [
+    '<meta property="og:image:width" content="1200" />',
+    '<meta property="og:image:height" content="630" />',
+    '<meta name="twitter:card" content="summary_large_image" />',
+] * published
 
 
 def keep_display_maths(app, doctree):
@@ -186,6 +195,11 @@ def contents_beside(app, pagename, template, context, doctree):
     context["generate_toctree_html"] = generate_toctree_html
 
 
+def without_address(app, pagename, template, context, doctree):
+    """Take the address of a page out of what others show of it: it has none yet."""
+    context["metatags"] = re.sub(r'<meta property="og:url"[^>]*>\n?', "", context["metatags"])
+
+
 toctrees_of_theme = toctree.add_toctree_functions
 toctree.add_toctree_functions = contents_beside  # the theme has not connected it yet
 
@@ -201,3 +215,4 @@ def setup(app):
     app.connect("doctree-read", keep_together)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("autodoc-process-signature", named_defaults)
+    if not published: app.connect("html-page-context", without_address, priority=900)

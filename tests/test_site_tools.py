@@ -1,6 +1,7 @@
 """The scripts behind `make site`: pages from notebooks; each check is shown to fail."""
 import re
 
+import card
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -16,6 +17,7 @@ from build_site import (
 )
 from check_site import VIEW, problems
 from citations import anchored, cited, works_in
+from PIL import Image, ImageColor
 from site_pages import (
     PARTS,
     as_table,
@@ -30,8 +32,12 @@ from site_pages import (
     with_mark,
 )
 
+from metalit.plots import COLOURS
+
 TABLE = {"ml.Exact": "metalit.gradient.exact.Exact", "Exact": "metalit.gradient.exact.Exact"}
-GOOD = """<html><head><link rel="stylesheet" href="book.css"></head><body><h1 id="top">A page</h1>
+GOOD = """<html><head><link rel="stylesheet" href="book.css">
+<meta property="og:title" content="A page"><meta property="og:description" content="Of it.">
+</head><body><h1 id="top">A page</h1>
 <a href="#top">up</a> <a href="other.html#there">over</a> <a href="https://example.org">away</a>
 <img src="_images/a.svg" alt="Two curves that cross.">
 <div>\\[x \\tag{1}\\label{eq:x}\\] \\(\\eqref{eq:x}\\)</div>
@@ -252,12 +258,41 @@ def test_a_good_site_passes(built):
      (r"\eqref{eq:x}", r"\eqref{eq:y}", "refers to the equation 'eq:y'"),
      ("<div>", "<p>| K | loss |<br>|—:|:—|<br>| 0 | 3.1 |</p><div>",
       "shows a table as it is written"),
+     ('"og:title"', '"title"', "tells others no og:title"),
+     ('content="Of it."', 'content=" "', "tells others no og:description"),
+     ("</head>", '<meta property="og:image" content="card.png"></head>', "has no address yet"),
      ("<script>", f'<script type="{VIEW}">{{}}</script><script>', "widget that needs a kernel")]
 )
 def test_each_fault_of_a_page_is_found(built, good, bad, message):
     assert good in GOOD
     (built[0] / "index.html").write_text(GOOD.replace(good, bad, 1))
     assert len(complaints := found(built)) == 1 and message in complaints[0]
+
+
+def test_a_published_page_has_an_address_and_a_picture_that_is_there(built):
+    address = "https://example.org/book/"
+    tags = (f'<meta property="og:url" content="{address}index.html">'
+            f'<meta property="og:image" content="{address}_images/a.svg"></head>')
+    for tag, message in ((tags, None), (tags.replace("a.svg", "b.svg"), "b.svg, which is not"),
+                         (tags.replace(f'"{address}_', '"_'), "'_images/a.svg', which is not at"),
+                         (tags.replace("og:url", "url"), "og:url '', which is not at")):
+        (built[0] / "index.html").write_text(GOOD.replace("</head>", tag))
+        complaints = found(built, address=address)
+        assert len(complaints) == bool(message) and (message or "") in "".join(complaints)
+
+
+def test_the_picture_of_the_site_has_the_size_that_is_asked_for(tmp_path):
+    card.main(["--steps", "2", "--out", str(tmp_path / "new.png")])
+    for path in (tmp_path / "new.png", ROOT / "site/static/card.png"):
+        with Image.open(path) as picture:
+            shown = picture.convert("RGB")
+        assert shown.size == card.SIZE and path.stat().st_size < 100_000
+        found = {colour for _, colour in shown.getcolors()}
+        assert all(any(max(map(abs, map(int.__sub__, colour, there))) < 9 for there in found)
+                   for colour in (ImageColor.getrgb(COLOURS[name]) for name in card.WAVES))
+    conf = (ROOT / "site/conf.py").read_text(encoding="utf-8")
+    assert '"_static/card.png" if published else None' in conf
+    assert all(f'content="{number}"' in conf for number in card.SIZE)
 
 
 def test_a_font_of_a_style_sheet_that_comes_from_elsewhere_is_found(built):

@@ -4,7 +4,8 @@
 
 SITE is the built folder (_site), --pages the notebooks that it was made from. Checked are links and
 anchors, requests that would leave the page, texts in place of images, `#|` lines, equations that
-are referred to but not there, cells that did not run, figures that need a kernel, and sizes.
+are referred to but not there, cells that did not run, figures that need a kernel, sizes, and what
+others are told of a page: its title, a description, and once it is published a picture.
 """
 
 import argparse
@@ -39,13 +40,15 @@ class Reader(HTMLParser):
         super().__init__()
         self.ids, self.links, self.loads, self.no_alt, self.views = set(), [], [], [], 0
         self.text, self.code, self.style, self.script = [], [], [], []
-        self.inside = None
+        self.inside, self.told = None, {}
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, pairs):
         attributes = {name: value or "" for name, value in pairs}
         self.ids |= {attributes[key] for key in ("id", "name") if key in attributes}
+        if tag == "meta" and "property" in attributes:
+            self.told[attributes["property"]] = attributes.get("content", "").strip()
         if tag == "a" and "href" in attributes:
             self.links.append(attributes["href"])
         if tag in LOADS and attributes.get(LOADS[tag]):
@@ -152,6 +155,21 @@ def size_problems(site, pages, limit, prefix):
             yield page, f"weighs {size:,} bytes, more than {limit:,}"
 
 
+def told_problems(site, pages, notebooks, address):
+    """Chapters of which others cannot show a title, a description, and a picture of the site."""
+    for page, read in pages.items():
+        if not (notebooks / page.relative_to(site)).with_suffix(".ipynb").is_file(): continue
+        for name in ("og:title", "og:description"):
+            if not read.told.get(name): yield page, f"tells others no {name}"
+        for name in ("og:url", "og:image"):
+            named = read.told.get(name, "")
+            if not address and named: yield page, f"names {name} {named}, and has no address yet"
+            elif address and not named.startswith(address):
+                yield page, f"names {name} {named!r}, which is not at {address}"
+            elif address and not (site / named.removeprefix(address)).exists():
+                yield page, f"names {name} {named}, which is not there"
+
+
 def run_problems(folder):
     """Cells that did not run, left an error or tell of this machine; widgets that are dead here."""
     for path in sorted(folder.rglob("*.ipynb")):
@@ -183,8 +201,8 @@ def all_read(paths):
         return dict(zip(paths, pool.map(read, paths, chunksize=10), strict=True))
 
 
-def problems(site, notebooks, limit=LIMIT, prefix=""):
-    """All that is wrong with a site, as (file, message)."""
+def problems(site, notebooks, limit=LIMIT, prefix="", address=""):
+    """All that is wrong with a site, as (file, message); `address` is where it is published."""
     site = site.resolve()
     for remembered in (file_of, is_there): remembered.cache_clear()
     # Sphinx's own, but their links count
@@ -195,7 +213,8 @@ def problems(site, notebooks, limit=LIMIT, prefix=""):
     written = {path: read for path, read in pages.items() if path.name not in skipped}
     return [*link_problems(site, pages, prefix), *request_problems(site, pages),
             *text_problems(written),
-            *size_problems(site, written, limit, prefix), *run_problems(notebooks)]
+            *size_problems(site, written, limit, prefix),
+            *told_problems(site, written, notebooks, address), *run_problems(notebooks)]
 
 
 def main(arguments=None):
@@ -206,7 +225,10 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
-    found = problems(args.site, args.pages, args.limit, config["DEFAULT"]["doc_baseurl"])
+    prefix = config["DEFAULT"]["doc_baseurl"]
+    published = config["DEFAULT"].getboolean("published")
+    address = config["DEFAULT"]["doc_host"] + prefix + "/" if published else ""
+    found = problems(args.site, args.pages, args.limit, prefix, address)
     for path, message in found:
         print(f"error: {path.name} {message}", file=sys.stderr)
     if found:
