@@ -13,6 +13,7 @@ import bootstrap
 import check_style
 import check_sync
 import clean_notebooks
+import nbformat
 import pytest
 import run_notebooks as run_notebooks_script
 
@@ -204,6 +205,20 @@ def test_what_is_too_wide_or_too_long_in_a_file_is_named(project, capsys):
 # ---- run_notebooks.py ------------------------------------------------------------------------
 
 
+LIVE = """
+import ipywidgets, json, traitlets
+class Figure(ipywidgets.DOMWidget):
+    "What a live figure gives a notebook: a view, and a page with its data."
+    _view_name = traitlets.Unicode("View").tag(sync=True)
+    spec, state, answer = (traitlets.Dict().tag(sync=True) for _ in range(3))
+    def _repr_mimebundle_(self, **options):
+        data = {"spec": self.spec, "state": self.state, "answer": {"picture": {"y": [0.333333333]}}}
+        page = f'<script type="application/json" id="metalit-0-data">{json.dumps(data)}</script>'
+        return super()._repr_mimebundle_(**options) | {"text/html": page}
+figure = Figure(spec={"caption": "<"}, state={"lr": 0.1}, answer={"picture": {"y": [1 / 3]}})
+"""
+
+
 def run_notebooks(root, *arguments):
     command = [sys.executable, TOOLS / "run_notebooks.py", "--root", root, *arguments]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -232,6 +247,9 @@ def notebook_run(tmp_path_factory):
         "ran = True  #| slow",
         "assert ran",
     )
+    write_notebook(nbs / "restores.ipynb", LIVE, "figure", "figure.state = {'lr': 0.3}",
+                   "figure.state = {'lr': 0.1}")
+    write_notebook(nbs / "moves.ipynb", LIVE, "figure", "figure.state = {'lr': 0.3}")
     before = {p: p.read_bytes() for p in nbs.iterdir()}
     done = run_notebooks(root)
     assert {p: p.read_bytes() for p in nbs.iterdir()} == before
@@ -240,10 +258,10 @@ def notebook_run(tmp_path_factory):
 
 def test_one_bad_notebook_fails_the_run(notebook_run):
     assert notebook_run.returncode == 1
-    assert "2 of 5 notebooks failed" in notebook_run.stderr
+    assert "3 of 7 notebooks failed" in notebook_run.stderr
 
 
-@pytest.mark.parametrize("name", ["good", "fresh", "skips"])
+@pytest.mark.parametrize("name", ["good", "fresh", "skips", "restores"])
 def test_good_notebooks_pass_with_their_seconds(notebook_run, name):
     assert re.search(rf"^ok +\d+\.\d s  nbs/{name}\.ipynb", notebook_run.stdout, re.MULTILINE)
     assert f"nbs/{name}.ipynb" not in notebook_run.stderr
@@ -254,11 +272,31 @@ def test_good_notebooks_pass_with_their_seconds(notebook_run, name):
     [
         ("raises", r"failed in cell 1\n(.|\n)*ValueError: this went wrong"),
         ("dies", "its kernel died"),
+        ("moves", r"moves the figure that cell 1 shows: lr of its state changed afterwards"),
     ],
 )
 def test_bad_notebooks_are_named_with_the_reason(notebook_run, name, message):
     assert re.search(rf"^FAILED +\d+\.\d s  nbs/{name}\.ipynb", notebook_run.stdout, re.MULTILINE)
     assert re.search(rf"error: nbs/{name}\.ipynb {message}", notebook_run.stderr)
+
+
+@pytest.mark.parametrize(("part", "value", "told"), [
+    ("state", {"lr": 0.1, "steps": 2}, "steps of its state"),
+    ("spec", {"caption": "another"}, "caption of its spec"),
+    ("answer", {"picture": {"x": [0, 1 / 3], "y": None}}, "y of its answer"),
+    ("answer", {"picture": {"message": "ValueError: no"}}, "x, y, message of its answer"),
+    ("answer", {"asked": 3, "picture": {"x": (0.0, 1 / 3 + 1e-10), "y": [2]}}, None)])
+def test_what_is_left_of_a_figure_is_what_was_shown(part, value, told):
+    shown = {"spec": {"caption": "<"}, "state": {"lr": 0.1, "steps": 1},
+             "answer": {"asked": 0, "picture": {"x": [0.0, 0.333333333], "y": [2.0]}}}
+    page = json.dumps(shown).replace("<", "\\u003c")
+    data = {run_notebooks_script.VIEW: {"model_id": "m"}, "text/html": (
+        f'<div><script type="application/json" id="metalit-0-data">{page}</script></div>')}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        outputs=[nbformat.v4.new_output("display_data", data)])])
+    assert run_notebooks_script.moved(notebook, {"m": shown}) is None
+    message = run_notebooks_script.moved(notebook, {"m": shown | {part: value}})
+    assert bool(message) == bool(told) and (told or "") in (message or "")
 
 
 def test_skipped_cells_are_counted(notebook_run):

@@ -6,6 +6,9 @@
 Cells that start with one of the directives named by `tst_flags` in settings.ini (`#| slow`,
 `#| gpu`, ...) or with `#| eval: false` are skipped. Nothing is written back.
 
+A live figure has to be at the end as it was when it was shown: in JupyterLab the text around it is
+read after all cells ran, and a check that moved it would leave it elsewhere.
+
 With --keep the executed copies are kept in a folder, each with a key of all that it was made from.
 With --reuse, too, a notebook whose copy has the key of today is not executed again.
 With --times their seconds are kept in a file, for tools/slowest.py.
@@ -14,6 +17,8 @@ With --times their seconds are kept in a file, for tools/slowest.py.
 import argparse
 import contextlib
 import hashlib
+import json
+import math
 import os
 import re
 import signal
@@ -36,6 +41,8 @@ SKIP_TAG = "skip-execution"
 # What a notebook's outputs depend on, beside the notebook itself.
 INGREDIENTS = ("metalit", "results", "reproduce", "benchmarks", "constraints.txt", "settings.ini")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+VIEW = "application/vnd.jupyter.widget-view+json"
+PAGE_DATA = re.compile(r'<script type="application/json" id="metalit-\w+-data">(.*?)</script>')
 
 
 def directives(source):
@@ -64,6 +71,42 @@ def failure(error, notebook, limit):
     ]
     where = f"cell {failed[0]}" if failed else "a cell"
     return f"failed in {where}\n{COLOUR.sub('', str(error)).rstrip()}"
+
+
+def shown_figures(notebook):
+    """The live figures that a notebook shows: cell, model, and how each was when it was shown."""
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", ()):
+            bundle = output.get("data", {})
+            page = PAGE_DATA.search(bundle.get("text/html", ""))
+            if page and VIEW in bundle:
+                yield number, bundle[VIEW]["model_id"], json.loads(page[1])
+
+
+def same(one, other):
+    """Whether two pieces of JSON say the same; a page has nine digits of a number."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) or isinstance(other, float):
+        numbers = isinstance(one, int | float) and isinstance(other, int | float)
+        return numbers and math.isclose(one, other, rel_tol=1e-7, abs_tol=1e-300)
+    return one == other
+
+
+def moved(notebook, models):
+    """What to tell of a figure that is not as it was when it was shown, or None."""
+    for number, model, shown in shown_figures(notebook):
+        last = models.get(model, {})
+        for part in ("spec", "state", "answer"):
+            before, after = shown.get(part, {}), last.get(part, {})
+            if part == "answer": before, after = before.get("picture"), after.get("picture")
+            keys = [key for key in {**before, **after} if not same(before.get(key), after.get(key))]
+            if not keys: continue
+            return (f"moves the figure that cell {number} shows: {', '.join(keys)} of its {part} "
+                    "changed afterwards\nLet the check move a figure of its own")
+    return None
 
 
 def ingredients(root):
@@ -138,7 +181,7 @@ class Runner:
         self.clients.add(client)
         try:
             client.execute()
-            message = None
+            message = moved(notebook, client.widget_state)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             message = failure(error, notebook, self.limit)
         except Exception as error:
