@@ -197,6 +197,7 @@ def contents_beside(app, pagename, template, context, doctree):
 
 def without_address(app, pagename, template, context, doctree):
     """Take the address of a page out of what others show of it: it has none yet."""
+    if "metatags" not in context: return  # an index, of which nothing is shown
     context["metatags"] = re.sub(r'<meta property="og:url"[^>]*>\n?', "", context["metatags"])
 
 
