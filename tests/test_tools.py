@@ -297,6 +297,8 @@ def test_what_is_left_of_a_figure_is_what_was_shown(part, value, told):
     assert run_notebooks_script.moved(notebook, {"m": shown}) is None
     message = run_notebooks_script.moved(notebook, {"m": shown | {part: value}})
     assert bool(message) == bool(told) and (told or "") in (message or "")
+    notebook.cells[0].source = "#| moves\nfigure"
+    assert run_notebooks_script.moved(notebook, {"m": shown | {part: value}}) is None
 
 
 def test_skipped_cells_are_counted(notebook_run):

@@ -7,7 +7,8 @@ Cells that start with one of the directives named by `tst_flags` in settings.ini
 `#| gpu`, ...) or with `#| eval: false` are skipped. Nothing is written back.
 
 A live figure has to be at the end as it was when it was shown: in JupyterLab the text around it is
-read after all cells ran, and a check that moved it would leave it elsewhere.
+read after all cells ran, and a check that moved it would leave it elsewhere. `#| moves` in its cell
+says that it is there to be moved by later ones.
 
 With --keep the executed copies are kept in a folder, each with a key of all that it was made from.
 With --reuse, too, a notebook whose copy has the key of today is not executed again.
@@ -74,8 +75,9 @@ def failure(error, notebook, limit):
 
 
 def shown_figures(notebook):
-    """The live figures that a notebook shows: cell, model, and how each was when it was shown."""
+    """The live figures that shall stay as they were shown: cell, model, and how that was."""
     for number, cell in enumerate(notebook.cells):
+        if "moves" in directives(cell.source): continue
         for output in cell.get("outputs", ()):
             bundle = output.get("data", {})
             page = PAGE_DATA.search(bundle.get("text/html", ""))

@@ -8,6 +8,7 @@ The rest is left to MyST-NB. Only what the chapters use is understood here:
     #| echo: false          its output is shown, its code is not
     #| code-fold: true      its output is shown, its code behind a button
     #| code-fold: false     its code is shown, although it draws
+    #| moves                later cells move its figure; tools/run_notebooks.py forbids it elsewhere
     #| solution: N          it tests the solution of exercise N: code and output behind a button
     #| fig-alt: TEXT        what its figures show, in words
     #| export, exporti      the code is shown as part of the library
