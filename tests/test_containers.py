@@ -108,6 +108,11 @@ def test_nothing_that_can_be_made_again_goes_into_the_container():
     assert not [top for top in tops for pattern in left_out if fnmatch(top, pattern)]
 
 
+def test_the_node_of_debian_reads_our_scripts():
+    "Node 18 takes a script for a module only where a file says so."
+    assert json.loads(read("package.json"))["type"] == "module"
+
+
 # ---- conda ---------------------------------------------------------------------------------------
 
 
