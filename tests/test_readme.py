@@ -47,7 +47,7 @@ def test_tables_are_what_the_files_say(name):
     assert tables.filled(TEXTS[name], ROOT / "results") == TEXTS[name]
 
 
-@pytest.mark.parametrize(("name", "table"), [("README.md", "comparison-short"),
+@pytest.mark.parametrize(("name", "table"), [("README.md", "measurement-short"),
                                              ("results/README.md", "sinusoids")])
 def test_a_changed_figure_would_be_noticed(name, table):
     text = TEXTS[name]
@@ -65,7 +65,7 @@ def test_every_linked_file_exists(name):
 
 def test_every_table_that_can_be_made_stands_on_the_page_of_results():
     shown = set(re.findall(r"<!-- table: (\S+) -->", TEXTS["results/README.md"]))
-    assert shown == tables.TABLES.keys() - {"comparison-short"}
+    assert shown == tables.TABLES.keys() - {"measurement-short"}
 
 
 # ---- the moving picture ------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_it_ends_where_the_program_of_the_readme_ends():
 
 def test_every_table_of_losses_has_a_line_of_who_learns_nothing():
     "The constant's error is about the variance of the waves: ½·E[A²], less what the mean explains."
-    for text, names in ((README, ["comparison-short"]), (TEXTS["results/README.md"], [
+    for text, names in ((README, ["measurement-short"]), (TEXTS["results/README.md"], [
             "sinusoids", "comparison", "omniglot", "omniglot-methods"])):
         for name in names:
             (table,) = re.findall(rf"<!-- table: {name} -->\n(.*?)<!-- end -->", text, re.DOTALL)
