@@ -184,6 +184,8 @@ def test_numbers_of_the_table():
     assert tables.beside_of({"mean": 0.5, "half": 0.6, "verdict": "no difference shown"}) == (
         "+0.50 ± 0.60")
     assert tables.beside_of({"mean": None, "half": None, "verdict": "not finite"}) == "not finite"
+    astray = [{"mean": mean, "half": 9.0, "verdict": "no difference shown"} for mean in (-2e6, 2e6)]
+    assert list(map(tables.beside_of, astray)) == ["MAML blows up", "blows up"]
     chosen_ = {"rate": 0.1, "at_the_end": True, "tried": {}}
     assert tables.measured_cells({"diverged": [0], "chosen": chosen_}) == [
         "0.1*", "diverged", "diverged", "diverged", "", "", "", "", ""]

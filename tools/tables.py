@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+BLOWN_UP = 100.0                             # a loss beyond that is told in words
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -370,6 +371,7 @@ def beside_of(gap: dict[str, Any] | None) -> str:
     """A method less MAML, bold where the interval leaves out zero."""
     if gap is None: return ""
     if gap["mean"] is None: return "not finite"
+    if abs(gap["mean"]) > BLOWN_UP: return ("MAML " if gap["mean"] < 0 else "") + "blows up"
     if gap["half"] is None: return f"{gap['mean']:+.2f}"
     words = f"{gap['mean']:+.2f} ± {gap['half']:.2f}"
     return words if gap["verdict"] == "no difference shown" else f"**{words}**"
@@ -450,8 +452,8 @@ def beyond(name: str) -> Callable[[dict[str, Any]], str]:
 
 
 def cell(mean: float | None, spread: float | None) -> str:
-    """Mean and spread; a mean that is not finite, or beyond a hundred: a few tasks went astray."""
-    if mean is None or mean > 100: return "blows up"
+    """Mean and spread; a mean that is not finite, or beyond that: a few tasks went astray."""
+    if mean is None or mean > BLOWN_UP: return "blows up"
     return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
 
 
