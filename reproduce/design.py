@@ -65,11 +65,14 @@ def space_for(problem: Problem) -> Space:
                      steps=Counting(0, 3), lr=Between(1e-3, 0.1))
 
 
-def rivals(suite: str, count: int) -> list[str]:
-    """MAML, and the best methods with a name by the large measurement, the best first."""
+def rivals(suite: str, inner_steps: int, count: int) -> list[str]:
+    """MAML, and the best methods with a name by the large measurement, the best first.
+
+    The best after as many inner steps as candidates are judged by, or none, for those without.
+    """
     rows = json.loads((RESULTS / "measurement.json").read_text())["suites"][suite]["rows"]
-    losses = {name: row["loss"][str(row["own_steps"])]["mean"] for name, row in rows.items()
-              if name in RECIPES and not row["diverged"]}
+    losses = {name: row["loss"][str(min(row["own_steps"], inner_steps))]["mean"]
+              for name, row in rows.items() if name in RECIPES and not row["diverged"]}
     ordered = sorted((name for name, loss in losses.items() if loss is not None),
                      key=lambda name: losses[name])
     return list(dict.fromkeys([*ordered[:count], "maml"]))
@@ -96,7 +99,7 @@ def solved(name: str, given: argparse.Namespace) -> dict[str, Any]:
                    inner_steps=given.inner_steps, seed=given.seed,
                    folder=given.out / name.replace(" ", "-"))
     print(f"{name}\n{found}\n", flush=True)
-    against = rivals(problem.suite, given.rivals)
+    against = rivals(problem.suite, given.inner_steps[0], given.rivals)
     ended = confirm(found, against=against, finalists=given.finalists, seeds=given.seeds)
     print(f"{ended}\n", flush=True)
     return told(found, ended) | {"against": against, "versions": versions("metalit", "torch",
