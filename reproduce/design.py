@@ -1,66 +1,40 @@
 """Does a search for a meta-loss find one that beats methods which were tuned as long?
 
     python -m reproduce.design
-    python -m reproduce.design --problems patients bowls
+    python -m reproduce.design --suites patients-3-samples bowls
 
-For each problem: a search of the standard space and regression in closed form; each rival tuned by
-a search with the same number of trials; a random search of the same space; then the best of all
-trained anew with fresh seeds and measured on tasks that no search drew (see
-`metalit.designing.confirm`). Rivals are MAML and those methods with a name that came out best in
-the large measurement of these tasks (results/measurement.json). All is kept in runs/design/, so it
-can be stopped at any moment, and goes on. The figures are written to results/design.json after each
-problem; what it holds of others stays. One core needs one to two hours a problem.
+For the tasks of each suite (`ml.suites`): a search of the standard space and regression in closed
+form; each rival tuned by a search with the same number of trials; a random search of the same
+space; then the best of all trained anew with fresh seeds and measured on tasks that no search drew
+(see `metalit.designing.confirm`). Rivals are MAML and those methods with a name that came out best
+in the large measurement (results/measurement.json). All is kept in runs/design/, so it can be
+stopped at any moment, and goes on. The figures are written to results/design.json after each suite;
+what it holds of others stays. One core needs one to two hours a suite.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import metalit as ml
 from benchmarks.measure import RESULTS, machine, versions, write_json
-from metalit.data.patients import Curve, Patients
 from metalit.designing import Between, Confirmed, Counting, Design, Space, confirm, design
-from metalit.designing.scoring import bowl_model
 from metalit.designing.search import ends_of, seconds_spent, steps_spent
-from metalit.judging.recipes import RECIPES, sine_network
-from metalit.losses import Loss
-from metalit.tasks import BinnedSinusoids, Quadratics, Sinusoids, half_square
+from metalit.judging.recipes import RECIPES
+from metalit.tasks import half_square
+from reproduce.measurement import BEDS
 
 
-class Problem(NamedTuple):
-    """What a meta-loss is searched for, and the suite whose measurement names the rivals."""
-
-    tasks: ml.Family
-    model: Callable[..., nn.Module]
-    loss: Loss
-    suite: str
-
-
-def curve(seed: int) -> nn.Module:
-    """A network for the concentration in a patient."""
-    return Curve(seed=seed)
-
-
-PROBLEMS = {
-    "patients": Problem(Patients(3), curve, F.mse_loss, "patients-3-samples"),
-    "bowls": Problem(Quadratics(2), bowl_model, half_square, "bowls"),
-    "few are large": Problem(BinnedSinusoids(5), sine_network, F.mse_loss, "amplitude-bins"),
-    "five shots": Problem(Sinusoids(5), sine_network, F.mse_loss, "sinusoids-5-shot"),
-    "ten shots": Problem(Sinusoids(10), sine_network, F.mse_loss, "sinusoids-10-shot")}
-
-
-def space_for(problem: Problem) -> Space:
+def space_for(suite: str) -> Space:
     """The standard space; where a head can be solved for, that too, with steps after it or none."""
     space = Space()
-    if problem.loss is half_square: return space
+    if BEDS[suite].loss is half_square: return space
     return space.add("inner", ml.Ridge, weight=Between(1e-4, 1.0), learn=True,
                      steps=Counting(0, 3), lr=Between(1e-3, 0.1))
 
@@ -79,7 +53,7 @@ def rivals(suite: str, inner_steps: int, count: int) -> list[str]:
 
 
 def told(found: Design, ended: Confirmed) -> dict[str, Any]:
-    """What is written down of a problem."""
+    """What is written down of a suite."""
     finals = [{"name": final.name, "kind": final.kind, "words": final.sentence.words(),
                "error": final.error if final.errors else None, "by seed": final.errors,
                "thought": final.estimate, "ms": final.ms, "ms at test": final.ms_at_test}
@@ -92,14 +66,14 @@ def told(found: Design, ended: Confirmed) -> dict[str, Any]:
             "verdict": ended.verdict()}
 
 
-def solved(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """The search of a problem, and its honest end."""
-    problem, begin = PROBLEMS[name], time.process_time()
-    found = design(*problem[:3], space=space_for(problem), trials=given.trials, steps=given.steps,
-                   inner_steps=given.inner_steps, seed=given.seed,
-                   folder=given.out / name.replace(" ", "-"))
-    print(f"{name}\n{found}\n", flush=True)
-    against = rivals(problem.suite, given.inner_steps[0], given.rivals)
+def solved(suite: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The search on the tasks of a suite, which are not those that it holds, and its honest end."""
+    bed, begin = BEDS[suite], time.process_time()
+    found = design(ml.suites.get(suite).train, bed.model, bed.loss, space=space_for(suite),
+                   trials=given.trials, steps=given.steps, inner_steps=given.inner_steps,
+                   seed=given.seed, folder=given.out / suite)
+    print(f"{suite}\n{found}\n", flush=True)
+    against = rivals(suite, given.inner_steps[0], given.rivals)
     ended = confirm(found, against=against, finalists=given.finalists, seeds=given.seeds)
     print(f"{ended}\n", flush=True)
     return told(found, ended) | {"against": against, "versions": versions("metalit", "torch",
@@ -110,7 +84,7 @@ def solved(name: str, given: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, search, write."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--suites", nargs="+", choices=list(BEDS), default=list(BEDS))
     parser.add_argument("--trials", type=int, default=200, help="candidates of each search")
     parser.add_argument("--steps", type=int, default=1000, help="meta-steps of one candidate")
     parser.add_argument("--inner-steps", type=int, nargs="+", default=[1])
@@ -123,14 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     asked = {name: value for name, value in vars(given).items()
-             if name not in ("problems", "out", "file")}
-    for name in given.problems:
+             if name not in ("suites", "out", "file")}
+    for name in given.suites:
         solution = solved(name, given) | {"asked": asked}
         path = RESULTS / f"{given.file}.json"
-        there = json.loads(path.read_text())["problems"] if path.exists() else {}
+        there = json.loads(path.read_text())["suites"] if path.exists() else {}
         write_json(given.file, {
             "what": str(__doc__).splitlines()[0], "command": "python -m reproduce.design",
-            "machine": machine(), "problems": there | {name: solution}})
+            "machine": machine(), "suites": there | {name: solution}})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The honest end of a search: rivals tuned as long, trained anew, intervals corrected, no win."""
+import json
 import math
 from functools import partial
 
@@ -24,6 +25,7 @@ from metalit.designing.search import design
 from metalit.designing.space import Between, Known, Setting, Space, program_of
 from metalit.judging.comparison import Result, compared, interval, student
 from metalit.judging.recipes import RECIPES, sine_network
+from reproduce import design as large
 
 SINES = ml.tasks.Sinusoids(shots=5)
 REGRESSIONS = [name for name, recipe in RECIPES.items() if not recipe.classes]
@@ -154,3 +156,21 @@ def test_a_final_is_on_fresh_tasks_and_goes_on(tmp_path):
     assert [final.errors for final in again.finals] == [final.errors for final in first.finals]
     assert written == {file: file.stat().st_mtime_ns for file in written}
     assert set(RIVALS) <= set(REGRESSIONS)
+
+
+def test_rivals_of_the_large_searches_are_the_best_that_were_measured(tmp_path, monkeypatch):
+    def row(own_steps, *losses, diverged=()):
+        losses = {str(k): {"mean": loss} for k, loss in zip((0, 1, 5), losses, strict=True)}
+        return {"own_steps": own_steps, "loss": losses, "diverged": list(diverged)}
+    rows = {"maml": row(1, 9.0, 0.6, 0.4), "ridge": row(0, 0.1, 0.7, 0.7), "blind": row(0, 0, 0, 0),
+            "maml++": row(5, 3.0, 0.5, 0.01), "meta-sgd": row(1, 3.0, 0.3, None),
+            "alfa": row(5, 0.0, 0.0, 0.0, diverged=[2])}     # no method with a name: blind
+    (tmp_path / "measurement.json").write_text(json.dumps({"suites": {"bowls": {"rows": rows}}}))
+    monkeypatch.setattr(large, "RESULTS", tmp_path)
+    assert large.rivals("bowls", 1, 2) == ["ridge", "meta-sgd", "maml"]
+    assert large.rivals("bowls", 5, 2) == ["maml++", "ridge", "maml"]
+
+
+def test_a_head_is_solved_for_where_a_model_has_one():
+    of = {suite: set(large.space_for(suite).choices["inner"].parts) for suite in large.BEDS}
+    assert "Ridge" not in of["bowls"] and "Ridge" in of["sinusoids-5-shot"]
