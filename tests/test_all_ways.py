@@ -221,6 +221,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(name, tmp_path):
     check_goes_on(PARTS[name], tmp_path)
 
 
+@pytest.mark.parametrize("name", PARTS)
+def test_what_a_part_is_does_not_change_when_it_is_used(name, tasks):
+    "Else a run with it would refuse to go on in the process that began it."
+    J = PARTS[name]()
+    before = ml.training.identity(J)
+    J(tasks[name in CLASSES]).backward()
+    assert ml.training.identity(J) == before
+
+
 def test_every_public_class_of_a_choice_is_here():
     "Bases are not: Term, Sum, Path, Pooling, InnerLoop, Preconditioned, LearnedLoss."
     bases = {"Term", "Sum", "Path", "Pooling", "InnerLoop", "Preconditioned", "LearnedLoss"}

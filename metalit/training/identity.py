@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import RandomSampler, SequentialSampler
 
 from ..inner.masked import Masked
-from ..inner.prototypes import Prototypes
+from ..inner.prototypes import HeadOfTask
 from ..learner import Parts
 from ..meta_loss import MetaLoss
 from ..schedule import Scheduled
@@ -159,7 +159,7 @@ def named(name: str, function: Callable[..., Any]) -> Named:
 FOUND_OUT = {Scheduled: {"named"}, Parts: {"frozen", "places", "reductions", "looked"},
              MetaLoss: {"_compiled"},
              Masked: {"head", "names"},
-             Prototypes: {"head", "shape", "has_met", "of_batch"},
+             HeadOfTask: {"head", "shape", "has_met", "of_batch"},
              LRScheduler: {"optimizer", "last_epoch", "_step_count", "_last_lr", "_is_initial",
                            "_get_lr_called_within_step"},
              RandomSampler: {"data_source"}, SequentialSampler: {"data_source"}}
