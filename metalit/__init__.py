@@ -13,9 +13,9 @@ __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Spli
            'FirstOrder', 'AnnealedOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss',
            'MetaLoss', 'MAML', 'FOMAML', 'MAMLPlusPlus', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML',
            'MetaSGD', 'MetaCurvature', 'ML3', 'L2F', 'BMG', 'MRMAML', 'ANIL', 'BOIL', 'CAVIA', 'ProtoNet', 'ProtoMAML',
-           'R2D2', 'Unicorn', 'meta_train', 'Validation', 'Watcher', 'evaluate', 'Evaluation', 'accuracy',
-           'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError', 'judge',
-           'find_lr', 'diagnose', 'compare', 'design', 'load', 'Run', 'named', 'suites']
+           'R2D2', 'Unicorn', 'meta_train', 'meta_train_many', 'Validation', 'Watcher', 'evaluate', 'Evaluation',
+           'accuracy', 'save_checkpoint', 'load_checkpoint', 'CheckpointError', 'DivergedError', 'LostProcessError',
+           'judge', 'find_lr', 'diagnose', 'compare', 'design', 'load', 'Run', 'named', 'suites']
 
 # %% ../nbs/99_api.ipynb #c2dd66ea
 __version__ = "0.2.0"
@@ -113,6 +113,7 @@ from .training.evaluation import Evaluation, Validation, accuracy, evaluate
 from .training.identity import named
 from .training.loop import meta_train
 from .training.processes import LostProcessError
+from .training.side_by_side import meta_train_many
 from .training.watching import Watcher
 
 # %% ../nbs/99_api.ipynb #534543a9
@@ -126,6 +127,6 @@ _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images
          FirstOrder, AnnealedOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss,
          MetaLoss, MAML, FOMAML, MAMLPlusPlus, Reptile, Leap, TripletMAML, ConML, TAML, SharpMAML,
          MetaSGD, MetaCurvature, ML3, L2F, BMG, MRMAML, ANIL, BOIL, CAVIA, ProtoNet, ProtoMAML,
-         R2D2, Unicorn, meta_train, Validation, Watcher, evaluate, Evaluation, accuracy,
-         save_checkpoint, load_checkpoint, CheckpointError, DivergedError, LostProcessError, judge,
-         find_lr, diagnose, compare, design, load, Run, named, suites]
+         R2D2, Unicorn, meta_train, meta_train_many, Validation, Watcher, evaluate, Evaluation,
+         accuracy, save_checkpoint, load_checkpoint, CheckpointError, DivergedError,
+         LostProcessError, judge, find_lr, diagnose, compare, design, load, Run, named, suites]

@@ -778,6 +778,8 @@ def csv_line(cells: Sequence[str]) -> str:
               help="Step size of the inner loop (always 0.005 for Reptile, 1 for CAVIA).")
 @click.option("--batch-size", type=Count(1), default=25, help="Tasks per meta-step.")
 @click.option("--compile", is_flag=True, help="Compile each meta-loss first: needs a C++ compiler.")
+@click.option("--together", is_flag=True,
+              help="All seeds of a method in the same calls: faster without --compile.")
 @shift_option
 @click.option("--out", type=Place(), default="runs/compare",
               help="Folder of the comparison. One that is found there goes on.")
@@ -785,7 +787,7 @@ def csv_line(cells: Sequence[str]) -> str:
               help="A second place for comparison.json.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr: float,
-            batch_size: int, compile: bool, shift: tuple[str, ...], out: Path,
+            batch_size: int, compile: bool, together: bool, shift: tuple[str, ...], out: Path,
             results: Path | None, quiet: bool) -> None:
     """Train many methods on the same sinusoids, equally long, and compare them on unseen tasks.
 
@@ -797,7 +799,7 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
               "seeds": seeds, "inner_lr": inner_lr, "batch_size": batch_size, "compile": compile}
     command = (f"metalit compare --methods {','.join(names)} --shots {shots} --steps {steps} "
                f"--seeds {','.join(map(str, seeds))} --inner-lr {inner_lr} --batch-size "
-               f"{batch_size}" + " --compile" * compile
+               f"{batch_size}" + " --compile" * compile + " --together" * together
                + "".join(f" --shift {told}" for told in shift))
     with plain_errors():
         check_results(results)
@@ -807,7 +809,7 @@ def compare(names: list[str], shots: int, steps: int, seeds: list[int], inner_lr
             runs = comparison.compare(
                 Sinusoids(shots), sine_network, F.mse_loss, methods=names, steps=steps,
                 seeds=seeds, lr=inner_lr, batch_size=batch_size, folder=out, compile=compile,
-                progress=not quiet, shift=moved_tasks(waves, shift))
+                together=together, progress=not quiet, shift=moved_tasks(waves, shift))
         report_comparison(runs, out, results, budget, command)
 
 # %% ../nbs/7_workshop/74_command.ipynb #5d0dfe14

@@ -1,20 +1,20 @@
 """Several seeds in one call: starts, tasks and optimizers of all of them, stacked.
 
-What small experiments over seeds have in common. Adam moves each number by itself, so Adam on a
-stack of starts is as many Adams; and a stack of eight costs little more than one start.
+What small experiments over seeds have in common.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import metalit as ml
@@ -45,37 +45,19 @@ class Bed(NamedTuple):
     lr: float = 1e-3
 
 
-def stacked(parts: Sequence[Any]) -> Any:
-    """Tasks, or parameters by name, of all seeds as one, along a first axis."""
-    return torch.utils._pytree.tree_map(lambda *tensors: torch.stack(tensors), *parts)
-
-
-def parameters(J: ml.MetaLoss) -> dict[str, Tensor]:
-    """What is learned, by name."""
-    return {name: p.detach() for name, p in J.named_parameters() if p.requires_grad}
-
-
 def trained(row: Row, bed: Bed, seeds: Sequence[int], steps: int) -> list[ml.MetaLoss]:
-    """A meta-loss for each seed, after so many steps of Adam; each seed sees tasks of its own."""
+    """A meta-loss for each seed, after so many steps of Adam; each seed sees tasks of its own.
+
+    Of one that diverged nothing is left.
+    """
     several = [row.make(seed) for seed in seeds]
-    J = several[0]
-    theta = {name: p.clone().requires_grad_()
-             for name, p in stacked([parameters(J) for J in several]).items()}
-    slopes = vmap(grad_and_value(lambda theta, task: functional_call(J, theta, (task,))))
-    adam = torch.optim.Adam(theta.values(), lr=bed.lr)
-    slower = CosineAnnealingLR(adam, steps, eta_min=bed.lr / 100) if row.cosine else None
-    for step in range(steps):
-        J.at(step, steps)
-        tasks = stacked([bed.tasks.batch(bed.batch_size, seed, step) for seed in seeds])
-        found, _ = slopes({name: p.detach() for name, p in theta.items()}, tasks)
-        for name, p in theta.items():
-            p.grad = found[name]
-        adam.step()
-        if slower:
-            slower.step()
-    for place, other in enumerate(several):
-        other.at(steps - 1, steps)
-        other.load_state_dict({name: p[place] for name, p in theta.items()}, strict=False)
+    slower = partial(CosineAnnealingLR, T_max=steps, eta_min=bed.lr / 100) if row.cosine else None
+    ended = ml.meta_train_many(several, bed.tasks, steps=steps, seeds=seeds,
+                               batch_size=bed.batch_size, scheduler=slower, progress=False,
+                               optimizer=partial(torch.optim.Adam, lr=bed.lr))
+    for J in (J for J, one in zip(several, ended, strict=True) if one.error):
+        for p in J.parameters():
+            p.data.fill_(math.nan)
     return several
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import metalit
+from torch import nn
 
 import metalit as ml
 from metalit.judging import comparison
@@ -52,21 +53,58 @@ def test_the_summary_is_what_one_computes_by_hand():
     assert diverged(RUNS) == ["fomaml, seed 0: diverged: at step 3"]
 
 
-def test_graphs_are_given_back_after_each_run(tmp_path, monkeypatch):
+def test_graphs_are_given_back_after_each_method(tmp_path, monkeypatch):
     "Compiling stands aside here: what is looked at is the order."
     order, one = [], comparison._one
 
     def run(name, seed, *rest):
         order.append((name, seed))
-        assert rest[-2] is True, "compiled"
-        return one(name, seed, *rest[:-2], False, rest[-1])
+        assert rest[-3] is True, "compiled"
+        return one(name, seed, *rest[:-3], False, *rest[-2:])
     monkeypatch.setattr(comparison, "_one", run)
     monkeypatch.setattr(comparison, "forget_compiled", lambda: order.append("given back"))
     monkeypatch.setattr(comparison, "step_times", lambda methods, task, compile: {})
     compare(ml.tasks.Sinusoids(3), sine_network, F.mse_loss, methods=["maml", "anil"], steps=1,
             seeds=[0, 1], batch_size=2, folder=tmp_path, compile=True, progress=False)
-    plan = [(name, seed) for seed in (0, 1) for name in ("maml", "anil")]
-    assert order == [step for pair in plan for step in (pair, "given back")]
+    assert order == [("maml", 0), ("maml", 1), "given back", ("anil", 0), ("anil", 1), "given back"]
+
+
+def test_seeds_that_are_trained_together_are_those_of_single_runs(tmp_path, monkeypatch):
+    "To rounding; a result is kept with the parameters, and is not made again."
+    how = {"methods": ["maml", "reptile", "anil", "blind"], "steps": 3, "seeds": [0, 1],
+           "batch_size": 2, "progress": False, "inner_steps": (0, 1)}
+    waves, begun = ml.tasks.Sinusoids(3), []
+    alone = compare(waves, sine_network, F.mse_loss, folder=tmp_path / "alone", **how)
+    many = comparison.meta_train_many
+    monkeypatch.setattr(comparison, "meta_train_many",
+                        lambda several, *rest, **more: (begun.append(len(several)),
+                                                        many(several, *rest, **more))[1])
+    runs = compare(waves, sine_network, F.mse_loss, folder=tmp_path / "many", together=True, **how)
+    assert begun == [2, 2, 2]
+    for one, other in zip(runs, alone, strict=True):
+        assert one[:3] == other[:3] and other.status == "3 steps"
+        for row, like in zip(one.rows, other.rows, strict=True):
+            assert row["loss"] == pytest.approx(like["loss"], rel=1e-5)
+    J = ml.MAML(sine_network(7), F.mse_loss, 0.01)
+    ml.load_checkpoint(tmp_path / "many" / "maml-seed1" / "parameters.pt", J)
+    error = ml.evaluate(J, waves, steps=(1,)).mean[0]
+    assert error == pytest.approx(runs[1].rows[1]["loss"], rel=1e-5)
+    again = compare(waves, sine_network, F.mse_loss, folder=tmp_path / "many", together=True, **how)
+    assert again == runs and begun == [2, 2, 2]
+
+
+def test_what_cannot_go_together_goes_one_by_one_and_divergence_is_reported(tmp_path, caplog):
+    def noisy(seed):
+        return nn.Sequential(ml.models.mlp(1, 4, 4, seed=seed), nn.Dropout(0.5), nn.Linear(4, 1))
+    how = {"methods": ["maml"], "steps": 2, "seeds": [0, 1], "batch_size": 2, "together": True,
+           "progress": False, "inner_steps": (1,)}
+    with caplog.at_level("INFO", logger="metalit"):
+        runs = compare(ml.tasks.Sinusoids(3), noisy, F.mse_loss, folder=tmp_path / "noisy", **how)
+    assert [run.status for run in runs] == ["2 steps"] * 2
+    assert "maml: one seed after another, because" in caplog.text
+    runs = compare(ml.tasks.Sinusoids(3), sine_network, F.mse_loss, folder=tmp_path / "far",
+                   lr=1e30, **how)
+    assert all(run.status.startswith("diverged: the meta-loss is") for run in runs)
 
 
 def test_one_seed_has_no_spread_and_without_maml_there_is_no_relative_time():
@@ -149,7 +187,7 @@ def test_every_other_method_can_be_asked_for(tmp_path):
                          [("maml", 0.03, 1, False), ("anil", 0.03, 1, False),
                           ("reptile", 0.005, 10, False), ("cavia", 1.0, 1, True)])
 def test_a_comparison_has_one_step_size_but_for_methods_with_their_own(method, lr, steps, context):
-    J = comparison.made_method(method, sine_network, 1, F.mse_loss, 0.03, classes=False)
+    J = comparison.made_method(method, 1, sine_network, F.mse_loss, 0.03, classes=False)
     assert (J.inner.lr, J.inner.steps) == (lr, steps)
     assert [name for name, _ in J.model.named_buffers()] == ["context"] * context
 
@@ -177,7 +215,7 @@ def test_images_take_what_recipes_say_for_images(tmp_path):
                               queries=2)
     def conv(seed, context=0):
         return ml.models.Conv4(3, size=8, filters=4, context=context, seed=seed)
-    assert comparison.made_method("cavia", conv, 0, F.cross_entropy, 0.4,
+    assert comparison.made_method("cavia", 0, conv, F.cross_entropy, 0.4,
                            classes=True).model.context.shape == (100,)
     runs = compare(tasks, conv, F.cross_entropy, methods=["protonet", "cavia"], steps=1, seeds=[0],
                    batch_size=2, inner_steps=(1,), folder=tmp_path, progress=False)

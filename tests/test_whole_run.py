@@ -318,6 +318,32 @@ def test_a_second_run_compiles_nothing_and_a_changed_one_does(quick):
     assert apart(twin, J) < 1e-14
 
 
+def graph_in(J):
+    "The one graph that a meta-loss keeps."
+    made, = whole_run.GRAPHS[J].values()
+    return made
+
+
+def test_meta_losses_of_one_kind_share_a_graph_and_others_do_not(quick):
+    "Weights may differ, and what is a constant in the graph may not."
+    class Shifted(nn.Module):
+        def __init__(self, shift, seed):
+            super().__init__()
+            self.net, self.shift = ml.models.mlp(1, 4, 1, seed=seed), torch.tensor([shift]).double()
+
+        def forward(self, x): return self.net(x) + self.shift
+    def made(): return [ml.MAML(Shifted(shift, seed), F.mse_loss, lr).double()
+                        for shift, seed, lr in ((1.0, 0, 0.1), (1.0, 1, 0.1), (2.0, 0, 0.1),
+                                                (1.0, 0, 0.2))]
+    shared, alone = made(), made()
+    for J in shared: train(J, WAVES, steps=4, compile=True)
+    assert graph_in(shared[0]) is graph_in(shared[1])
+    assert len({id(graph_in(J)) for J in shared}) == 3
+    for J, twin in zip(shared, alone, strict=True):
+        train(twin, WAVES, steps=4)
+        assert apart(J, twin) < 1e-14
+
+
 def test_frozen_parameters_and_buffers_may_have_other_values_in_a_second_run(quick):
     class Body(nn.Module):
         def __init__(self):

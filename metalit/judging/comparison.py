@@ -17,7 +17,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +31,7 @@ from metalit.training.checkpoints import (
     DivergedError,
     check_same_settings,
     load_checkpoint,
+    save_checkpoint,
     write_whole,
 )
 from .baselines import BASELINES, Baseline, baseline
@@ -43,15 +44,18 @@ from ..tasks.task import Task
 from ..training.evaluation import Evaluation, Unseen, all_kinds, evaluate
 from ..training.identity import identity, label, library_version, versions
 from ..training.loop import meta_train
+from ..training.side_by_side import meta_train_many
+from ..training.whole_run import LOG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['METHODS', 'REPTILE', 'MethodMaker', 'OTHER_FOLDER', 'OF_ALL', 'RESULT', 'ASTRAY', 'compared', 'made_method', 'Result',
-           'compare', 'by_row', 'step_times', 'tell', 'forget_compiled', 'read_json', 'same_settings', 'of_shift',
-           'number', 'or_nan', 'Line', 'summarise', 'diverged', 'as_table', 'blows_up', 'cell', 'within', 'student',
-           'Difference', 'against', 'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
+__all__ = ['METHODS', 'REPTILE', 'MethodMaker', 'OTHER_FOLDER', 'OF_ALL', 'RESULT', 'PARAMETERS', 'ASTRAY', 'compared',
+           'makers_of', 'made_method', 'Result', 'compare', 'by_row', 'step_times', 'tell', 'forget_compiled', 'rounds',
+           'with_times', 'run_folder', 'read_json', 'same_settings', 'of_shift', 'trained_together', 'number', 'or_nan',
+           'Line', 'summarise', 'diverged', 'as_table', 'blows_up', 'cell', 'within', 'student', 'Difference',
+           'against', 'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #aebf7eac
 # The article's three formulas, the methods it starts from, and others for what it wants to reach.
@@ -82,7 +86,13 @@ def compared(name: str | MethodMaker, classes: bool) -> Recipe:
     return REPTILE if name == "reptile" else recipe
 
 
-def made_method(name: str, model: Callable[..., nn.Module], seed: int, loss: Loss, lr: float,
+def makers_of(methods: Mapping[str, str | MethodMaker], make: Callable[..., Any]) -> dict[
+        str, MethodMaker]:
+    "What makes each method from the seed: one's own function, or `make` of its name and a seed."
+    return {row: what if callable(what) else partial(make, what) for row, what in methods.items()}
+
+
+def made_method(name: str, seed: int, model: Callable[..., nn.Module], loss: Loss, lr: float,
                 classes: bool, **budget: Any) -> MetaLoss | Baseline:
     """J of a method on `model(seed)`; or a baseline, with its `budget`.
 
@@ -120,7 +130,7 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
             methods: Sequence[str] | Mapping[str, str | MethodMaker] = METHODS, steps: int = 2000,
             seeds: Sequence[int] = (0, 1, 2), lr: float = 0.01, batch_size: int = 25,
             folder: str | Path = "runs/compare", inner_steps: Sequence[int] = (0, 1, 2, 5, 10),
-            compile: bool = False, progress: bool = True,
+            compile: bool = False, together: bool = False, progress: bool = True,
             shift: Mapping[str, Unseen] | None = None) -> list[Result]:
     """Train each of `methods` with each seed, equally, and evaluate it.
 
@@ -131,7 +141,10 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     makes the model to start from; for CAVIA, `model(seed, context=…)` one with so many numbers of
     context. `lr` is the inner step size; Reptile and CAVIA keep that of their recipes. Every run
     has its own folder in `folder`, so the whole can be stopped at any moment and goes on; a result
-    found there counts if it is of this run. `shift`: more tasks to judge on, as in `ml.evaluate`.
+    found there counts if it is of this run. `compile`: one graph for all seeds of a method.
+    `together`: all seeds of a method in the same calls where that can be (`ml.meta_train_many`),
+    without a graph: for small models; a method that is stopped begins anew.
+    `shift`: more tasks to judge on, as in `ml.evaluate`.
 
     Raises `ValueError`, before anything is trained, for a method that has no recipe (see
     `metalit.judging.recipes.RECIPES`) or does not go with the tasks, a bad step size, a loss that
@@ -147,24 +160,21 @@ def compare(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     settings = {"tasks": identity(tasks), "model": identity(model(0), weights=True),
                 "loss": identity(loss, "loss"), **of_all, "inner_steps": list(inner_steps),
                 "versions": versions(), **of_shift(tasks, shift)}
-    same: dict[str, Any] = {"loss": loss, "classes": classes, **of_all}
-    make: dict[str, MethodMaker] = {
-        name: what if callable(what) else partial(made_method, what, model, **same)
-        for name, what in of.items()}
+    make = makers_of(of, partial(made_method, model=model, loss=loss, classes=classes, **of_all))
     timed = {name: J for name in of if isinstance(J := make[name](0), MetaLoss)}
     same_settings(Path(folder), settings)
-    plan, runs = [(seed, name) for seed in dict.fromkeys(seeds) for name in of], list[Result]()
-    for seed, name in plan:
-        if progress: tell(f"{len(runs) + 1} of {len(plan)}: {name}, seed {seed}")
-        runs.append(_one(name, seed, make[name](seed), compared(of[name], classes), tasks, steps,
-                         batch_size, Path(folder) / f"{name}-seed{seed}",
-                         inner_steps, shift, compile, progress))
+    each, runs = list(dict.fromkeys(seeds)), list[Result]()
+    for name, at_once in rounds(of, each, compile or together):
+        Js, recipe = {seed: make[name](seed) for seed in at_once}, compared(of[name], classes)
+        ended = trained_together(name, Js if together else {}, recipe, tasks, steps, batch_size,
+                                 folder)
+        for seed, J in Js.items():
+            if progress: tell(f"{len(runs) + 1} of {len(of) * len(each)}: {name}, seed {seed}")
+            runs.append(_one(name, seed, J, recipe, tasks, steps, batch_size,
+                             run_folder(folder, name, seed), inner_steps, shift, compile, progress,
+                             ended.get(seed)))
         if compile: forget_compiled()
-    if any(run.ms is None for run in runs if run.method in timed):
-        if progress: tell("timing one meta-step of each method, in turns")
-        ms = step_times(timed, tasks.batch(batch_size), compile)
-        runs = [run._replace(ms=ms.get(run.method)) for run in runs]
-        for run in runs: _timed(run, Path(folder) / f"{run.method}-seed{run.seed}")
+    runs = with_times(runs, timed, tasks.batch(batch_size), folder, compile, progress)
     return sorted(runs, key=lambda run: list(of).index(run.method))
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #4cf5895b
@@ -206,6 +216,29 @@ def forget_compiled() -> None:
     torch.compiler.reset()
     gc.collect()
 
+# %% ../../nbs/4_judgement/41_comparison.ipynb #41b00010
+def rounds(names: Iterable[str], seeds: Sequence[int], of_one: bool) -> list[
+        tuple[str, Sequence[int]]]:
+    "What is made at once: all seeds of one method, or one run after another, seed by seed."
+    if of_one: return [(name, seeds) for name in names]
+    return [(name, [seed]) for seed in seeds for name in names]
+
+
+def with_times(runs: list[Result], timed: dict[str, MetaLoss], task: Task, folder: str | Path,
+               compile: bool, progress: bool) -> list[Result]:
+    "The runs with the milliseconds of their methods, written down, too."
+    if all(run.ms is not None for run in runs if run.method in timed): return runs
+    if progress: tell("timing one meta-step of each method, in turns")
+    ms = step_times(timed, task, compile)
+    runs = [run._replace(ms=ms.get(run.method)) for run in runs]
+    for run in runs: _timed(run, run_folder(folder, run.method, run.seed))
+    return runs
+
+
+def run_folder(folder: str | Path, name: str, seed: int) -> Path:
+    "Where a run of a comparison stands."
+    return Path(folder) / f"{name}-seed{seed}"
+
 # %% ../../nbs/4_judgement/41_comparison.ipynb #41b00001
 def read_json(path: Path, kind: str) -> dict[str, Any]:
     """What a file holds that says it is of this kind: a run, a result or a comparison.
@@ -243,12 +276,13 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
     write_whole(file, json.dumps({"metalit": "comparison"} | settings, indent=1).encode())
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #04473894
-RESULT = "result.json"
+RESULT, PARAMETERS = "result.json", "parameters.pt"
 
 
 def _one(name: str, seed: int, J: MetaLoss | Baseline, recipe: Recipe, tasks: Family, steps: int,
          batch_size: int, folder: Path, inner_steps: Sequence[int],
-         shift: Mapping[str, Unseen] | None, compile: bool, progress: bool) -> Result:
+         shift: Mapping[str, Unseen] | None, compile: bool, progress: bool,
+         ended: tuple[float, DivergedError | None] | None = None) -> Result:
     optimizer = partial(recipe.optimizer, lr=recipe.meta_lr)
     scheduler = schedule(recipe.schedule or "constant", steps)
     run_of = {"J": identity(J, "J", weights=True), "tasks": identity(tasks), "seed": seed,
@@ -258,7 +292,9 @@ def _one(name: str, seed: int, J: MetaLoss | Baseline, recipe: Recipe, tasks: Fa
     done = folder / RESULT
     if done.exists(): return _kept(done, name, seed, run_of)
     try:
-        seconds = _fitted(J, tasks) if isinstance(J, Baseline) else _trained(
+        if isinstance(J, Baseline): seconds = _fitted(J, tasks)
+        elif ended: seconds = _ended(J, folder, *ended)
+        else: seconds = _trained(
             J, tasks, folder, steps=steps, batch_size=batch_size, seed=seed, compile=compile,
             progress=progress, optimizer=optimizer, scheduler=scheduler)
         metric, of_loss = {"loss": J.loss}, dict[str, Evaluation]()
@@ -287,10 +323,40 @@ def _fitted(of: Baseline, tasks: Family) -> float:
     return time.perf_counter() - start
 
 
+def _ended(J: MetaLoss, folder: Path, seconds: float, error: DivergedError | None) -> float:
+    if error: raise error
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(folder / PARAMETERS, J)
+    return seconds
+
+
 def _trained(J: MetaLoss, tasks: Family, folder: Path, **settings: Any) -> float:
     meta_train(J, tasks, checkpoint=folder, **settings)
     if not settings["steps"]: return 0.0
     return float(load_checkpoint(folder / "checkpoint.pt", J)["progress"]["seconds"])
+
+
+def trained_together(name: str, Js: Mapping[int, MetaLoss | Baseline], recipe: Recipe,
+                     tasks: Family, steps: int, batch_size: int, folder: str | Path) -> dict[
+                         int, tuple[float, DivergedError | None]]:
+    """Train the seeds of a method side by side: seconds of each, and its error if it diverged.
+
+    Those whose result is there are left out. Nothing, with a line in the log, where it cannot be.
+    """
+    missing = {seed: J for seed, J in Js.items() if isinstance(J, MetaLoss)
+               and not (run_folder(folder, name, seed) / RESULT).exists()}
+    if len(missing) < 2: return {}
+    begin = time.perf_counter()
+    try:
+        ended = meta_train_many(
+            list(missing.values()), tasks, steps=steps, seeds=list(missing), progress=False,
+            batch_size=batch_size, optimizer=partial(recipe.optimizer, lr=recipe.meta_lr),
+            scheduler=schedule(recipe.schedule or "constant", steps))
+    except ValueError as error:
+        LOG.info("%s: one seed after another, because %s", name, error)
+        return {}
+    each = (time.perf_counter() - begin) / len(missing)
+    return {seed: (each, one.error) for seed, one in zip(missing, ended, strict=True)}
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #41a00001
 def _keep(run: Result, folder: Path, run_of: dict[str, Any]) -> None:

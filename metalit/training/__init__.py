@@ -6,8 +6,8 @@
 __all__ = ['identity', 'named', 'settings_of', 'CheckpointError', 'Checkpoints', 'DivergedError', 'Progress', 'load_checkpoint',
            'save_checkpoint', 'Evaluation', 'Shifted', 'Validation', 'accuracy', 'evaluate', 'own_random_numbers',
            'LostProcessError', 'exact_within', 'flops', 'keep_freed_memory', 'measured_memory', 'memory_at_hand',
-           'predicted_memory', 'step_memory', 'Watcher', 'make_optimizer', 'meta_train', 'pick_device',
-           'stop_requested']
+           'predicted_memory', 'step_memory', 'Watcher', 'make_optimizer', 'meta_train', 'meta_train_many', 'Ended',
+           'pick_device', 'stop_requested']
 
 # %% ../../nbs/9_rooms/96_room_training.ipynb #ea29b21d
 from metalit.training.checkpoints import (
@@ -38,6 +38,7 @@ from metalit.training.memory import (
     step_memory,
 )
 from .processes import LostProcessError
+from .side_by_side import Ended, meta_train_many
 from .watching import Watcher
 
 # %% ../../nbs/9_rooms/96_room_training.ipynb #bc8f0bdc
@@ -45,5 +46,5 @@ _all_ = [identity, named, settings_of, CheckpointError, Checkpoints, DivergedErr
          load_checkpoint, save_checkpoint, Evaluation, Shifted, Validation, accuracy,
          evaluate, own_random_numbers, LostProcessError, exact_within, flops, keep_freed_memory,
          measured_memory, memory_at_hand,
-         predicted_memory, step_memory, Watcher, make_optimizer, meta_train, pick_device,
-         stop_requested]
+         predicted_memory, step_memory, Watcher, make_optimizer, meta_train,
+         meta_train_many, Ended, pick_device, stop_requested]

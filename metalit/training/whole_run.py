@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,12 @@ from .identity import digest, identity
 from .outer import Around
 
 # %% auto #0
-__all__ = ['Group', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAPHS', 'sgd', 'numbers_of_sgd', 'kept_by_sgd',
-           'adam', 'numbers_of_adam', 'kept_by_adam', 'StepRule', 'done', 'is_even', 'places_of', 'OuterStep',
-           'numbers_of_steps', 'numbers_around', 'with_numbers', 'step_of', 'why_not', 'form', 'length_for', 'graph_of',
-           'first_numbers', 'check_all_used', 'key_of', 'steps_of', 'WholeRun', 'gathered_tasks', 'fill_numbers',
-           'put_back', 'until', 'reached', 'draws_together', 'finite_batches', 'first_line', 'put_down', 'take_up',
-           'whole_run']
+__all__ = ['Group', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAPHS', 'SHARED', 'sgd', 'numbers_of_sgd',
+           'kept_by_sgd', 'adam', 'numbers_of_adam', 'kept_by_adam', 'StepRule', 'done', 'is_even', 'places_of',
+           'OuterStep', 'numbers_of_steps', 'numbers_around', 'with_numbers', 'step_of', 'why_not', 'changes_program',
+           'first_that_holds', 'why_no_function', 'form', 'length_for', 'graph_of', 'first_numbers', 'check_all_used',
+           'key_of', 'steps_of', 'WholeRun', 'gathered_tasks', 'fill_numbers', 'put_back', 'until', 'reached',
+           'draws_together', 'finite_batches', 'first_line', 'put_down', 'take_up', 'whole_run']
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00006
 Group = dict[str, Any]
@@ -249,23 +249,41 @@ LOG = logging.getLogger("metalit")
 
 def why_not(run: Any, watched: bool) -> str:
     "Why the steps of a run cannot be one loop in a graph; empty where nothing stands against it."
-    J, optimizer, around = run.J, run.optimizer, run.around
-    groups = optimizer.param_groups
-    reasons = {
+    return first_that_holds({
         "this PyTorch has no loop in a graph": not HAS_LOOPS,
         f"the device is {run.device.type}": run.device.type != "cpu",
         "there are several processes": run.team.size > 1,
         "somebody looks on, step by step": watched,
         "the tasks are no family": not isinstance(run.tasks, Family),
-        "autocast is not part of it": around.autocast is not None,
+        "autocast is not part of it": run.around.autocast is not None,
+        "J compiles in a way of its own": type(run.J).compile is not MetaLoss.compile,
+        "each inner step is a program of its own": getattr(run.J.gradient, "by_steps", False),
+        "a part of J is another program at another step":
+            any(map(changes_program, scheduled(run.J))),
+    }) or why_no_function(run.J, run.optimizer)
+
+
+def changes_program(part: Scheduled) -> bool:
+    "Whether more than numbers of a part changes with the meta-step."
+    own = type(part).at not in (Scheduled.at, EveryStep.at)
+    return own or bool(part.schedules.keys() - part.named.keys())
+
+
+def first_that_holds(reasons: dict[str, bool]) -> str:
+    "The first reason that holds; empty where none does."
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def why_no_function(J: MetaLoss, optimizer: torch.optim.Optimizer) -> str:
+    "Why an outer step is no function of tensors; empty where nothing stands against it."
+    groups = optimizer.param_groups
+    return first_that_holds({
         f"the optimizer is {type(optimizer).__name__}": type(optimizer) not in KINDS,
         "the optimizer is differentiable or capturable":
             any(group.get("differentiable") or group.get("capturable") for group in groups),
         "the optimizer has hooks":
             any(vars(optimizer).get(name) for name in vars(optimizer) if name.endswith("_hooks")),
         "the optimizer has not counted all its parameters alike": not is_even(optimizer),
-        "J compiles in a way of its own": type(J).compile is not MetaLoss.compile,
-        "each inner step is a program of its own": getattr(J.gradient, "by_steps", False),
         "J is called in a way of its own": type(J).forward is not MetaLoss.forward or any(
             vars(J)[f"_{when}_hooks"] for when in ("forward", "forward_pre", "backward",
                                                    "backward_pre")),
@@ -273,15 +291,12 @@ def why_not(run: Any, watched: bool) -> str:
         "the optimizer holds other parameters than J": {
             id(p) for group in groups for p in group["params"] if p.requires_grad} != {
             id(p) for p in J.parameters() if p.requires_grad},
-        "a part of J is another program at another step": any(
-            type(part).at not in (Scheduled.at, EveryStep.at)
-            or part.schedules.keys() - part.named.keys() for part in scheduled(J)),
-        "J sets its numbers in a way of its own": type(J).at is not MetaLoss.at}
-    return next((reason for reason, holds in reasons.items() if holds), "")
+        "J sets its numbers in a way of its own": type(J).at is not MetaLoss.at})
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00032
 LENGTH, MEMORY, SECONDS = 128, 2**26, 0.5                    # of a piece: steps, bytes, time
 GRAPHS: WeakKeyDictionary[MetaLoss, dict[str, ManySteps]] = WeakKeyDictionary()
+SHARED: WeakValueDictionary[str, ManySteps] = WeakValueDictionary()  # as long as a J has it
 
 
 def form(task: Task) -> Any:
@@ -336,14 +351,14 @@ def key_of(descent: OuterStep, like: Task, options: Any) -> str:
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00012
 def steps_of(descent: OuterStep, like: Task, **options: Any) -> ManySteps:
-    "The compiled steps, or those of an earlier run of the same kind."
+    "The compiled steps, or those of an earlier run of the same kind, of this J or of its like."
     try: key = key_of(descent, like, options)
     except ValueError: key = ""                              # a lambda does not say what it is
-    kept = GRAPHS.setdefault(descent.J, {})
-    if key in kept: return kept[key]
-    graph, dtype = graph_of(descent, like)
-    made = ManySteps(graph, length_for(like), dtype, **options)
-    if key: kept[key] = made
+    made = SHARED.get(key)
+    if made is None:
+        graph, dtype = graph_of(descent, like)
+        made = ManySteps(graph, length_for(like), dtype, **options)
+    if key: SHARED[key] = GRAPHS.setdefault(descent.J, {})[key] = made
     return made
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00014
