@@ -329,7 +329,7 @@ def test_meta_losses_of_one_kind_share_a_graph_and_others_do_not(quick):
     class Shifted(nn.Module):
         def __init__(self, shift, seed):
             super().__init__()
-            self.net, self.shift = ml.models.mlp(1, 4, 1, seed=seed), torch.tensor([shift]).double()
+            self.net, self.shift = ml.models.mlp(1, 4, 1, seed=seed), shift
 
         def forward(self, x): return self.net(x) + self.shift
     def made(): return [ml.MAML(Shifted(shift, seed), F.mse_loss, lr).double()

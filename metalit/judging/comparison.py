@@ -5,6 +5,7 @@
 # %% ../../nbs/4_judgement/41_comparison.ipynb #a346de2c
 from __future__ import annotations
 
+import copy
 import csv
 import gc
 import inspect
@@ -52,10 +53,11 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['METHODS', 'REPTILE', 'MethodMaker', 'OTHER_FOLDER', 'OF_ALL', 'RESULT', 'PARAMETERS', 'ASTRAY', 'compared',
-           'makers_of', 'made_method', 'Result', 'compare', 'by_row', 'step_times', 'tell', 'forget_compiled', 'rounds',
-           'with_times', 'run_folder', 'read_json', 'same_settings', 'of_shift', 'trained_together', 'number', 'or_nan',
-           'Line', 'summarise', 'diverged', 'as_table', 'blows_up', 'cell', 'within', 'student', 'Difference',
-           'against', 'interval', 'picture', 'environment', 'record', 'read_record', 'save', 'save_csv']
+           'makers_of', 'made_method', 'TrainedRun', 'Result', 'compare', 'by_row', 'step_times', 'tell',
+           'forget_compiled', 'rounds', 'with_times', 'run_folder', 'read_json', 'same_settings', 'of_shift',
+           'trained_together', 'number', 'or_nan', 'Line', 'summarise', 'diverged', 'as_table', 'blows_up', 'cell',
+           'within', 'student', 'Difference', 'against', 'interval', 'picture', 'environment', 'record', 'read_record',
+           'save', 'save_csv']
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #aebf7eac
 # The article's three formulas, the methods it starts from, and others for what it wants to reach.
@@ -109,6 +111,13 @@ def made_method(name: str, seed: int, model: Callable[..., nn.Module], loss: Los
                         recipe.inner_steps)
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #62d810f3
+class TrainedRun(NamedTuple):
+    "A run that was trained beside others: its meta-loss, seconds, and its error if it diverged."
+    J: MetaLoss
+    seconds: float
+    error: DivergedError | None
+
+
 class Result(NamedTuple):
     """One method with one seed: how it ended, seconds, and the evaluation.
 
@@ -282,7 +291,7 @@ RESULT, PARAMETERS = "result.json", "parameters.pt"
 def _one(name: str, seed: int, J: MetaLoss | Baseline, recipe: Recipe, tasks: Family, steps: int,
          batch_size: int, folder: Path, inner_steps: Sequence[int],
          shift: Mapping[str, Unseen] | None, compile: bool, progress: bool,
-         ended: tuple[float, DivergedError | None] | None = None) -> Result:
+         ended: TrainedRun | None = None) -> Result:
     optimizer = partial(recipe.optimizer, lr=recipe.meta_lr)
     scheduler = schedule(recipe.schedule or "constant", steps)
     run_of = {"J": identity(J, "J", weights=True), "tasks": identity(tasks), "seed": seed,
@@ -293,7 +302,7 @@ def _one(name: str, seed: int, J: MetaLoss | Baseline, recipe: Recipe, tasks: Fa
     if done.exists(): return _kept(done, name, seed, run_of)
     try:
         if isinstance(J, Baseline): seconds = _fitted(J, tasks)
-        elif ended: seconds = _ended(J, folder, *ended)
+        elif ended: seconds = _ended(J, ended, folder)
         else: seconds = _trained(
             J, tasks, folder, steps=steps, batch_size=batch_size, seed=seed, compile=compile,
             progress=progress, optimizer=optimizer, scheduler=scheduler)
@@ -323,11 +332,12 @@ def _fitted(of: Baseline, tasks: Family) -> float:
     return time.perf_counter() - start
 
 
-def _ended(J: MetaLoss, folder: Path, seconds: float, error: DivergedError | None) -> float:
-    if error: raise error
+def _ended(J: MetaLoss, ended: TrainedRun, folder: Path) -> float:
+    if ended.error: raise ended.error
+    J.load_state_dict(ended.J.state_dict())
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder / PARAMETERS, J)
-    return seconds
+    return ended.seconds
 
 
 def _trained(J: MetaLoss, tasks: Family, folder: Path, **settings: Any) -> float:
@@ -338,12 +348,12 @@ def _trained(J: MetaLoss, tasks: Family, folder: Path, **settings: Any) -> float
 
 def trained_together(name: str, Js: Mapping[int, MetaLoss | Baseline], recipe: Recipe,
                      tasks: Family, steps: int, batch_size: int, folder: str | Path) -> dict[
-                         int, tuple[float, DivergedError | None]]:
-    """Train the seeds of a method side by side: seconds of each, and its error if it diverged.
+                         int, TrainedRun]:
+    """Train a twin for each seed of a method, side by side.
 
-    Those whose result is there are left out. Nothing, with a line in the log, where it cannot be.
+    Seeds whose result is there are left out. Nothing, with a line in the log, where it cannot be.
     """
-    missing = {seed: J for seed, J in Js.items() if isinstance(J, MetaLoss)
+    missing = {seed: copy.deepcopy(J) for seed, J in Js.items() if isinstance(J, MetaLoss)
                and not (run_folder(folder, name, seed) / RESULT).exists()}
     if len(missing) < 2: return {}
     begin = time.perf_counter()
@@ -356,7 +366,8 @@ def trained_together(name: str, Js: Mapping[int, MetaLoss | Baseline], recipe: R
         LOG.info("%s: one seed after another, because %s", name, error)
         return {}
     each = (time.perf_counter() - begin) / len(missing)
-    return {seed: (each, one.error) for seed, one in zip(missing, ended, strict=True)}
+    return {seed: TrainedRun(J, each, one.error)
+            for (seed, J), one in zip(missing.items(), ended, strict=True)}
 
 # %% ../../nbs/4_judgement/41_comparison.ipynb #41a00001
 def _keep(run: Result, folder: Path, run_of: dict[str, Any]) -> None:
