@@ -1,5 +1,6 @@
 """Several runs in the same calls: each is what it is alone, whatever becomes of the others."""
 from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_all_ways import OTHER_TASKS, PARTS
 from torch import nn
 
 import metalit as ml
+from metalit.training import side_by_side
 from metalit.training.side_by_side import changing, computed_by, meta_train_many, parting
 
 WAVES = ml.tasks.Sinusoids(shots=3)
@@ -110,6 +112,20 @@ def test_one_that_diverges_later_has_the_steps_before_it():
     assert scale > 1e50
     same([many[1]], [alone[1]], 1e-12 * scale)
     assert [row["step"] for row in ended[0].log] == [2, 4, 6]
+
+
+def leap(step, steps): return 1e200 if step == 3 else 0.1
+
+
+def test_one_that_diverged_does_not_come_back(monkeypatch):
+    "Not even where its next step would be finite again, in the same piece of the run."
+    ticks = count()
+    monkeypatch.setattr(side_by_side.time, "perf_counter", lambda: 1e-9 * next(ticks))
+    many, alone = ([maml(0), maml(1, leap)] for _ in range(2))
+    ended = meta_train_many(many, WAVES, steps=9, **HOW | {"log_every": 9})
+    assert "at step 3" in str(ended[1].error)
+    with pytest.raises(ml.DivergedError, match="at step 3"): run_alone([alone[1]], 9, seeds=[1])
+    same([many[1]], [alone[1]])
 
 
 def test_frozen_parameters_are_those_of_each_run_and_stay():
