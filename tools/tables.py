@@ -79,6 +79,27 @@ def whole_run(record: dict[str, Any]) -> str:
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
 
+def many_runs(record: dict[str, Any]) -> str:
+    """Milliseconds for a step of several runs, one after another, side by side, as one graph."""
+    ways, threads = record["labels"], record["threads"]
+    rows = []
+    for name in threads["1"]:
+        cells = [milliseconds(threads["1"][name].get(way)) for way in ways]
+        cells += [milliseconds(threads["2"][name].get(way)) for way in ("alone", "many")]
+        rows.append([name, *cells])
+    head = [f"ms a step of {record['runs']} runs", *ways.values(),
+            *(f"{ways[way]}, 2 threads" for way in ("alone", "many"))]
+    return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
+
+
+def milliseconds(times: dict[str, float] | None) -> str:
+    """A median with its spread; nothing where it was not measured."""
+    if times is None: return ""
+    digits = 2 if times["median"] < 10 else 1 if times["median"] < 100 else 0
+    return "{:.{d}f} ({:.{d}f}–{:.{d}f})".format(times["median"], times["min"], times["max"],
+                                                 d=digits)
+
+
 def comparison(record: dict[str, Any]) -> str:
     """The methods of `metalit compare`."""
     lines = record["summary"]
@@ -476,6 +497,7 @@ def of_rows(made: dict[str, str]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "whole_run": whole_run,
+    "many_runs": many_runs,
     "comparison": comparison,
     "image_step": image_step, "memory": memory, "long_loops": long_loops,
     "maml_plus_plus-waves": over_seeds("sine waves", 5),

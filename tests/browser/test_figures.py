@@ -32,6 +32,7 @@ STILL = {page for page in PAGES if page.startswith("9_")} | {
     "7_workshop/63d_plain", "7_workshop/63e_refused", "7_workshop/64a_outer",
     "7_workshop/65_evaluation", "7_workshop/66_watching", "7_workshop/68_identity",
     "7_workshop/70a_many_steps", "7_workshop/70b_whole_run", "7_workshop/70c_long_loops",
+    "7_workshop/70d_side_by_side",
     "7_workshop/71_chunks", "7_workshop/73a_runs", "7_workshop/74a_design_command",
     "7_workshop/75_main",
     "7_workshop/77_random", "7_workshop/78_checks"}
