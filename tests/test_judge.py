@@ -1,21 +1,37 @@
 """The judge: verdicts on meta-losses whose answers are known."""
+import json
+import re
+from itertools import cycle
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import metalit as ml
-from metalit import as_written, judge
+from metalit import as_written, judge, plots
 from metalit.as_written import AsWritten
 from metalit.batching.slope import grad
-from metalit.judging.judge import QUESTIONS
+from metalit.judging import judge as judging
+from metalit.judging.judge import MEANINGS, QUESTIONS, Answer
+
+ROOT = Path(__file__).parent.parent
 
 
 def net() -> torch.nn.Module:
     return ml.models.mlp(1, 5, 1)
 
 
+NOISE = "how noisy is its gradient?"                          # a number, and has its own tests
+
+
+def of_all_but_noise(answers) -> dict[str, str]:
+    return {question.split("?")[0]: verdict for question, verdict in answers.verdicts().items()
+            if question != NOISE}
+
+
 def verdicts(J: ml.MetaLoss) -> dict[str, str]:
-    return {question.split("?")[0]: verdict for question, verdict in judge(J).verdicts().items()}
+    return of_all_but_noise(judge(J))
 
 
 def asked(J: ml.MetaLoss, *questions: str, seed: int = 0) -> list[str]:
@@ -30,7 +46,8 @@ def with_inner(kind, **choices) -> ml.MetaLoss:
 
 MAML = {"rewards not adapting": "no", "uses held-out data": "yes",
         "is it a gradient": "of its value",
-        "what is held constant": "nothing", "invariant to what": "order, origin, unit of loss",
+        "what is held constant": "nothing",
+        "invariant to what": "order, order of examples, origin, unit of loss",
         "blind on shared curvature": "no", "does the horizon move the optimum": "yes",
         "cost in K": "4.0, then 3.0 a step", "at αλ = 1.5, K = 1": "descends",
         "solves without support": "yes", "changes when classes are renamed": "yes"}
@@ -60,7 +77,8 @@ NO_K = {"does the horizon move the optimum": "has no K"}
               "blind on shared curvature": "yes",
               "cost in K": "3.0, has no K", "at αλ = 1.5, K = 1": "stands still"}),
      (lambda: ml.TripletMAML(net(), F.mse_loss, embedding="parameters"),
-      {"blind on shared curvature": "Triplet is", "invariant to what": "order, origin",
+      {"blind on shared curvature": "Triplet is",
+       "invariant to what": "order, order of examples, origin",
        "cost in K": "7.0, then 6.0 a step"}),
      (lambda: with_inner(ml.Diagonal), {})]
 )
@@ -194,11 +212,11 @@ def test_an_inner_loop_without_a_step_size_to_set_is_asked_all_that_can_be_asked
     edge = answers[8]
     assert (edge.verdict, edge.question) == ("cannot be asked", "at αλ = 1.5, K = 1?")
     assert f"TypeError: {inner.__name__} has no step size lr" in edge.evidence
-    found = {question.split("?")[0]: verdict for question, verdict in answers.verdicts().items()}
-    assert found == MAML | {"invariant to what": "order, origin",
-                            "at αλ = 1.5, K = 1": "cannot be asked"}
-    first_order = verdicts(ml.MetaLoss(net(), F.mse_loss, inner=inner(), gradient=ml.FirstOrder()))
-    assert first_order["what is held constant"] == "inner gradients"
+    assert of_all_but_noise(answers) == MAML | {
+        "invariant to what": "order, order of examples, origin",
+        "at αλ = 1.5, K = 1": "cannot be asked"}
+    assert asked(ml.MetaLoss(net(), F.mse_loss, inner=inner(), gradient=ml.FirstOrder()),
+                 "what is held constant") == ["inner gradients"]
 
 
 def test_where_the_step_size_can_be_set_a_subclass_is_asked_at_it():
@@ -223,7 +241,7 @@ def test_a_pooling_that_asks_which_tasks_these_are_is_judged():
         def forward(self, values, ids): return values[ids.argmax()]
     found = verdicts(ml.MAML(net(), F.mse_loss, pooling=Last()))
     assert (found["invariant to what"], found["uses held-out data"]) == (
-        "order, origin, unit of loss", "yes")
+        "order, order of examples, origin, unit of loss", "yes")
     assert "cannot be asked" not in found.values()
 
 
@@ -258,11 +276,86 @@ def test_a_term_that_draws_random_numbers_gets_the_same_ones_at_each_call():
         assert str(judge(J)) == first
 
 
-def test_it_prints_as_a_table_in_text_and_markdown():
-    answers = judge(AsWritten(net(), F.mse_loss, as_written.contrastive))
-    assert "blind on shared curvature?          yes" in str(answers)
-    assert len(str(answers).splitlines()) == 11
-    assert "| blind on shared curvature? | yes |" in answers._repr_markdown_()
+WRITTEN = AsWritten(net(), F.mse_loss, as_written.contrastive)
+
+
+def test_it_prints_in_eighty_columns_with_marks_and_the_evidence_of_what_is_no_fine_thing():
+    answers = judge(WRITTEN)
+    first, empty, *lines = str(answers).splitlines()
+    assert first == ("2 faults (rewards not adapting?; blind on shared curvature?), 5 warnings in "
+                     "12 answers") and not empty
+    assert all(len(line) <= 80 for line in lines)
+    assert [line[0] for line in lines if not line.startswith(" ")] == [a.mark for a in answers]
+    place = lines.index("✗ blind on shared curvature?         yes")
+    below = " ".join(line.strip() for line in lines[place + 1:place + 4])
+    assert re.match(r"gradient there, against unequal curvatures: \S+ \(J\)\. See the chapter "
+                    "“Contrast: comparing tasks”", below)
+    assert lines[lines.index("✓ is it a gradient?                  of its value") + 1][0] != " "
+
+
+def test_in_a_notebook_it_is_a_table_with_all_evidence():
+    table = judge(WRITTEN)._repr_markdown_()
+    assert table.startswith("**2 faults (")
+    assert "| ✗ | blind on shared curvature? | yes | gradient there" in table
+    assert "| ✓ | is it a gradient? | of its value | gradient off" in table
+
+
+@pytest.mark.parametrize(("question", "verdict", "mark"), [
+    ("rewards not adapting?", "no", "✓"), ("rewards not adapting?", "only close by", "!"),
+    ("rewards not adapting?", "yes", "✗"), ("uses held-out data?", "no", "!"),
+    ("is it a gradient?", "no", "!"), ("what is held constant?", "in inner.sam", "!"),
+    ("invariant to what?", "order, order of examples, origin, unit of loss", "✓"),
+    ("invariant to what?", "order, order of examples, origin", "!"),
+    ("invariant to what?", "none", "✗"), ("blind on shared curvature?", "Triplet is", "!"),
+    ("cost in K?", "4.0, then 3.0 a step", "✓"), ("cost in K?", "8.1, has no K", "!"),
+    ("at αλ = 1.5, K = 1?", "climbs", "✗"), ("at αλ = 1.5, K = 1?", "cannot be asked", "!"),
+    (NOISE, "1.9 × MAML's", "✓"), (NOISE, "2.1 × MAML's", "!"), (NOISE, "no signal seen", "!"),
+    (NOISE, "not finite", "✗"), ("a question of mine?", "yes", "·")])
+def test_what_an_answer_means(question, verdict, mark):
+    answer = Answer(question, verdict, "")
+    assert answer.mark == mark
+    assert bool(answer.chapter) == (mark in "!✗" and question in QUESTIONS)
+
+
+def test_every_question_has_a_meaning_and_its_chapter_is_one():
+    titles = {json.loads(path.read_text())["cells"][0]["source"][0].strip("# \n")
+              for path in (ROOT / "nbs").rglob("[0-9]*_*.ipynb")}
+    assert QUESTIONS.keys() == MEANINGS.keys()
+    assert {meaning.chapter for meaning in MEANINGS.values()} <= titles
+
+
+def test_the_noise_of_a_gradient_is_what_one_computes_by_hand(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(16, 30, generator=generator, dtype=torch.float64)
+    drawn[:, :3] += 1.5
+    J, here = ml.MAML(net(), F.mse_loss), iter(drawn)
+    monkeypatch.setattr(judging, "gradient", lambda J, task: next(here))
+    first = drawn[:, :19]                                    # θ of the bed; the rest is not its own
+    noise = first.var(0).sum().item()
+    signal = (first.mean(0) ** 2).sum().item() - noise / 16
+    assert judging.noise_against_signal(J, 0) == pytest.approx(noise / signal, rel=1e-12)
+
+
+def test_no_signal_is_told_and_noise_is_told_beside_that_of_maml(monkeypatch):
+    def noisy(**choices): return QUESTIONS[NOISE](ml.MAML(net(), F.mse_loss, **choices), 0)
+    assert noisy()[0] == noisy(steps=3)[0] == "1 × MAML's"   # the same inner steps for both
+    assert float(noisy(pooling=ml.Worst())[0].split()[0]) > 1.5
+    both = cycle([torch.ones(19).double(), -torch.ones(19).double()])
+    monkeypatch.setattr(judging, "gradient", lambda J, task: next(both))
+    assert noisy()[0] == "no signal seen"
+
+
+def test_the_pictures_have_the_numbers_of_every_question(tmp_path):
+    answers, beside = judge(ml.FOMAML(net(), F.mse_loss)), judge(ml.MAML(net(), F.mse_loss))
+    figure = answers.show(beside=beside)
+    shown = [ax for ax in figure.axes if ax.axison]
+    assert [ax.get_title() for ax in shown] == [f"{a.mark} {a.question}" for a in answers]
+    edge = shown[8]
+    assert [label.get_text() for label in edge.get_yticklabels()] == ["slope"]
+    hollow, filled = (line.get_xdata() for line in edge.lines[:2])
+    assert list(hollow) == [pytest.approx(0.375)] and list(filled) == [pytest.approx(-0.75)]
+    assert edge.lines[1].get_color() == plots.COLOURS["red"]
+    assert len(answers.show().axes[8].lines) == 2            # nothing beside it, and the zero
 
 
 @pytest.mark.parametrize("seed", [0, 1])

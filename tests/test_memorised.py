@@ -508,7 +508,7 @@ def test_other_verdicts():
 
 def test_the_judge_asks_it_last_and_a_model_with_a_bottleneck_cannot_come_along():
     answers = judge(ml.MRMAML(mlp(1, 5, 1), F.mse_loss))
-    assert answers[9][:2] == ("solves without support?", "no") and len(answers) == 11
+    assert answers[9][:2] == ("solves without support?", "no") and len(answers) == 12
     J = ml.MRMAML(Bottleneck(mlp(1, 4, 4), mlp(2, 1)), F.mse_loss, information="activations")
     with pytest.raises(ValueError, match="'head' matches no parameter of Chain"): judge(J)
 
