@@ -2,6 +2,7 @@
 
     python -m reproduce.design
     python -m reproduce.design --suites patients-3-samples bowls
+    python -m reproduce.design --carry
 
 For the tasks of each suite (`ml.suites`): a search of the standard space and regression in closed
 form; each rival tuned by a search with the same number of trials; a random search of the same
@@ -9,14 +10,15 @@ space; then the best of all trained anew with fresh seeds and measured on tasks 
 (see `metalit.designing.confirm`). Rivals are MAML and those methods with a name that came out best
 in the large measurement (results/measurement.json). All is kept in runs/design/, so it can be
 stopped at any moment, and goes on. The figures are written to results/design.json after each suite;
-what it holds of others stays. One core needs one to two hours a suite.
+what it holds of others stays. One core needs one to two hours a suite. With `--carry` the best
+finalist of each suite is trained on the tasks of the others that were searched, a minute each.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ import torch
 import metalit as ml
 from benchmarks.measure import RESULTS, machine, versions, write_json
 from metalit.designing import Between, Confirmed, Counting, Design, Space, confirm, design
+from metalit.designing.honest import Entry, Trainee, final_of
 from metalit.designing.search import ends_of, seconds_spent, steps_spent
+from metalit.judging.comparison import compare
 from metalit.judging.recipes import RECIPES
 from metalit.tasks import half_square
 from reproduce.measurement import BEDS
@@ -66,12 +70,18 @@ def told(found: Design, ended: Confirmed) -> dict[str, Any]:
             "verdict": ended.verdict()}
 
 
+def searched(suite: str, given: argparse.Namespace) -> Design:
+    """The search on the tasks of a suite, which are not those that it holds; it goes on."""
+    bed = BEDS[suite]
+    return design(ml.suites.get(suite).train, bed.model, bed.loss, space=space_for(suite),
+                  trials=given.trials, steps=given.steps, inner_steps=given.inner_steps,
+                  seed=given.seed, folder=given.out / suite)
+
+
 def solved(suite: str, given: argparse.Namespace) -> dict[str, Any]:
-    """The search on the tasks of a suite, which are not those that it holds, and its honest end."""
-    bed, begin = BEDS[suite], time.process_time()
-    found = design(ml.suites.get(suite).train, bed.model, bed.loss, space=space_for(suite),
-                   trials=given.trials, steps=given.steps, inner_steps=given.inner_steps,
-                   seed=given.seed, folder=given.out / suite)
+    """The search on the tasks of a suite, and its honest end."""
+    begin = time.process_time()
+    found = searched(suite, given)
     print(f"{suite}\n{found}\n", flush=True)
     against = rivals(suite, given.inner_steps[0], given.rivals)
     ended = confirm(found, against=against, finalists=given.finalists, seeds=given.seeds)
@@ -79,6 +89,32 @@ def solved(suite: str, given: argparse.Namespace) -> dict[str, Any]:
     return told(found, ended) | {"against": against, "versions": versions("metalit", "torch",
                                                                           "optuna"),
                                  "cpu seconds of this call": round(time.process_time() - begin)}
+
+
+def carried(suites: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """For the tasks of each suite, the error of what was found for the others, by fresh seeds."""
+    found = {suite: searched(suite, given) for suite in suites}
+    best = {suite: next(final["name"] for final in of["finals"] if final["kind"] == "found")
+            for suite, of in suites.items()}
+    sentences = {suite: next(one.sentence for one in found[suite].finalists(given.finalists)
+                             if f"found-{one.number}" == best[suite]) for suite in suites}
+    return {suite: {other: on_tasks_of(found[suite], sentences[other], f"from {other}", given)
+                    for other in suites if other != suite} for suite in suites}
+
+
+def on_tasks_of(found: Design, sentence: Any, name: str, given: argparse.Namespace) -> Any:
+    """The error by seed of a sentence on the tasks of a search, or why there is none."""
+    search = found.search
+    try:
+        runs = compare(search.setting.tasks, search.setting.model, search.setting.loss,
+                       methods={name: Trainee(sentence, search)}, steps=search.effort.steps,
+                       seeds=given.seeds, batch_size=search.effort.batch_size, progress=False,
+                       folder=search.folder.parent / "carried",
+                       inner_steps=sorted({0, *search.effort.inner_steps}))
+    except ValueError as error:
+        return {"why not": str(error)[:200]}
+    final = final_of(Entry(name, "carried", Trainee(sentence, search)), runs, given.seeds)
+    return {"error": final.error if final.errors else None, "by seed": final.errors}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,13 +130,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103, 104, 105])
     parser.add_argument("--out", type=Path, default=Path("runs/design"))
     parser.add_argument("--file", default="design", help="name of the file in results/")
+    parser.add_argument("--carry", action="store_true", help="what was found, on others' tasks")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    path = RESULTS / f"{given.file}.json"
+    if given.carry:
+        record = json.loads(path.read_text())
+        write_json(given.file, record | {"carried": carried(record["suites"], given)})
+        return
     asked = {name: value for name, value in vars(given).items()
-             if name not in ("suites", "out", "file")}
+             if name not in ("suites", "out", "file", "carry")}
     for name in given.suites:
         solution = solved(name, given) | {"asked": asked}
-        path = RESULTS / f"{given.file}.json"
         there = json.loads(path.read_text())["suites"] if path.exists() else {}
         write_json(given.file, {
             "what": str(__doc__).splitlines()[0], "command": "python -m reproduce.design",

@@ -26,6 +26,7 @@ from metalit.designing.space import Between, Known, Setting, Space, program_of
 from metalit.judging.comparison import Result, compared, interval, student
 from metalit.judging.recipes import RECIPES, sine_network
 from reproduce import design as large
+from tools.tables import designs
 
 SINES = ml.tasks.Sinusoids(shots=5)
 REGRESSIONS = [name for name, recipe in RECIPES.items() if not recipe.classes]
@@ -174,3 +175,27 @@ def test_rivals_of_the_large_searches_are_the_best_that_were_measured(tmp_path, 
 def test_a_head_is_solved_for_where_a_model_has_one():
     of = {suite: set(large.space_for(suite).choices["inner"].parts) for suite in large.BEDS}
     assert "Ridge" not in of["bowls"] and "Ridge" in of["sinusoids-5-shot"]
+
+
+def test_the_large_searches_are_written_down_and_what_was_found_is_carried(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(large, "rivals", lambda *rest: ["maml"])
+    asked = ["--suites", "bowls", "patients-3-samples", "--trials", "2", "--steps", "2", "--seeds",
+             "101", "102", "--finalists", "1", "--out", str(tmp_path / "runs")]
+    large.main(asked)
+    file = tmp_path / "results" / "design.json"
+    record = json.loads(file.read_text())
+    assert record["suites"].keys() == {"bowls", "patients-3-samples"}
+    for found in record["suites"].values():
+        assert {final["kind"] for final in found["finals"]} == {"found", "tuned", "published",
+                                                                "random"}
+        assert found["level"] == 0.95 and len(found["gaps"]) == 1 and found["verdict"]
+    rows = designs(record).splitlines()
+    assert sum(row.startswith("| bowls |") for row in rows) == 4
+    assert sum("maml, tuned as long" in row for row in rows) == 2
+    large.main([*asked, "--carry"])
+    carried = json.loads(file.read_text())["carried"]
+    there = carried["bowls"]["patients-3-samples"]
+    assert "why not" in there or set(there["by seed"]) == {"101", "102"}
+    assert carried.keys() == record["suites"].keys()

@@ -478,6 +478,47 @@ def cell(mean: float | None, spread: float | None) -> str:
     return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
 
 
+def designs(record: dict[str, Any]) -> str:
+    """What searches found, beside methods tuned as long, as published, and a random search."""
+    rows = [[suite, *cells] for suite, found in record["suites"].items()
+            for cells in finalists(found)]
+    head = ["tasks", "who", "error anew", "the search thought", "less the best tuned",
+            "ms a meta-step", "ms a task at test"]
+    asked = next(iter(record["suites"].values()))["asked"]
+    note = (f"Mean of {len(asked['seeds'])} fresh seeds ± standard deviation between them, after "
+            f"{asked['inner_steps'][0]} inner step{'s' * (asked['inner_steps'][0] != 1)} or a head "
+            f"in closed form; {asked['trials']} candidates in each search, {asked['steps']:,} "
+            "meta-steps. Less the best tuned: mean over seeds ± half an interval that is corrected "
+            "for the number of finalists, bold where it leaves out zero. ")
+    versions = next(iter(record["suites"].values()))["versions"]
+    return markdown(head, rows) + "\n\n" + note + environment(record["machine"], versions)
+
+
+KINDS = {"found": "found", "tuned": "tuned as long", "published": "as published",
+         "random": "found at random"}
+
+
+def finalists(found: dict[str, Any]) -> list[list[str]]:
+    """A row for each who was in the final, the best first; those that diverged say so."""
+    gaps = {gap["method"]: gap for gap in found["gaps"]}
+    rows = []
+    for final in found["finals"]:
+        gap, by_seed = gaps.get(final["name"]), list(final["by seed"].values())
+        error = (f"{final['error']:.3g} ± {statistics.stdev(by_seed):.2g}" if by_seed
+                 else "diverged")
+        less = "" if gap is None or gap["mean"] is None else (
+            f"{gap['mean']:+.3g} ± {gap['ci95']:.2g}")
+        if gap and gap["verdict"] in ("helped", "hurt"): less = f"**{less}**"
+        thought = "" if final["thought"] is None else f"{final['thought']:.3g}"
+        name = final["name"].split("-")[0] if final["kind"] in ("found", "random") else (
+            final["name"].rpartition("-tuned")[0] or final["name"].removesuffix("-published"))
+        who = KINDS[final["kind"]] if name in ("found", "random") else (
+            f"{name}, {KINDS[final['kind']]}")
+        rows.append([who, error, thought, less, f"{final['ms']:.2f}" if final["ms"] else "",
+                     f"{final['ms at test']:.2f}"])
+    return rows
+
+
 def environment(machine: dict[str, Any], versions: dict[str, str],
                 made: dict[str, str] | None = None) -> str:
     """The machine and the versions, in a sentence; `made` says which metalit made which rows."""
@@ -497,7 +538,7 @@ def of_rows(made: dict[str, str]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "whole_run": whole_run,
-    "many_runs": many_runs,
+    "many_runs": many_runs, "design": designs,
     "comparison": comparison,
     "image_step": image_step, "memory": memory, "long_loops": long_loops,
     "maml_plus_plus-waves": over_seeds("sine waves", 5),
