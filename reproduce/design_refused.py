@@ -6,7 +6,10 @@ Candidates are drawn at random from the standard space for sinusoids, and *all* 
 to their end, also those that would have been refused. Then each is asked. Written to
 results/design_refused.json: how many would have been refused, by which question; how many of these
 diverged, or did better than the median and than nine tenths of those that pass; and the seconds
-that their trainings took, against the seconds of asking. One core needs about three minutes.
+that their trainings took, against the seconds of asking. Each candidate is judged, too
+(`ml.judge`): for every question it is counted how many with which mark failed, that is, diverged or
+ended no better than a model that answers the same for all tasks (results/blind.json). One core
+needs about ten minutes.
 """
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from typing import Any
 import torch.nn.functional as F
 
 import metalit as ml
-from benchmarks.measure import machine, versions, write_json
+from benchmarks.measure import RESULTS, machine, versions, write_json
 from metalit.designing.search import Design, asked_first, design, facts
 from metalit.judging.recipes import sine_network
 
@@ -39,13 +42,28 @@ def rows(found: Design) -> list[dict[str, Any]]:
     search.judges = True
     for trial in search.trials():
         begun = time.perf_counter()
-        why = asked_first(search, search.space.read(trial.params))
+        sentence = search.space.read(trial.params)
+        why = asked_first(search, sentence)
         known = facts(trial)
         error = known.get("values", [math.inf])[0]
         told.append({"words": known["words"], "error": error if math.isfinite(error) else None,
                      "why": why[:120], "seconds": known["seconds"],
-                     "seconds to ask": time.perf_counter() - begun})
+                     "seconds to ask": time.perf_counter() - begun,
+                     "marks": {answer.question: answer.mark
+                               for answer in ml.judge(search.made(sentence))}})
     return told
+
+
+def power(told: Sequence[dict[str, Any]], blind: float) -> dict[str, dict[str, list[int]]]:
+    """For each question and mark: how many candidates had it, and how many of these failed."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for row in told:
+        failed = row["error"] is None or row["error"] >= blind
+        for question, mark in row["marks"].items():
+            counts = found.setdefault(question, {}).setdefault(mark, [0, 0])
+            counts[0] += 1
+            counts[1] += failed
+    return found
 
 
 def summary(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -71,15 +89,16 @@ def summary(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, write."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--file", default="design_refused", help="name of the file in results/")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         told = rows(trained(place, given.trials, given.steps))
     command = f"python -m reproduce.design_refused --trials {given.trials} --steps {given.steps}"
+    blind = json.loads((RESULTS / "blind.json").read_text())["sinusoids"]["loss"]
     record = {"what": str(__doc__).splitlines()[0], "command": command, "summary": summary(told),
-              "candidates": told, "machine": machine(),
+              "blind": blind, "power": power(told, blind), "candidates": told, "machine": machine(),
               "versions": versions("metalit", "torch", "optuna")}
     write_json(given.file, record)
     print(json.dumps(record["summary"], indent=1))
