@@ -35,9 +35,17 @@ from metalit.tasks import half_square
 from reproduce.measurement import BEDS
 
 
+def by_learned_loss(lr: float, steps: int) -> ml.SGD:
+    """Steps down a loss that is learned, as in ML3 (Bechtle et al. 2020)."""
+    return ml.SGD(lr, steps, loss=ml.LossNetwork())
+
+
 def space_for(suite: str) -> Space:
-    """The standard space; where a head can be solved for, that too, with steps after it or none."""
-    space = Space()
+    """The standard space, with steps down a learned loss.
+
+    Where a head can be solved for, with that, too, and with steps after it or none.
+    """
+    space = Space().add("inner", by_learned_loss, lr=Between(1e-3, 1.0))
     if BEDS[suite].loss is half_square: return space
     return space.add("inner", ml.Ridge, weight=Between(1e-4, 1.0), learn=True,
                      steps=Counting(0, 3), lr=Between(1e-3, 0.1))

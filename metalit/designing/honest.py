@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .search import Best, Design, Search, completed, design, errors_of
+from metalit.designing.search import (
+    Best,
+    Design,
+    Search,
+    completed,
+    design,
+    errors_of,
+    looked_after,
+)
 from .space import Between, Counting, Known, Range, number_drawn
 from ..judging.comparison import Difference, Result, compare, compared, interval
 from ..judging.recipes import RECIPES, Recipe, recipe_for
@@ -197,11 +205,11 @@ class Final(NamedTuple):
 # %% ../../nbs/4_judgement/45_honest_end.ipynb #91187295
 def final_of(one: Entry, runs: Sequence[Result], seeds: Sequence[int]) -> Final:
     "What the runs of an entry come to; where one diverged or blew up, it has no errors."
-    search = one.maker.search
-    errors = {run.seed: error_in(run, search.effort.inner_steps) for run in runs
-              if run.method == one.name}
+    search, J = one.maker.search, one.maker(seeds[0]).to("cpu")
+    after = looked_after(J, search.effort.inner_steps)
+    errors = {run.seed: error_in(run, after) for run in runs if run.method == one.name}
     good = set(errors) == set(seeds) and all(map(math.isfinite, errors.values()))
-    J, start = one.maker(seeds[0]).to("cpu"), time.perf_counter()
+    start = time.perf_counter()
     errors_of(J, search.looks, search.effort)
     ms_at_test = 1e3 * (time.perf_counter() - start) / search.looks.batch_size
     ms = next((run.ms for run in runs if run.method == one.name), None)

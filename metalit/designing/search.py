@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Doubt', 'DOUBTS', 'SAMPLERS', 'LOOKS', 'OBJECTIVES', 'Candidate', 'is_not_finite', 'is_constant', 'leads_astray',
            'climbs', 'along', 'blows_up_soon', 'error_on', 'refusal', 'candidate', 'optuna_', 'quietly', 'storage_at',
-           'unhurried', 'sampler_for', 'taken_up', 'origin', 'facts', 'Effort', 'check_effort', 'errors_of', 'worst_of',
-           'check_objectives', 'is_waiting', 'steps_spent', 'seconds_spent', 'left', 'all_begun', 'Standing', 'Once',
-           'Rungs', 'Search', 'work_on', 'bury', 'is_open', 'is_forsaken', 'overdue', 'one_trial', 'hand_over',
-           'write_down', 'outcome', 'tried_out', 'wait_for', 'ended', 'place_of', 'asked_first', 'climbed',
-           'measured_by', 'stands', 'trained_until', 'allowed', 'Best', 'Design', 'completed', 'best_of', 'rows_of',
-           'ends_of', 'why_none', 'told_search', 'picture_of_search', 'importance_of', 'shares_in', 'design',
-           'check_choosing', 'study_at']
+           'unhurried', 'sampler_for', 'taken_up', 'origin', 'facts', 'Effort', 'check_effort', 'looked_after',
+           'errors_of', 'worst_of', 'check_objectives', 'is_waiting', 'steps_spent', 'seconds_spent', 'left',
+           'all_begun', 'Standing', 'Once', 'Rungs', 'Search', 'work_on', 'bury', 'is_open', 'is_forsaken', 'overdue',
+           'one_trial', 'hand_over', 'write_down', 'outcome', 'tried_out', 'wait_for', 'ended', 'place_of',
+           'asked_first', 'climbed', 'measured_by', 'stands', 'trained_until', 'allowed', 'Best', 'Design', 'completed',
+           'best_of', 'rows_of', 'ends_of', 'why_none', 'told_search', 'picture_of_search', 'importance_of',
+           'shares_in', 'design', 'check_choosing', 'study_at']
 
 # %% ../../nbs/4_judgement/44_designing.ipynb #fa0e2a78
 class Candidate(NamedTuple):
@@ -293,9 +293,14 @@ def check_effort(effort: Effort) -> Effort:
 LOOKS = 1                                                    # the seed of tasks to choose by
 
 
+def looked_after(J: MetaLoss, inner_steps: tuple[int, ...]) -> tuple[int, ...]:
+    "After how many inner steps J is looked at; one that takes none has learned all that it will."
+    return inner_steps if getattr(J.inner, "steps", 1) else (0,)
+
+
 def errors_of(J: MetaLoss, tasks: Any, effort: Effort) -> Tensor:
     "The error on each of the tasks that a search chooses by: mean over the numbers of inner steps."
-    found = evaluate(J, tasks, steps=effort.inner_steps)
+    found = evaluate(J, tasks, steps=looked_after(J, effort.inner_steps))
     return found.per_task.mean(1).nan_to_num(math.inf)
 
 
