@@ -50,14 +50,14 @@ def by_learned_loss(model: torch.nn.Module, lr: float, steps: int, how: str) -> 
     return kind(lr, steps, loss=loss) if how == "SGD" else kind(model, lr, steps, loss=loss)
 
 
-def space_for(suite: str) -> Space:
+def space_for(suite: str, steps: int | Counting = 1) -> Space:
     """Inner loops of many kinds, also down a learned loss; nothing is added to the query loss.
 
     In the standard space each of four extra terms is in every second candidate, so that fifteen of
     sixteen have one, and a search of 200 sees few without. Where a head can be solved for, that,
     too, with steps after it or none.
     """
-    space = Space().add("inner", by_learned_loss, lr=Between(1e-3, 1.0),
+    space = Space(steps).add("inner", by_learned_loss, lr=Between(1e-3, 1.0),
                         how=Among(("SGD", "Diagonal", "Kronecker", "Forget")))
     inner = ["SGD", "Diagonal", "Kronecker", "LSLR", "ALFA", "Forget", "by_learned_loss"]
     if BEDS[suite].loss is not half_square:
@@ -98,7 +98,10 @@ def told(found: Design, ended: Confirmed) -> dict[str, Any]:
 def searched(suite: str, given: argparse.Namespace) -> Design:
     """The search on the tasks of a suite, which are not those that it holds; it goes on."""
     bed = BEDS[suite]
-    return design(ml.suites.get(suite).train, bed.model, bed.loss, space=space_for(suite),
+    aims = ["error", "seconds"] if given.to_the_end else ["error"]
+    most = max(given.inner_steps)
+    return design(ml.suites.get(suite).train, bed.model, bed.loss, objective=aims,
+                  space=space_for(suite, Counting(1, most) if most > 1 else 1),
                   trials=given.trials, steps=given.steps, inner_steps=given.inner_steps,
                   seed=given.seed, folder=given.out / suite)
 
@@ -155,6 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103, 104, 105])
     parser.add_argument("--out", type=Path, default=Path("runs/design"))
     parser.add_argument("--file", default="design", help="name of the file in results/")
+    parser.add_argument("--to-the-end", action="store_true",
+                        help="stop no candidate early: some begin slowly, as with a learned loss")
     parser.add_argument("--carry", action="store_true", help="what was found, on others' tasks")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)

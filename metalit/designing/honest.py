@@ -124,14 +124,15 @@ RIVALS = ("maml", "meta-sgd", "meta-curvature", "anil")
 
 
 def tuned_as_long(found: Design, space: Any, name: str, **how: Any) -> Design:
-    "A search of another space that gets what this one got: budget, trials, tasks, folder."
+    "A search of another space that gets what this one got: budget, trials, aims, tasks, folder."
     of, effort = found.search, found.search.effort
     spent = len({row["number"] for row in found.rows()})
     return design(*of.setting[:3], space=space, name=name, minutes=effort.minutes,
                   meta_steps=effort.meta_steps, trials=spent, steps=effort.steps,
                   batch_size=effort.batch_size, inner_steps=effort.inner_steps,
                   n_tasks=effort.n_tasks, folder=of.folder.parent, storage=of.url, seed=of.seed,
-                  worker=of.worker, validation=of.validation, device=of.device, **how)
+                  worker=of.worker, validation=of.validation, device=of.device,
+                  objective=of.objectives, **how)
 
 # %% ../../nbs/4_judgement/45_honest_end.ipynb #9713b25c
 class Trainee:
