@@ -71,7 +71,7 @@ html_theme = "sphinx_book_theme"
 html_title = cfg["title"]
 html_static_path = ["static", str(STAGE / "static")]
 html_css_files = ["book.css"]
-html_js_files = ["search.js", "wide.js"]
+html_js_files = ["contents.js", "search.js", "wide.js"]
 html_search_scorer = str(ROOT / "site/static/scorer.js")
 html_baseurl = cfg["doc_host"] + cfg["doc_baseurl"] + "/" if published else ""
 html_copy_source = True
@@ -97,6 +97,7 @@ html_theme_options = (at_home if published else {}) | {
     "use_download_button": True,
     "home_page_in_toc": False,  # the name above the contents leads there
     "navbar_persistent": [],
+    "show_navbar_depth": 0,  # parts open and close
     "show_toc_level": 2,
     "logo": {"text": cfg["title"], "alt_text": "metalit, the first page"},
     "pygments_light_style": "a11y-high-contrast-light",

@@ -267,10 +267,11 @@ def plain_words(line, table):
 def with_mark(contents, address):
     """The contents of the site, as HTML, with one page marked and the lists that it is in opened.
 
-    As the theme does it: the classes `current` and `active`, and an address that leads nowhere.
+    As the theme does it: the classes `current` and `active`, and an address that leads nowhere. For
+    a page that is not in it, such as the first one, the first part is open.
     """
     before, link, after = contents.partition(f'<a class="reference internal" href="{address}"')
-    if not link: return contents  # a page that is not in it
+    if not link: return opened(contents)
     line, end, after = ('<a class="current reference internal" href="#"' + after).partition("\n")
     after = line.replace("<details", '<details open="open"') + end + after
     inner = int(before.rpartition('class="toctree-l')[2][0])
@@ -279,7 +280,13 @@ def with_mark(contents, address):
         after = f"{entry} current active" + rest.replace("<details", '<details open="open"') + after
         before, entry, rest = before.rpartition(start)
         after = entry + ("current " if level == 1 else ' class="current"') + rest + after
-    return before + after
+    before, part, rest = before.rpartition('class="toctree-l0')
+    return before + part + opened(rest) + after
+
+
+def opened(contents):
+    """HTML with the first thing that can be opened open."""
+    return contents.replace("<details", '<details open="open"', 1)
 
 
 def breakable(contents):
