@@ -13,7 +13,7 @@ from build_site import (
     module_page,
     pictures_in,
     public_names,
-    results_page,
+    results_pages,
 )
 from check_site import VIEW, problems
 from citations import anchored, cited, works_in
@@ -84,11 +84,12 @@ def test_a_chapter_as_a_page():
     assert drawn.outputs[0].data == {"text/html": "<b>"}
 
 
-@pytest.mark.parametrize(("link", "shown"), [("../results", "results.md"),
-                                             ("../../results", "../results.md")])
-def test_the_page_of_results_is_found_from_every_folder(link, shown):
-    made = page(book(markdown(f"# T\n\n[results]({link}/README.md#speed)")), None, TABLE)
-    assert made.cells[0].source == f"# T\n\n[results]({shown}#speed)"
+@pytest.mark.parametrize(("link", "shown"), [
+    ("../results/README.md", "results.md"), ("../../results/README.md", "../results.md"),
+    ("../../results/README.md#one-long-task", "../results/one-long-task.md")])
+def test_the_pages_of_results_are_found_from_every_folder(link, shown):
+    made = page(book(markdown(f"# T\n\n[results]({link})")), None, TABLE)
+    assert made.cells[0].source == f"# T\n\n[results]({shown})"
 
 
 @pytest.mark.parametrize(("source", "alone"), [
@@ -195,14 +196,44 @@ def test_modules_and_results(tmp_path):
     assert public_names(tmp_path) == {"metalit.inner.sgd": ["SGD"]}
     assert ":doc:`/1_idea/03_inner`" in module_page("metalit.inner.sgd",
                                                     "nbs/1_idea/03_inner.ipynb")
-    text = ("# What it reaches\n<!-- table: a -->\n| a |\n\n## Speed\n"
-            "![x](scaling.svg) [seeds](a.json) [MAML](https://example.org)\n")
-    made = results_page(text, "https://example.org/us")
-    assert made.startswith("# What it reaches") and "## Speed" in made and "(scaling.svg)" in made
-    assert "(https://example.org/us/blob/main/results/a.json)" in made
-    assert "[MAML](https://example.org)" in made
-    assert "![x](scaling.svg) seeds [MAML](https://example.org)" in results_page(text, "")
-    assert "table:" not in made
+
+
+RESULTS = """# What it reaches
+
+- [How fast](#how-fast-its-steps-are): what it costs, from [the file](a.json)
+
+## How fast, its steps are
+
+<!-- table: a -->
+| a |
+
+### On images
+
+![x](scaling.svg) as [all](#everything) were, [seeds](a.json), [MAML](https://example.org)
+
+## Everything
+"""
+
+
+def test_the_file_of_results_is_a_page_of_links_and_a_page_for_each_section():
+    made = results_pages(RESULTS, "https://example.org/us")
+    assert list(made) == ["results", "results/how-fast-its-steps-are", "results/everything"]
+    first, fast, _ = made.values()
+    assert first.startswith("# What it reaches\n")
+    assert "[How fast](results/how-fast-its-steps-are.md)" in first
+    assert "\n\nresults/how-fast-its-steps-are\nresults/everything\n```" in first
+    assert fast.startswith("# How fast, its steps are\n") and "\n## On images\n" in fast
+    assert "![x](scaling.svg) as [all](everything.md) were" in fast and "table:" not in fast
+    assert "(https://example.org/us/blob/main/results/a.json)" in fast + first
+    assert "[MAML](https://example.org)" in fast
+    assert "were, seeds, [MAML]" in results_pages(RESULTS, "")["results/how-fast-its-steps-are"]
+
+
+def test_the_first_page_of_results_leads_to_every_section():
+    first, *sections = results_pages((ROOT / "results/README.md").read_text(encoding="utf-8"),
+                                     "").items()
+    led = re.findall(r"\]\((results/[\w-]+)\.md\)", first[1])
+    assert sorted(led) == sorted(name for name, _ in sections) and len(led) > 12
 
 
 def test_pictures_of_chapters_go_along(tmp_path):

@@ -113,11 +113,27 @@ def contents(chapters):
     return nbformat.v4.new_markdown_cell(text)
 
 
-def results_page(readme, git):
-    """results/README.md as a page: what it leads to are files of the repository `git`, if any."""
+def anchor_of(title):
+    """The anchor of a title, as GitHub makes it: also the name of its page."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def results_pages(readme, git):
+    """results/README.md as pages by their names: what stands first, and one for each section.
+
+    What it leads to are sections, or files of the repository `git`, if any.
+    """
     text = re.sub(r"<!--.*?-->\n?", "\n", readme)
     link = rf"[\1]({git}/blob/main/results/\2)" if git else r"\1"
-    return re.sub(r"(?<!!)\[([^]]*)\]\((?!http)([^)]*)\)", link, text)
+    text = re.sub(r"(?<!!)\[([^]]*)\]\((?!http|#)([^)]*)\)", link, text)
+    first, *sections = re.split(r"^#(?=# )", text, flags=re.MULTILINE)
+    found = {anchor_of(section.partition("\n")[0][2:]): section for section in sections}
+    here = re.compile(rf"\]\(#({'|'.join(found)})\)")
+    pages = {f"results/{name}": re.sub(r"^##(?=#+ )", "#", here.sub(r"](\1.md)", section),
+                                       flags=re.MULTILINE)
+             for name, section in found.items()}
+    tree = "\n".join(["```{toctree}", ":hidden:", "", *pages, "```"])
+    return {"results": here.sub(r"](results/\1.md)", first) + f"\n{tree}\n"} | pages
 
 
 def module_page(module, source):
@@ -196,9 +212,11 @@ def gather(root, executed, folder):
     readme = (root / "results/README.md").read_text(encoding="utf-8")
     config = settings(root)
     git = config["git_url"] if config.getboolean("published") else ""
-    stage.write("results.md", results_page(readme, git), "results/README.md")
+    for name, text in results_pages(readme, git).items():
+        stage.write(f"{name}.md", text, "results/README.md")
     stage.write("changelog.md", (root / "CHANGELOG.md").read_text(encoding="utf-8"), "CHANGELOG.md")
-    stage.write("scaling.svg", (root / "results/scaling.svg").read_bytes(), "results/scaling.svg")
+    picture = "results/scaling.svg"
+    stage.write(picture, (root / picture).read_bytes(), picture)
     stage.write("404.md", (root / "site/404.md").read_text(encoding="utf-8"), "site/404.md")
     mathjax = next(f for f in files("sphinx-mathjax-offline") if f.name == "tex-svg-full.js")
     stage.write("static/tex-svg-full.js", mathjax.locate().read_bytes(), "")

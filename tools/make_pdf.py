@@ -9,6 +9,7 @@ numbers. Needs Chromium and the built site (`make site`).
 """
 
 import argparse
+import re
 import shutil
 import sys
 import threading
@@ -59,10 +60,19 @@ class Quiet(SimpleHTTPRequestHandler):
 def pages_of(site, part):
     """The pages of a part, in the order of the book."""
     if part == "guides": names = GUIDES
-    elif part == "reference": names = REFERENCE
+    elif part == "reference":
+        names = [page for name in REFERENCE for page in (name, *below(site, name))]
     else: names = sorted(path.relative_to(site).with_suffix("").as_posix()
                          for path in site.glob(f"{part}{'' if '/' in part else '/'}*.html"))
     return [name for name in names if (site / f"{name}.html").is_file()]
+
+
+def below(site, name):
+    """The pages that the contents have below a page of results, in their order."""
+    path = site / f"{name}.html"
+    if name != "results" or not path.is_file(): return []
+    return dict.fromkeys(re.findall(r'href="(results/[\w-]+)\.html"',
+                                    path.read_text(encoding="utf-8")))
 
 
 def with_formulas(site, names):

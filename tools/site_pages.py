@@ -39,7 +39,8 @@ SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₖ", "0123456789k")
 OPTION = re.compile(r"#\s*\|\s*([\w-]+)\s*:?\s*(.*)")
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"(!?\[[^\]]*\]\([^)]*\))")
-RESULTS = re.compile(r"\]\(\.\./((?:\.\./)*)results/README\.md")  # from a folder below nbs/
+# A page of results is a section of one file. From a folder below nbs/:
+RESULTS = re.compile(r"\]\(\.\./((?:\.\./)*)results/README\.md(?:#([\w-]+))?\)")
 # The parts of the book: the folder of each, and its name.
 PARTS = {"1_idea": "The idea", "2_trial": "The article on trial", "3_choices": "The seven choices",
          "4_judgement": "Judgement", "5_images": "Images",
@@ -50,6 +51,11 @@ GUIDES = tuple(f"guides/{name}" for name in (
     "quickstart", "install", "choose", "tomorrow", "coming_from", "course", "used", "faq"))
 REFERENCE = ("results", *(f"reference/{name}" for name in (
     "notation", "glossary", "bibliography", "gallery", "cite")), "changelog", "api/index")
+
+
+def results(link):
+    """Where a link to the file of results leads to on the site."""
+    return f"]({link[1]}results{f'/{link[2]}' if link[2] else ''}.md)"
 
 
 def options(source):
@@ -225,7 +231,7 @@ def page(notebook, number, table):
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = typeset(linked(RESULTS.sub(r"](\1results.md", cell.source), table))
+            cell.source = typeset(linked(RESULTS.sub(results, cell.source), table))
         elif cell.cell_type == "code":
             cell = code_page(cell, chapter=number is not None)
         if cell is not None:

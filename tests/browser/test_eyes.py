@@ -8,7 +8,7 @@ from test_site import ROOT, settled
 
 # Pages of every kind: a chapter with code, tables and solutions, results, what is looked up.
 READ = ["index", "1_idea/11_exact_gradient", "4_judgement/41_comparison", "results",
-        "reference/notation", "guides/quickstart", "api/metalit.gradient.exact"]
+        "results/omniglot", "reference/notation", "guides/quickstart", "api/metalit.gradient.exact"]
 
 # The contrast of all that is seen with what is behind it, by the colours that the browser reports:
 # of letters, and with `curves` of the lines and marks of live figures. What is below `least`, once.
@@ -192,20 +192,39 @@ def test_no_sign_stands_alone_at_the_start_of_a_line_and_letters_have_one_voice(
     assert typed == 0
 
 
-def test_tables_of_results_keep_their_first_column_and_are_four_screens_at_most(site, new_page):
+RESULTS = sorted(path.stem for path in (ROOT / "_site/results").glob("*.html"))
+
+
+def test_results_are_a_page_of_links_and_pages_of_few_screens_on_a_phone(site, new_page):
     page = new_page(viewport={"width": 390, "height": 844})
     leave_out(page, UNNEEDED)
     page.goto(f"{site}/results.html")
-    tall = page.evaluate("[...document.querySelectorAll('.bd-article table')].map(t =>"
-                         " t.getBoundingClientRect().height / innerHeight)")
-    assert len(tall) > 8 and max(tall) <= 4
-    table = page.locator(".pst-scrollable-table-container.is-wide").first
-    first = table.locator("tbody tr").first.locator("td, th")
-    table.evaluate("node => { node.scrollLeft = 200; }")
-    boxes = [first.nth(i).bounding_box()["x"] for i in (0, 1)]
-    assert boxes[0] >= 0 and boxes[1] < boxes[0]             # the second one went below the first
-    said = table.evaluate("node => getComputedStyle(node, '::after').content")
-    assert "scroll" in said
+    assert page.evaluate("document.documentElement.scrollHeight / innerHeight") <= 4
+    led = page.evaluate("[...document.querySelectorAll('.bd-article li a')].map(a => a.pathname)")
+    assert sorted(led) == [f"/results/{name}.html" for name in RESULTS] and len(led) > 12
+    for name in RESULTS:
+        page.goto(f"{site}/results/{name}.html", wait_until="domcontentloaded")
+        screens = page.evaluate("[document.documentElement, ...document.querySelectorAll("
+                                "'.bd-article table')].map(n => n.scrollHeight / innerHeight)")
+        assert screens[0] <= 8 and max(screens[1:], default=0) <= 4, (name, screens)
+
+
+def test_wide_tables_of_results_keep_their_first_column_and_say_that_they_scroll(site, new_page):
+    page = new_page(viewport={"width": 390, "height": 844})
+    leave_out(page, UNNEEDED)
+    wide = ".pst-scrollable-table-container.is-wide"
+    for name in ("omniglot", "everything-on-five-shot-waves", "memory"):
+        page.goto(f"{site}/results/{name}.html")
+        table = page.locator(wide).first
+        first = table.locator("tbody tr").first.locator("td, th")
+        table.evaluate("node => { node.scrollLeft = 200; }")
+        boxes = [first.nth(i).bounding_box()["x"] for i in (0, 1)]
+        assert boxes[0] >= 0 and boxes[1] < boxes[0]         # the second one went below the first
+        said = table.evaluate("node => getComputedStyle(node, '::before').content")
+        assert "scroll" in said
+        unmarked = page.evaluate(f"""[...document.querySelectorAll("div:has(> table)")].filter(n =>
+            n.scrollWidth > n.clientWidth + 4 && !n.matches("{wide}")).length""")
+        assert unmarked == 0
 
 
 # What is wider than the paper, what is pressed, and what would be cut from one page to the next.
@@ -240,7 +259,7 @@ def test_on_paper_nothing_is_pressed_nothing_is_cut_and_figures_are_whole(site, 
 
 
 def test_pages_behind_each_other_have_their_titles_their_formulas_and_fit_on_paper(site, new_page):
-    names = ["reference/cite", "results", "reference/notation"]
+    names = ["reference/cite", "results/omniglot", "reference/notation"]
     first = make_pdf.with_formulas(ROOT / "_site", names)
     assert first != names[0]                                 # which could set no formula
     page = new_page(viewport={"width": 680, "height": 960})
