@@ -399,3 +399,52 @@ def test_on_a_phone_both_starts_are_in_one_plot_and_points_are_removed_by_touch(
     figure.get_by_role("button", name="remove a point").tap()
     fewer = wait_for_move(page, figure, shown, "points")["state"]["points"]
     assert fewer == shown["state"]["points"][:3] + shown["state"]["points"][4:]
+
+
+# How high the first figure is, from its top to the last control and as a whole; the room below the
+# bar of the page; whether all of a plot is above what is stuck to the edge; the smallest letters.
+FITS = """figure => {
+    figure.scrollIntoView({block: "start"});
+    const shown = (n) => n.checkVisibility() && n.getBoundingClientRect().height > 0;
+    const box = figure.getBoundingClientRect();
+    const controls = [...figure.querySelectorAll("input, select, button")].filter(shown);
+    const bottoms = controls.map(n => n.getBoundingClientRect().bottom);
+    const main = figure.querySelector(".m-main").getBoundingClientRect().bottom;
+    const edge = figure.querySelector(".m-sheet").getBoundingClientRect().top;
+    const whole = [...figure.querySelectorAll("svg.m-plot")].filter(shown).filter(plot => {
+        const {top, bottom} = plot.getBoundingClientRect();
+        return top >= 0 && bottom <= edge + 1;
+    });
+    const sizes = [...figure.querySelectorAll("text, label, output, span, p, button")].filter(n =>
+        n.textContent.trim() && shown(n)).map(n => parseFloat(getComputedStyle(n).fontSize));
+    return {room: document.documentElement.clientHeight - Math.max(0, box.top),
+            controls: Math.max(...bottoms) - box.top, seen: main <= innerHeight,
+            height: box.height, whole: whole.length, smallest: Math.min(...sizes)};
+}"""
+# Figures of every kind, and the highest ones of chapters.
+HIGH = [*KINDS, "index", "2_trial/20_as_written", "3_choices/32_adam", "4_judgement/42_your_own"]
+
+
+@pytest.mark.parametrize("name", HIGH)
+def test_plots_and_controls_are_seen_at_once_in_windows_of_every_height(site, new_page, name):
+    page = new_page(viewport={"width": 1280, "height": 900})
+    figure = figures(page, site, name).first
+    for width, height in ((1280, 900), (1440, 900), (1280, 720)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(150)
+        found = figure.evaluate(FITS)
+        assert found["controls"] <= found["room"] and found["smallest"] >= 12, (width, found)
+        if height == 900: assert found["height"] <= found["room"], (width, found)
+
+
+@pytest.mark.parametrize("name", HIGH)
+def test_on_a_phone_held_across_a_plot_and_its_main_control_are_seen_at_once(site, new_page, name):
+    page = new_page(viewport={"width": 844, "height": 390}, has_touch=True, is_mobile=True)
+    figure = figures(page, site, name).first
+    found = figure.evaluate(FITS)
+    assert found["seen"] and found["smallest"] >= 12, found
+    if "84_episode" not in name: assert found["whole"] >= 1, found  # there answers are what moves
+    if figure.locator(".m-fold").count():
+        figure.locator(".m-fold").tap()
+        assert figure.locator(".m-fold").get_attribute("aria-expanded") == "true"
+        assert figure.locator(".m-sheet").bounding_box()["height"] <= 0.6 * 390 + 1

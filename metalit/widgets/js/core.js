@@ -110,8 +110,8 @@ export const h = (tag, attributes, ...children) => node(document.createElement(t
 export const svg = (tag, attributes, ...children) =>
   node(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
-// Below this width a figure is one column, and its main control is stuck to the edge of the window.
-const NARROW = "(max-width: 640px)";
+// On a phone, held upright or not, the main control is stuck to the edge of the window and the others are folded.
+const SHORT = "(max-height: 480px)", NARROW = `(max-width: 640px), ${SHORT}`;
 
 const STYLE = `
 .metalit-figure { ${paletteOf(0)} }
@@ -121,15 +121,17 @@ html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-
 html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-figure { color-scheme: dark; }
 .metalit-figure * { box-sizing: border-box; }
 .metalit-figure .m-panels { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: flex-start; }
-.metalit-figure .m-panel { flex: 1 1 var(--basis, 18rem); min-width: min(100%, 16rem); }
+.metalit-figure .m-panel { flex: 1 1 var(--basis, 18rem); min-width: min(100%, var(--least, 16rem)); }
 .metalit-figure .m-title { font-weight: 600; margin: 0; font-size: 13px; }
 .metalit-figure .m-fold { display: none; }
 .metalit-figure .m-legend { display: flex; flex-wrap: wrap; gap: 0 .9rem; font-size: 12px; min-height: 1.4em; }
 .metalit-figure .m-legend i { display: inline-block; width: 1.1em; height: 0; border-top: 3px solid; margin-right: .35em;
   vertical-align: .25em; }
 .metalit-figure .m-legend svg.m-mark { margin-right: .3em; vertical-align: -1px; }
+.metalit-figure .m-panels > .m-panel:has(> svg.m-plot):not([hidden]) { display: flex; flex-direction: column; align-self: stretch; }
+.metalit-figure .m-panel > svg.m-plot { margin-top: auto; }
 .metalit-figure svg.m-plot { display: block; width: 100%; overflow: visible; touch-action: pan-y; }
-.metalit-figure svg text { fill: currentColor; font-size: 11px; font-family: inherit; }
+.metalit-figure svg text { fill: currentColor; font-size: 12px; font-family: inherit; }
 .metalit-figure .m-axis { stroke: currentColor; stroke-opacity: .45; }
 .metalit-figure .m-handle { cursor: grab; touch-action: none; outline: none; }
 .metalit-figure .m-handle:focus-visible circle.m-ring, .metalit-figure .m-handle:hover circle.m-ring { stroke-opacity: .9; }
@@ -169,6 +171,13 @@ html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-
   .metalit-figure input[type=range] { height: 1.9rem; }
   .metalit-figure :is(button, select) { min-height: 2.3rem; }
 }
+@media ${SHORT} {
+  .metalit-figure .m-sheet { max-height: 60vh; padding: 0; }
+  .metalit-figure .m-sheet:not(.m-open) { display: flex; gap: 1.2rem; align-items: end; }
+  .metalit-figure .m-sheet:not(.m-open) > :not(.m-controls, .m-fold) { display: none; }
+  .metalit-figure .m-sheet:not(.m-open) .m-controls { flex: 1; }
+  .metalit-figure .m-sheet:not(.m-open) .m-fold { width: auto; margin: 0 0 .25rem; }
+}
 @media print {
   .metalit-figure { break-inside: avoid; }
   .metalit-figure :is(.m-sheet, .m-status) { display: none; }
@@ -177,7 +186,8 @@ html[data-theme=dark] .metalit-figure, body[data-jp-theme-light=false] .metalit-
 
 // ---------------------------------------------------------------------------------------------- plots
 
-const MARGIN = { left: 44, right: 10, top: 20, bottom: 34 };  // pixels; the name of the y axis stands on top
+const MARGIN = { left: 46, right: 10, top: 20, bottom: 34 };  // pixels; the name of the y axis stands on top
+const TALL = 340, LOW = 150;                 // no plot is higher, and none is made lower to let a figure fit
 const GAP_BETWEEN_TICKS = 70;
 
 // A number that no other plot of the page has: figures do not share their scripts, but they share the page's names.
@@ -222,11 +232,15 @@ class Plot {
     this.layout();
   }
 
-  // Pixels follow the width that the page gives, so that text keeps its size on a phone.
+  // Pixels follow the width that the page gives, so that text keeps its size on a phone; what has to be lower, to be
+  // seen together with its controls, is a share of that.
   layout() {
-    const wide = this.svg.getBoundingClientRect().width || 320;
-    this.size = [wide, Math.round(this.square ? wide - MARGIN.left - MARGIN.right + MARGIN.top + MARGIN.bottom
-                                              : Math.min(wide * this.height, 340))];
+    const wide = this.wide = this.legend.getBoundingClientRect().width || 320;
+    const upright = MARGIN.top + MARGIN.bottom - MARGIN.left - MARGIN.right;
+    const full = this.square ? wide + upright : Math.min(wide * this.height, TALL);
+    const tall = Math.round(Math.min(full, Math.max(LOW, Math.min(full * this.ui.share, this.ui.most))));
+    this.size = [this.square ? tall - upright : wide, tall];
+    this.svg.style.maxWidth = this.square ? `${this.size[0]}px` : "";
     this.svg.setAttribute("viewBox", `0 0 ${this.size[0]} ${this.size[1]}`);
     this.svg.setAttribute("height", this.size[1]);
     const [w, t] = this.size;
@@ -477,13 +491,15 @@ class Plot {
 
 class Interface {
   constructor(spec, set) {
-    Object.assign(this, { spec, set, state: {}, plots: [], updates: [], basis: "18rem" });
+    Object.assign(this, { spec, set, state: {}, plots: [], updates: [], basis: "18rem", least: "16rem" });
+    Object.assign(this, { share: 1, most: Infinity });       // of the height of plots
     this.panels = h("div", { class: "m-panels" });
     this.controls = h("div", { class: "m-controls" });
     this.fold = h("button", { type: "button", class: "m-fold", "aria-expanded": false, onclick: () => this.unfold() });
     this.sheet = h("div", { class: "m-sheet" }, this.controls, this.fold);
     this.touched = null;
     this.window = matchMedia(NARROW);
+    this.short = matchMedia(SHORT);
     this.noteNode = h("p", { class: "m-note", "aria-live": "polite" });
   }
 
@@ -516,6 +532,30 @@ class Interface {
     if (this.narrow && this.plots.length && !this.plots.some(seen)) this.plots[0].node.scrollIntoView({ block: "start" });
   }
 
+  // Lay the plots out so that the figure fits into the window: all of it where it can scroll no further, and on a phone
+  // that is held across each plot above the control that is stuck below it.
+  fit(figure) {
+    const lay = () => { for (const plot of this.plots) plot.layout(); };
+    const page = document.documentElement, book = figure.closest(".jp-WindowedPanel-outer, .jp-Notebook");
+    const room = (book ?? page).clientHeight - (parseFloat(getComputedStyle(page).scrollPaddingTop) || 0);
+    const shown = this.plots.filter((plot) => plot.svg.getBoundingClientRect().width);
+    Object.assign(this, { share: 1, most: Infinity });
+    lay();
+    if (this.short.matches) {
+      const heads = shown.map(({ node, svg: plot }) => plot.getBoundingClientRect().top - node.getBoundingClientRect().top);
+      this.most = room - this.sheet.getBoundingClientRect().height - Math.max(0, ...heads) - 8;
+    } else if (!this.narrow && shown.length) {
+      const rows = new Map();
+      for (const { node, size } of shown) {
+        const top = Math.round(node.getBoundingClientRect().top);
+        rows.set(top, Math.max(size[1], rows.get(top) ?? 0));
+      }
+      const all = [...rows.values()].reduce((sum, row) => sum + row, 0);
+      this.share = Math.min(1, Math.max(0.5, 1 - (figure.getBoundingClientRect().height + 4 - room) / all));
+    }
+    if (this.share < 1 || this.most < TALL) lay();
+  }
+
   plot(options) {
     const made = new Plot(this, options);
     this.plots.push(made);
@@ -527,10 +567,12 @@ class Interface {
   element(node) {
     if (!node.classList.contains("m-panel")) node.classList.add("m-panel");
     node.style.setProperty("--basis", this.basis);
+    node.style.setProperty("--least", this.least);
     this.panels.append(node);
   }
 
-  columns(count) { this.basis = `calc(${100 / count}% - 1rem)`; }
+  // So many plots side by side, as long as each is so wide.
+  columns(count, least = "16rem") { Object.assign(this, { basis: `calc(${100 / count}% - 1rem)`, least }); }
 
   row(label) { if (label) this.controls.append(h("p", { class: "m-group" }, label)); }
 
@@ -628,6 +670,7 @@ export function start(figure, model, el) {
     for (const plot of ui.plots) plot.sweep();
   }
 
+  const again = () => { ui.fit(figureNode); ui.redraw(); };     // another size, or other colours
   ui.redraw = () => { if (last) show(...last); };              // the same numbers once more
 
   function compute() {
@@ -708,15 +751,23 @@ export function start(figure, model, el) {
     show(own ?? first.picture, own ? "browser" : "frame");
   } else show(first.picture, first.by);
   say(false);
+  again();
   model.on("change:answer", answered);
   model.on("change:state", moved);
-  const again = () => { for (const plot of ui.plots) plot.layout(); ui.redraw(); };
   const watch = new ResizeObserver(() => {
-    if (ui.plots.every((plot) => plot.node.hidden || Math.abs(plot.svg.getBoundingClientRect().width - plot.size[0]) < 1)) return;
+    if (ui.plots.every((plot) => plot.node.hidden || Math.abs(plot.legend.getBoundingClientRect().width - plot.wide) < 1)) return;
     again();
   });
   watch.observe(figureNode);
   ui.window.addEventListener("change", again);
+  ui.short.addEventListener("change", again);
+  let tall = document.documentElement.clientHeight;
+  const resized = () => {
+    if (document.documentElement.clientHeight === tall) return;
+    tall = document.documentElement.clientHeight;
+    again();
+  };
+  addEventListener("resize", resized);
   const themes = new MutationObserver(again);                // the ground of a map is painted in the colours of the page
   for (const top of [document.documentElement, document.body])
     themes.observe(top, { attributeFilter: ["data-theme", "data-jp-theme-light"] });
@@ -724,6 +775,8 @@ export function start(figure, model, el) {
     watch.disconnect();
     themes.disconnect();
     ui.window.removeEventListener("change", again);
+    ui.short.removeEventListener("change", again);
+    removeEventListener("resize", resized);
     clearTimeout(waiting);
     model.off("change:answer", answered);
     model.off("change:state", moved);

@@ -210,7 +210,7 @@ const LOOK = `
 .metalit-figure .e-cell { display: flex; align-items: center; gap: 3px; padding-right: .2rem;
   font-variant-numeric: tabular-nums; }
 .metalit-figure .e-bar { height: 11px; border-radius: 0 2px 2px 0; min-width: 1px; flex: none; }
-.metalit-figure .e-cell span { font-size: 11px; }
+.metalit-figure .e-cell span { font-size: 12px; }
 .metalit-figure .e-faint span { opacity: .8; }
 .metalit-figure .e-mark { width: 1.3em; text-align: right; }
 .metalit-figure .e-drawing { display: flex; flex-wrap: wrap; gap: .3rem 1rem; align-items: flex-start; }

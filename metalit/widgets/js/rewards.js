@@ -40,7 +40,7 @@ function told(spec, state, picture) {
 export function build(ui, spec) {
   const reach = [-spec.reach, spec.reach], xs = linspace(...reach, spec.grid);
   const look = { x: reach, y: reach, xlabel: "θ₁", ylabel: "θ₂", square: true };
-  ui.columns(3);
+  ui.columns(3, "15rem");
   const maps = [["surface", "What it descends", "blue"], ["errors", "What counts: error after adaptation", "green"]]
     .map(([key, label, ink]) => ({ key, ink, plot: ui.plot({ ...look, label }) }));
   const along = ui.plot({ label: "Error after adaptation, along the way", x: [0, 1], y: [0, 1], xlabel: "outer step",
