@@ -370,6 +370,15 @@ def test_a_greek_letter_in_a_sentence_is_set_as_one_in_a_formula(written, shown)
     assert typeset(written) == shown
 
 
+def test_folded_code_that_shows_nothing_is_behind_the_button_of_the_next_one():
+    cells = [code("#| code-fold: true\na = 1"), code("#| code-fold: true\nb = 2"),
+             code("#| code-fold: true\nc = 3", outputs=[nbformat.v4.new_output(
+                 "stream", text="three")]), code("#| code-fold: true\nd = 4"), code("e = 5")]
+    made = page(book(markdown("# T"), *cells), None, {}).cells
+    assert [cell.source for cell in made[1:]] == ["a = 1\n\nb = 2\n\nc = 3", "d = 4", "e = 5"]
+    assert len(made[1].outputs) == 1
+
+
 def test_dictionaries_of_numbers_are_tables_and_nothing_else_is():
     assert as_table("{'a': 2.8847098338725057, 'b': 3, 'c': None}") == (
         '<table class="dataframe"><tr><th>a</th><td>2.885</td></tr><tr><th>b</th><td>3</td></tr>'

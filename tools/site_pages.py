@@ -168,10 +168,20 @@ def button(hidden):
 
 
 IMPORTS = button("the imports")
+FOLDED = ["hide-input"]
+
+
+def silent(cell):
+    """Whether a cell is folded and shows nothing."""
+    return (cell.cell_type == "code" and cell.metadata.get("tags") == FOLDED and not cell.outputs
+            and "mystnb" not in cell.metadata)
 
 
 def joined(cells):
-    """The cells of a page; those of imports that follow each other are one, behind one button."""
+    """The cells of a page; those folded that follow each other are one, behind one button.
+
+    That is so for imports, and for code of which all but the last shows nothing.
+    """
     found = []
     for cell in cells:
         before = found[-1] if found else cell
@@ -180,6 +190,9 @@ def joined(cells):
             before.source += f"\n\n{cell.source}"
             before.outputs += cell.outputs
             before.metadata["tags"] = ["hide-input"]         # not all of it is exported
+        elif before is not cell and silent(before) and cell.metadata.get("tags") == FOLDED:
+            cell.source = f"{before.source}\n\n{cell.source}"
+            found[-1] = cell
         else:
             found.append(cell)
     return found

@@ -215,8 +215,8 @@ function swatch({ kind, colour: ink, shape }) {
 }
 
 class Plot {
-  constructor(ui, { label, x, y, xlabel = "", ylabel = "", height = 0.72, log = "", square = false }) {
-    Object.assign(this, { ui, label, x, y, height: square ? 1 : height, log, square, used: new Set(), parts: new Map() });
+  constructor(ui, { label, x, y, xlabel = "", ylabel = "", height = 0.72, log = "", square = false, whole = false }) {
+    Object.assign(this, { ui, label, x, y, height: square ? 1 : height, log, square, whole, used: new Set(), parts: new Map() });
     this.clip = `metalit-clip-${nextNumber()}`;
     this.ground = svg("rect", { fill: "transparent" });
     this.window = svg("rect", {});
@@ -283,7 +283,8 @@ class Plot {
   frame() {
     const { box } = this;
     const bottom = box.y + box.height;
-    const xs = ticks(...this.x, Math.max(2, Math.round(box.width / GAP_BETWEEN_TICKS)));
+    const xs = ticks(...this.x, Math.max(2, Math.round(box.width / GAP_BETWEEN_TICKS)))
+      .filter((v) => !this.whole || Number.isInteger(v));    // where things are counted
     const ys = this.log === "y" ? powersOfTen(...this.y) : ticks(...this.y, 4);
     const every = Math.ceil(ys.length / 6);
     const power = (v) => "10" + [...String(Math.round(Math.log10(v)))].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
@@ -744,7 +745,10 @@ export function start(figure, model, el) {
     ui.select({ key: "device", label: "device", options: spec.devices.map((name) => [name, name]) });
   draw = figure.build(ui, spec);
   ui.chooseMain();
-  ui.sheet.addEventListener("focusin", () => ui.keepInView());
+  // A press would miss what moves under it: the page is moved by what follows the press.
+  ui.sheet.addEventListener("focusin", ({ target }) => target.matches(":focus-visible") && ui.keepInView());
+  for (const moved of ["input", "click"])
+    ui.sheet.addEventListener(moved, ({ target }) => target !== ui.fold && ui.keepInView());
   const first = model.get("answer");
   if (model.isStatic) {
     const own = compute();

@@ -6,9 +6,12 @@ export function compute() {
 
 const INKS = ["blue", "orange", "green", "red", "purple", "sky"];
 
+// Whether the x axis counts something, such as tasks or steps: a dozen at most, from a whole number to another.
+const counts = ({ x }) => x.every(Number.isInteger) && x[1] - x[0] >= 2 && x[1] - x[0] <= 12 && x[0] >= 1;
+
 export function build(ui, spec) {
   const plot = ui.plot({ label: spec.title, x: spec.x, y: spec.y, xlabel: spec.xlabel, ylabel: spec.ylabel,
-                         log: spec.log ? "y" : "", height: 0.5 });
+                         log: spec.log ? "y" : "", height: 0.5, whole: counts(spec) });
   for (const { key, label, values } of spec.controls) {
     if (values.length !== 2 && values.every((value) => typeof value === "number")) ui.slider({ key, label, values });
     else ui.choice({ key, label, options: values.map((value) => [value, String(value)]) });
