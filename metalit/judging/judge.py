@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Finding', 'DIM', 'UNASKED', 'NONE', 'ARTICLE', 'MEANINGS', 'QUESTIONS', 'Evidence', 'Answer', 'Verdict', 'told',
-           'on_bed', 'on_bowls', 'on_net', 'numbered', 'waves', 'bowls', 'a_start', 'rate_of', 'at_rate', 'value',
-           'gradient', 'moved', 'slope', 'turn', 'directions', 'away', 'Chain', 'lines', 'rewards_not_adapting',
-           'pulls', 'uses_held_out_data', 'is_a_gradient', 'Through', 'caller_of_detach', 'what_is_stopped', 'place',
-           'is_invariant', 'turned_round', 'shifted', 'in_other_units', 'halved', 'is_blind_on_shared_curvature',
-           'share_of_shared', 'rest', 'depends_on_the_horizon', 'has_K', 'cost_in_steps', 'beyond_the_edge',
-           'named_lines', 'two_layers', 'can_do_without_support', 'classes', 'changes_with_names',
-           'noise_against_signal', 'noise_of_its_gradient', 'Meaning', 'one_of', 'keeps', 'at_most', 'pictures_of',
-           'picture_of', 'judge']
+__all__ = ['Finding', 'DIM', 'UNASKED', 'NONE', 'ARTICLE', 'MEANINGS', 'QUESTIONS', 'Evidence', 'Answer', 'Verdict',
+           'answer_in_lines', 'on_bed', 'on_bowls', 'on_net', 'numbered', 'waves', 'bowls', 'a_start', 'rate_of',
+           'at_rate', 'value', 'gradient', 'moved', 'slope', 'turn', 'directions', 'away', 'Chain', 'lines',
+           'rewards_not_adapting', 'pulls', 'uses_held_out_data', 'is_a_gradient', 'Through', 'caller_of_detach',
+           'what_is_stopped', 'place', 'is_invariant', 'turned_round', 'shifted', 'in_other_units', 'halved',
+           'is_blind_on_shared_curvature', 'share_of_shared', 'rest', 'depends_on_the_horizon', 'has_K',
+           'cost_in_steps', 'beyond_the_edge', 'named_lines', 'two_layers', 'can_do_without_support', 'classes',
+           'changes_with_names', 'noise_against_signal', 'noise_of_its_gradient', 'Meaning', 'one_of', 'keeps',
+           'at_most', 'small_pictures', 'small_picture', 'judge']
 
 # %% ../../nbs/4_judgement/40_judge.ipynb #49f542a1
 class Evidence(str):
@@ -80,7 +80,7 @@ class Verdict(list[Answer]):
     There, what is no fault is a line, and what is one has its evidence below, and the chapter that
     explains it. In a notebook all evidence is shown; `show` draws it.
     """
-    def __str__(self) -> str: return "\n".join([self.in_short(), "", *map(told, self)])
+    def __str__(self) -> str: return "\n".join([self.in_short(), "", *map(answer_in_lines, self)])
 
     def _repr_markdown_(self) -> str:
         rows = (" | ".join(part.replace("|", "\\|") for part in (a.mark, *a, a.chapter))
@@ -98,7 +98,7 @@ class Verdict(list[Answer]):
 
     def show(self, beside: Verdict | None = None) -> Figure:
         "A small picture for each question: what was measured, and hollow, that of another verdict."
-        return pictures_of(self, beside)
+        return small_pictures(self, beside)
 
     def verdicts(self) -> dict[str, str]:
         "Question → verdict, without the numbers."
@@ -108,7 +108,7 @@ class Verdict(list[Answer]):
 Finding = tuple[str, str]  # verdict, evidence
 
 
-def told(answer: Answer) -> str:
+def answer_in_lines(answer: Answer) -> str:
     "An answer in lines of 80 columns; what is no fault in one line or two."
     after = " " * 37
     lines = textwrap.wrap(f"{answer.mark} {answer.question:34} {answer.verdict}", 80,
@@ -671,19 +671,19 @@ MEANINGS = {
     "how noisy is its gradient?": Meaning("What next?", at_most(2.0), NONE)}
 
 # %% ../../nbs/4_judgement/40_judge.ipynb #40a30007
-def pictures_of(verdict: Verdict, beside: Verdict | None = None) -> Figure:
+def small_pictures(verdict: Verdict, beside: Verdict | None = None) -> Figure:
     "A small plot for each answer that has numbers; hollow circles for those of another verdict."
     from metalit import plots
     shown = [answer for answer in verdict if getattr(answer.evidence, "numbers", None)]
     fig, _ = plots.figure(3, rows=max(1, -(-len(shown) // 3)), width=2.9, height=1.2)
     other = {answer.question: answer for answer in beside or ()}
     for ax, answer in zip(fig.axes, shown, strict=False):
-        picture_of(ax, answer, other.get(answer.question))
+        small_picture(ax, answer, other.get(answer.question))
     for ax in fig.axes[len(shown):]: ax.set_axis_off()
     return fig
 
 
-def picture_of(ax: Axes, answer: Answer, beside: Answer | None = None) -> None:
+def small_picture(ax: Axes, answer: Answer, beside: Answer | None = None) -> None:
     "The numbers of one answer, each on a line of its own, in the colour of its mark."
     from metalit import plots
     numbers: dict[str, float] = getattr(answer.evidence, "numbers", {})
