@@ -50,22 +50,25 @@ def by_learned_loss(model: torch.nn.Module, lr: float, steps: int, how: str) -> 
     return kind(lr, steps, loss=loss) if how == "SGD" else kind(model, lr, steps, loss=loss)
 
 
-def space_for(suite: str, steps: int | Counting = 1) -> Space:
+def space_for(suite: str) -> Space:
     """What was learned from two searches of the standard space, which found nothing better.
 
     There each of four extra terms is in every second candidate, so that fifteen of sixteen have
     one: here nothing is added to the query loss. Where a head can be solved for, that is one of the
     inner loops, with steps after it or none. On bowls one method with a name was far ahead of all
-    candidates, the learned loss, which the standard space has not: here it goes with any step.
+    candidates, the learned loss, which the standard space has not: here it goes with any step, and
+    for bowls alone, in one step and with a longer range of the outer one.
     """
-    space = Space(steps, Between(3e-4, 3e-2)).add(
-        "inner", by_learned_loss, lr=Between(1e-3, 1.0),
-        how=Among(("SGD", "Diagonal", "Kronecker", "Forget")))
-    inner = ["by_learned_loss"]
-    if BEDS[suite].loss is not half_square:
+    bowls = BEDS[suite].loss is half_square
+    space = Space(1, Between(3e-4, 3e-2)) if bowls else Space()
+    inner = [] if bowls else ["SGD", "Diagonal", "Kronecker", "LSLR", "ALFA", "Forget"]
+    space.add("inner", by_learned_loss, lr=Between(1e-3, 1.0),
+              how=Among(("SGD", "Diagonal", "Kronecker", "Forget")))
+    inner.append("by_learned_loss")
+    if not bowls:
         space.add("inner", ml.Ridge, weight=Between(1e-4, 1.0), learn=True, steps=Counting(0, 3),
                   lr=Between(1e-3, 0.1))
-        inner += ["Ridge", "SGD", "Diagonal", "Kronecker", "LSLR", "ALFA", "Forget"]
+        inner.append("Ridge")
     return space.only(inner=inner, mask=["all of them"], terms=["QueryLoss", "EveryStep"],
                       extras=[], pooling=["Mean", "Tail", "Tilted"])
 
@@ -101,10 +104,8 @@ def searched(suite: str, given: argparse.Namespace) -> Design:
     """The search on the tasks of a suite, which are not those that it holds; it goes on."""
     bed = BEDS[suite]
     aims = ["error", "seconds"] if given.to_the_end else ["error"]
-    most = max(given.inner_steps)
     return design(ml.suites.get(suite).train, bed.model, bed.loss, objective=aims,
-                  space=space_for(suite, Counting(1, most) if most > 1 else 1),
-                  trials=given.trials, steps=given.steps, inner_steps=given.inner_steps,
+                  space=space_for(suite), trials=given.trials, steps=given.steps, inner_steps=given.inner_steps,
                   seed=given.seed, folder=given.out / suite)
 
 
