@@ -105,8 +105,8 @@ def searched(suite: str, given: argparse.Namespace) -> Design:
     bed = BEDS[suite]
     aims = ["error", "seconds"] if given.to_the_end else ["error"]
     return design(ml.suites.get(suite).train, bed.model, bed.loss, objective=aims,
-                  space=space_for(suite), trials=given.trials, steps=given.steps, inner_steps=given.inner_steps,
-                  seed=given.seed, folder=given.out / suite)
+                  space=space_for(suite), trials=given.trials, steps=given.steps,
+                  inner_steps=given.inner_steps, seed=given.seed, folder=given.out / suite)
 
 
 def solved(suite: str, given: argparse.Namespace) -> dict[str, Any]:
