@@ -122,6 +122,15 @@ def solved(suite: str, given: argparse.Namespace) -> dict[str, Any]:
                                  "cpu seconds of this call": round(time.process_time() - begin)}
 
 
+def command_for(suite: str, asked: Mapping[str, Any]) -> str:
+    """The command that does the same for a suite."""
+    def words(value: Any) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    options = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {words(value)}")
+               for name, value in asked.items() if value is not False]
+    return " ".join(["python -m reproduce.design", f"--suites {suite}", *options])
+
+
 def carried(suites: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """For the tasks of each suite, the error of what was found for the others, by fresh seeds."""
     found = {suite: searched(suite, given) for suite in suites}
@@ -174,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = {name: value for name, value in vars(given).items()
              if name not in ("suites", "out", "file", "carry")}
     for name in given.suites:
-        solution = solved(name, given) | {"asked": asked}
+        solution = solved(name, given) | {"asked": asked, "command": command_for(name, asked)}
         there = json.loads(path.read_text())["suites"] if path.exists() else {}
         write_json(given.file, {
             "what": str(__doc__).splitlines()[0], "command": "python -m reproduce.design",

@@ -484,14 +484,20 @@ def designs(record: dict[str, Any]) -> str:
             for cells in finalists(found)]
     head = ["tasks", "who", "error anew", "the search thought", "less the best tuned",
             "ms a meta-step", "ms a task at test"]
-    asked = next(iter(record["suites"].values()))["asked"]
-    note = (f"Mean of {len(asked['seeds'])} fresh seeds ± standard deviation between them, after "
-            f"{asked['inner_steps'][0]} inner step{'s' * (asked['inner_steps'][0] != 1)} or a head "
-            f"in closed form; {asked['trials']} candidates in each search, {asked['steps']:,} "
-            "meta-steps. Less the best tuned: mean over seeds ± half an interval that is corrected "
-            "for the number of finalists, bold where it leaves out zero. ")
+    note = ("Mean of the fresh seeds ± standard deviation between them, after one inner step or a "
+            "head in closed form, and 1,000 meta-steps. Less the best tuned: mean over seeds ± "
+            "half an interval that is corrected for the number of finalists, bold where it leaves "
+            "out zero. ")
+    asked = "; ".join(searches(suite, found["asked"]) for suite, found in record["suites"].items())
     versions = next(iter(record["suites"].values()))["versions"]
-    return markdown(head, rows) + "\n\n" + note + environment(record["machine"], versions)
+    return (markdown(head, rows) + "\n\n" + note + f"Of each search: {asked}. "
+            + environment(record["machine"], versions))
+
+
+def searches(suite: str, asked: dict[str, Any]) -> str:
+    """How many candidates and seeds the searches of a suite had."""
+    end = ", all trained to their end" if asked.get("to_the_end") else ""
+    return f"{suite} {asked['trials']} candidates{end}, {len(asked['seeds'])} seeds"
 
 
 KINDS = {"found": "found", "tuned": "tuned as long", "published": "as published",
