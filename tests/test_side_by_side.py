@@ -198,6 +198,20 @@ def test_tasks_that_are_no_family_or_have_several_shapes_are_refused():
         meta_train_many([maml(0), maml(1)], Growing(), steps=3, **HOW)
 
 
+def test_weight_decay_does_not_shrink_what_a_run_does_not_use():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.idle = ml.models.mlp(1, 4, 1), nn.Parameter(torch.ones(2))
+
+        def forward(self, x): return self.net(x)
+    many = [maml(seed, model=Idle()) for seed in range(2)]
+    with pytest.raises(ValueError, match=r"does not depend on 'model\.idle'"):
+        meta_train_many(many, WAVES, steps=2, optimizer=torch.optim.AdamW, **HOW)
+    meta_train_many(many, WAVES, steps=2, **HOW)
+    assert all(torch.equal(J.model.idle, torch.ones(2)) for J in many)
+
+
 def test_an_optimizer_that_is_made_is_one_runs_own():
     J = maml(0)
     with pytest.raises(TypeError, match="each run needs its own"):

@@ -28,6 +28,7 @@ from .watching import Bar, Watcher, watched
 from metalit.training.whole_run import (
     OuterStep,
     changes_program,
+    check_all_used,
     first_line,
     first_numbers,
     form,
@@ -160,7 +161,10 @@ class SideBySide:
         return as_stacks([tree_flatten(batch)[0] for batch in batches])
 
     def try_one(self) -> None:
-        "Raise `ValueError` for what vmap cannot do, before anything is changed."
+        "Raise `ValueError` for what cannot be done together, before anything is changed."
+        for descent in self.descents:                        # an optimizer passes over the unused
+            if any(group["weight_decay"] for group in descent.groups):
+                check_all_used(descent, self.like)
         own = as_stacks([[each[0].to(self.running.device) for each in first_numbers(descent)]
                        for descent in self.descents])
         own += self.leaves([next(self.stream(seed)) for seed in self.seeds])
