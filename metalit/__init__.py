@@ -6,9 +6,9 @@
 __all__ = ['as_written', 'models', 'plots', 'schedule', 'tasks', 'Family', 'Split', 'Task', 'Images', 'from_folder', 'glyphs',
            'omniglot', 'Patients', 'InnerLoop', 'SGD', 'Adam', 'SAM', 'Preconditioned', 'Diagonal', 'Kronecker',
            'Masked', 'Noisy', 'Proximal', 'Sign', 'LSLR', 'StepNorms', 'ALFA', 'Forget', 'Context', 'Prototypes',
-           'Ridge', 'SharedHead', 'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Path', 'Term', 'Sum',
-           'QueryLoss', 'ParameterDistance', 'GradientNorm', 'GradientAlignment', 'EveryStep', 'PathLength',
-           'Bootstrap', 'Triplet', 'Contrast', 'Inequality', 'EntropyReduction', 'WeightInformation',
+           'Ridge', 'SharedHead', 'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'LossWeights', 'Path',
+           'Term', 'Sum', 'QueryLoss', 'ParameterDistance', 'GradientNorm', 'GradientAlignment', 'EveryStep',
+           'PathLength', 'Bootstrap', 'Triplet', 'Contrast', 'Inequality', 'EntropyReduction', 'WeightInformation',
            'ActivationInformation', 'Pooling', 'Mean', 'ByExamples', 'Tail', 'Tilted', 'Worst', 'WorstCase', 'Exact',
            'FirstOrder', 'AnnealedOrder', 'MixedMode', 'Truncated', 'Implicit', 'Evolution', 'Learner', 'TaskLoss',
            'MetaLoss', 'MAML', 'FOMAML', 'MAMLPlusPlus', 'Reptile', 'Leap', 'TripletMAML', 'ConML', 'TAML', 'SharpMAML',
@@ -90,7 +90,8 @@ from metalit.methods import (
 )
 
 # %% ../nbs/99_api.ipynb #99a0c0de
-from .inner.learned_loss import LearnedLoss, LossLibrary, LossNetwork, LossPolynomial
+from .inner.learned_loss import (
+    LearnedLoss, LossLibrary, LossNetwork, LossPolynomial, LossWeights)
 from .pooling.mean import ByExamples, Mean, Pooling
 from .pooling.tail import Tail, Tilted, Worst
 from .pooling.worst_case import WorstCase
@@ -120,8 +121,8 @@ from .training.watching import Watcher
 _all_ = [as_written, models, plots, schedule, tasks, Family, Split, Task, Images, from_folder,
          glyphs, omniglot, Patients, InnerLoop, SGD, Adam, SAM, Preconditioned, Diagonal, Kronecker,
          Masked, Noisy, Proximal, Sign, LSLR, StepNorms, ALFA, Forget, Context, Prototypes, Ridge,
-         SharedHead, LearnedLoss, LossNetwork, LossPolynomial, LossLibrary, Path, Term, Sum,
-         QueryLoss, ParameterDistance, GradientNorm, GradientAlignment, EveryStep, PathLength,
+         SharedHead, LearnedLoss, LossNetwork, LossPolynomial, LossLibrary, LossWeights, Path, Term,
+         Sum, QueryLoss, ParameterDistance, GradientNorm, GradientAlignment, EveryStep, PathLength,
          Bootstrap, Triplet, Contrast, Inequality, EntropyReduction, WeightInformation,
          ActivationInformation, Pooling, Mean, ByExamples, Tail, Tilted, Worst, WorstCase, Exact,
          FirstOrder, AnnealedOrder, MixedMode, Truncated, Implicit, Evolution, Learner, TaskLoss,

@@ -847,6 +847,7 @@ import subprocess
 
 from .designing import honest, report
 from .designing import search as searching
+from .judging.recipes import SCHEDULES
 
 
 class Gauge:
@@ -879,6 +880,8 @@ how_searched = options(
                  help="Meta-steps of a candidate that is not stopped early."),
     click.option("--inner-steps", type=Steps(), default="1",
                  help="After how many inner steps to look at the error."),
+    click.option("--schedule", type=OneOf(SCHEDULES), default="constant",
+                 help="How the outer step size shrinks in a candidate's training."),
     click.option("--objective", type=Names(), default="error",
                  help=f"What is to be small: {', '.join(searching.OBJECTIVES)}; several of them "
                  "give a front, and nothing is stopped early."),
@@ -948,9 +951,9 @@ def designed(out: Path, worker: int, quiet: bool,
     found = searching.design(
         Sinusoids(of["shots"]), sine_network, F.mse_loss, minutes=of["minutes"],
         meta_steps=of["meta_steps"], trials=of["trials"], steps=of["steps"],
-        inner_steps=of["inner_steps"], sampler=of["sampler"], judges=of["judges"],
-        objective=of["objective"], storage=of["storage"], beat=of["beat"], seed=of["seed"],
-        worker=worker, folder=out, tell=Gauge("search", quiet))
+        inner_steps=of["inner_steps"], schedule=of["schedule"], sampler=of["sampler"],
+        judges=of["judges"], objective=of["objective"], storage=of["storage"], beat=of["beat"],
+        seed=of["seed"], worker=worker, folder=out, tell=Gauge("search", quiet))
     if not rivals and not of["at_random"]: return found, None
     tell = Gauge("rivals", quiet)
     if worker:

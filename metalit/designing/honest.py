@@ -130,9 +130,9 @@ def tuned_as_long(found: Design, space: Any, name: str, **how: Any) -> Design:
     return design(*of.setting[:3], space=space, name=name, minutes=effort.minutes,
                   meta_steps=effort.meta_steps, trials=spent, steps=effort.steps,
                   batch_size=effort.batch_size, inner_steps=effort.inner_steps,
-                  n_tasks=effort.n_tasks, folder=of.folder.parent, storage=of.url, seed=of.seed,
-                  worker=of.worker, validation=of.validation, device=of.device,
-                  objective=of.objectives, **how)
+                  n_tasks=effort.n_tasks, schedule=effort.schedule, folder=of.folder.parent,
+                  storage=of.url, seed=of.seed, worker=of.worker, validation=of.validation,
+                  device=of.device, objective=of.objectives, **how)
 
 # %% ../../nbs/4_judgement/45_honest_end.ipynb #9713b25c
 class Trainee:
@@ -141,7 +141,8 @@ class Trainee:
         self.sentence, self.search = sentence, search
         optimizer = sentence.optimizer()
         self.recipe = RECIPES["maml"]._replace(optimizer=optimizer.func,
-                                               meta_lr=optimizer.keywords["lr"])
+                                               meta_lr=optimizer.keywords["lr"],
+                                               schedule=search.effort.schedule)
 
     def __call__(self, seed: int) -> MetaLoss: return self.search.made(self.sentence, seed)
 

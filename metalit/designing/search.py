@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from .. import plots
 from .space import Setting, Space, program_of
 from ..judging.judge import Through, gradient, rewards_not_adapting, slope
-from ..judging.recipes import meant
+from ..judging.recipes import check_setting, meant, schedule
 from ..losses import Loss
 from ..meta_loss import MetaLoss
 from ..tasks.family import Family
@@ -262,11 +262,13 @@ class Effort(NamedTuple):
     `steps`: meta-steps of one candidate that is not stopped, at `batch_size` tasks each.
     `inner_steps`: after how many steps of the inner loop to look, at `n_tasks` tasks. Budgets, of
     all candidates and workers together: `minutes` of work, `meta_steps`, `trials`; None: no limit.
+    `schedule`: how the outer step size shrinks over `steps`: "constant", "linear", "cosine".
     """
     steps: int = 1000
     batch_size: int = 25
     inner_steps: tuple[int, ...] = (1,)
     n_tasks: int = 200
+    schedule: str = "constant"
     minutes: float | None = None
     meta_steps: int | None = None
     trials: int | None = None
@@ -282,6 +284,7 @@ def check_effort(effort: Effort) -> Effort:
     "The effort, where it is one; `ValueError` for numbers that cannot be, and for no end."
     if not (effort.minutes or effort.meta_steps or effort.trials):
         raise ValueError("a search needs an end: say minutes=…, meta_steps=… or trials=…")
+    check_setting("schedule", effort.schedule)
     for name in ("steps", "batch_size", "n_tasks"):
         if getattr(effort, name) < 1: raise ValueError(f"{name}={getattr(effort, name)}: 1 or more")
     if not effort.inner_steps or min(effort.inner_steps) < 0:
@@ -599,6 +602,7 @@ def trained_until(search: Search, trial: Any, J: MetaLoss, sentence: Any, rung: 
         meta_train(J, search.setting.tasks, steps=until, batch_size=search.effort.batch_size,
                    seed=search.seed, optimizer=sentence.optimizer(), max_minutes=minutes,
                    checkpoint=place_of(search, trial), device=search.device, progress=False,
+                   scheduler=schedule(search.effort.schedule, search.effort.steps),
                    watch=standing)
         at = standing.progress
         write_down(search, trial, at=at.step)
@@ -640,7 +644,7 @@ class Best(NamedTuple):
         """
         setting = self.setting._replace(written={**self.setting.written, **written})
         return program_of(self.sentence, setting, self.effort.steps, self.effort.inner_steps,
-                          self.seed)
+                          self.seed, self.effort.schedule)
 
     def made(self, seed: int) -> MetaLoss:
         "It as a module, on fresh first weights."
@@ -780,7 +784,7 @@ def shares_in(trials: Sequence[Any]) -> dict[str, float]:
 def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
            minutes: float | None = None, meta_steps: int | None = None, trials: int | None = None,
            space: Any = None, steps: int = 1000, batch_size: int = 25,
-           inner_steps: Sequence[int] = (1,), n_tasks: int = 200,
+           inner_steps: Sequence[int] = (1,), n_tasks: int = 200, schedule: str = "constant",
            folder: str | Path = "runs/design", storage: str | None = None, name: str = "search",
            seed: int = 0, worker: int = 0, sampler: str = "tpe", judges: bool = True,
            objective: str | Sequence[str] = "error", validation: Family | None = None,
@@ -808,8 +812,8 @@ def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     meta_steps=20, steps=9).rows()[0]["number"]`, which is `0`.
     """
     names = check_objectives([objective] if isinstance(objective, str) else objective)
-    effort = check_effort(Effort(steps, batch_size, tuple(inner_steps), n_tasks, minutes,
-                                 meta_steps, trials))
+    effort = check_effort(Effort(steps, batch_size, tuple(inner_steps), n_tasks, schedule,
+                                 minutes, meta_steps, trials))
     setting = Setting(tasks, model, loss, written or {})
     check_choosing(setting, validation, sampler)
     space = Space() if space is None else space

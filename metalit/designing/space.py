@@ -498,7 +498,7 @@ def tasks_in_code(tasks: Family, needed: dict[str, None]) -> str:
 
 # %% ../../nbs/4_judgement/43_space.ipynb #0f536805
 def program_of(sentence: Any, setting: Setting, steps: int, inner_steps: tuple[int, ...] = (1,),
-               seed: int = 0) -> str:
+               seed: int = 0, schedule: str = "constant") -> str:
     """A program that makes J, and trains and evaluates it when it is run.
 
     Raises `ValueError` for a part, tasks, a model or a loss that a program cannot name: say how
@@ -511,10 +511,13 @@ def program_of(sentence: Any, setting: Setting, steps: int, inner_steps: tuple[i
     ml.judging.recipes.sine_network, F.mse_loss)`.
     """
     needed: dict[str, None] = {}
-    made = [*setting.code(needed, seed), "", *sentence.code(needed)]
+    made, more = [*setting.code(needed, seed), "", *sentence.code(needed)], ""
+    if schedule != "constant":
+        needed["from metalit.judging.recipes import schedule"] = None
+        more = f",\n                  scheduler=schedule({schedule!r}, {steps})"
     head = ["from functools import partial", "", "import torch", "import torch.nn.functional as F",
             "from torch import nn", "", "import metalit as ml", *needed]
-    run = [f"    ml.meta_train(J, tasks, steps={steps}, optimizer=optimizer, seed={seed})",
+    run = [f"    ml.meta_train(J, tasks, steps={steps}, optimizer=optimizer, seed={seed}{more})",
            f"    print(ml.evaluate(J, tasks, steps={tuple(sorted({0, *inner_steps}))}))"]
     return "\n".join([f'"""{wrapped(sentence.words())}"""', *head, "", *made, "",
                       'if __name__ == "__main__":', *run, ""])

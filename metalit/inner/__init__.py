@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['InnerLoop', 'Walk', 'SGD', 'Adam', 'SAM', 'Context', 'Masked', 'Kronecker', 'Diagonal', 'Preconditioned',
            'Prototypes', 'Proximal', 'Push', 'Rates', 'Ridge', 'Sign', 'LSLR', 'StepNorms', 'ALFA', 'Forget',
-           'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'Noisy', 'SharedHead']
+           'LearnedLoss', 'LossNetwork', 'LossPolynomial', 'LossLibrary', 'LossWeights', 'Noisy', 'SharedHead']
 
 # %% ../../nbs/9_rooms/92_room_inner.ipynb #9b84d29c
 from .adam import Adam
 from .adaptive import ALFA, LSLR, StepNorms
 from .forgetting import Forget
-from .learned_loss import LearnedLoss, LossLibrary, LossNetwork, LossPolynomial
+from .learned_loss import (
+    LearnedLoss, LossLibrary, LossNetwork, LossPolynomial, LossWeights)
 from .masked import Context, Masked, Noisy
 from .momentum import Push
 from .preconditioned import Diagonal, Kronecker, Preconditioned
@@ -29,4 +30,4 @@ from .walk import InnerLoop, Walk
 _all_ = [InnerLoop, Walk, SGD, Adam, SAM, Context, Masked, Kronecker, Diagonal,
          Preconditioned, Prototypes, Proximal, Push, Rates, Ridge, Sign,
          LSLR, StepNorms, ALFA, Forget, LearnedLoss, LossNetwork, LossPolynomial, LossLibrary,
-         Noisy, SharedHead]
+         LossWeights, Noisy, SharedHead]
