@@ -101,6 +101,7 @@ INNER = {
     "Ridge": inner(lambda net: ml.Ridge(net, 0.1, learn=True)),
     "LossNetwork": learned(lambda: ml.LossNetwork(width=4)),
     "LossPolynomial": learned(ml.LossPolynomial), "LossLibrary": learned(ml.LossLibrary),
+    "LossWeights": learned(lambda: ml.LossWeights(width=4)),
     "Prototypes": of_classes(lambda net: ml.Prototypes(net, 0.3, 2)),
     "SharedHead": of_classes(lambda net: ml.SharedHead(net, 0.3, 2)),
 }

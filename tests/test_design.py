@@ -35,6 +35,7 @@ from metalit.designing.search import (
     worst_of,
 )
 from metalit.designing.space import Space
+from metalit.judging.recipes import schedule
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 SINES, NET = ml.tasks.Sinusoids(shots=5), ml.models.mlp(1, 12, 1, seed=0)
@@ -265,6 +266,32 @@ def test_the_best_is_a_module_a_program_and_words(tmp_path):
     assert found.picture().get_xlabel() == "candidate"
 
 
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_candidate_is_trained_along_the_schedule_and_so_is_its_program(tmp_path, kind):
+    """Stopped at two rungs, and as a program in one go: both are the plain training."""
+    found = on_bowls(tmp_path, trials=1, seed=3, schedule=kind)
+    best = found.best
+    right = best.made(3)
+    scheduler = schedule(kind, 9)
+    ml.meta_train(right, BOWLS, steps=9, batch_size=5, seed=3, optimizer=best.sentence.optimizer(),
+                  scheduler=scheduler, progress=False)
+    assert all(torch.equal(*pair) for pair in zip(best.J().parameters(), right.parameters(),
+                                                  strict=True))
+    constant = best.made(3)
+    ml.meta_train(constant, BOWLS, steps=9, batch_size=5, seed=3,
+                  optimizer=best.sentence.optimizer(), progress=False)
+    assert not all(torch.equal(*pair) for pair in zip(constant.parameters(), right.parameters(),
+                                                      strict=True))
+    text = best.code(model="middle(3)", tasks="ml.tasks.Quadratics(2)")
+    assert f"scheduler=schedule({kind!r}, 9))" in text
+    there = {"__name__": "__main__", "middle": middle}
+    exec(text.replace("seed=3,", "seed=3, batch_size=5, progress=False,"), there)
+    assert all(torch.equal(*pair) for pair in zip(there["J"].parameters(), right.parameters(),
+                                                  strict=True))
+    with pytest.raises(ValueError, match=f"schedule was {kind}, now constant"):
+        on_bowls(tmp_path, trials=1, seed=3)
+
+
 def test_a_refused_candidate_is_not_trained_and_says_why(tmp_path):
     hollow = Space(steps=1).only(inner=["SGD"], terms=["QueryLoss"], extras=[], pooling=["Mean"],
                                  mask=["all of them"]).add("terms", Cut)
@@ -320,7 +347,8 @@ def test_workers_propose_different_points():
     ({}, "a search needs an end"), ({"trials": 1, "steps": 0}, "steps=0: 1 or more"),
     ({"trials": 1, "inner_steps": ()}, "after how many steps of the inner loop"),
     ({"trials": 1, "objective": "eror"}, r"objective='eror' \(did you mean error\?\)"),
-    ({"trials": 1, "sampler": "grid"}, "choose tpe or random")])
+    ({"trials": 1, "sampler": "grid"}, "choose tpe or random"),
+    ({"trials": 1, "schedule": "cosin"}, "cosine")])
 def test_what_cannot_be_is_said_before_anything_is_made(tmp_path, how, says):
     with pytest.raises(ValueError, match=says): on_bowls(tmp_path / "new", **how)
     assert not (tmp_path / "new").exists()

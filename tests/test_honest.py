@@ -21,7 +21,7 @@ from metalit.designing.honest import (
     published,
     recipe_of,
 )
-from metalit.designing.search import design
+from metalit.designing.search import Effort, design
 from metalit.designing.space import Between, Known, Setting, Space, program_of
 from metalit.judging.comparison import Result, compared, interval, student
 from metalit.judging.recipes import RECIPES, sine_network
@@ -117,10 +117,11 @@ def test_a_method_with_a_scale_of_its_own_is_tuned_about_it():
 
 
 def test_one_s_own_entry_is_trained_as_its_recipe_says():
-    class Search: pass
+    class Search: effort = Effort(schedule="cosine")
     maker = Trainee(NamedSentence("reptile", 0.01, 2, 0.5), Search())
     recipe = compared(maker, classes=False)
     assert (recipe.optimizer, recipe.meta_lr) == (torch.optim.SGD, 0.5)
+    assert recipe.schedule == "cosine"
     assert compared(lambda seed: None, classes=False) is RECIPES["maml"]
 
 

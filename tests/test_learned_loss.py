@@ -9,8 +9,16 @@ from torch.func import functional_call
 
 import metalit as ml
 
+
+def uneven():
+    "Weights that differ from example to example, as they are after some training."
+    loss = ml.LossWeights(5, seed=1)
+    loss.last.data = torch.linspace(-1, 1, 5)
+    return loss
+
+
 LOSSES = {"network": lambda: ml.LossNetwork(5, seed=1), "polynomial": ml.LossPolynomial,
-          "library": ml.LossLibrary}
+          "library": ml.LossLibrary, "weights": uneven}
 D = torch.tensor([-30.0, -1.5, -1.0, -0.2, 0.0, 0.4, 1.0, 2.0, 40.0], dtype=torch.float64)
 
 
@@ -25,6 +33,50 @@ def test_the_library_is_what_its_names_say():
         close(found.detach(), expected.detach(), 1e-13)
         close(torch.autograd.grad(found.sum(), d)[0], torch.autograd.grad(expected.sum(), d)[0],
               1e-13)
+
+
+def test_weights_example_by_example():
+    loss = uneven().double()
+    found = loss.value(D[1:4], D[5:8])
+    for prediction, truth, value in zip(D[1:4].tolist(), D[5:8].tolist(), found, strict=True):
+        hidden = [math.tanh(w[0] * prediction + w[1] * truth + b)
+                  for w, b in zip(loss.first.tolist(), loss.bias.tolist(), strict=True)]
+        weight = math.exp(sum(h * a for h, a in zip(hidden, loss.last.tolist(), strict=True)))
+        assert math.isclose(value.item(), weight * (prediction - truth) ** 2, rel_tol=1e-14)
+    assert (loss.weight(D, D.flip(0)) > 0).all()
+
+
+def test_weights_begin_as_squared_error_and_depend_on_their_seed_alone():
+    loss = ml.LossWeights(seed=3).double()
+    close(loss.value(D, D.flip(0)).detach(), (D - D.flip(0)) ** 2, 0)
+    torch.manual_seed(0)
+    again = ml.LossWeights(seed=3).double()
+    assert all(torch.equal(*pair) for pair in zip(loss.parameters(), again.parameters(),
+                                                  strict=True))
+    assert not torch.equal(loss.first, ml.LossWeights(seed=4).first.double())
+
+
+def test_weights_learn_whom_to_trust():
+    """Where noise grows with the truth, a step that trusts small truths more is the better one."""
+    class Scaled(ml.Family):
+        "A constant, seen with noise: below 1 little of it, above 1 much."
+        def sample(self, n_tasks, generator):
+            level = torch.rand(n_tasks, 1, 1, generator=generator)
+            seen = level + torch.randn(n_tasks, 6, 1, generator=generator).abs() ** 3
+            return ml.Task(ml.Split(torch.ones(n_tasks, 6, 1), seen),
+                           ml.Split(torch.ones(n_tasks, 1, 1), level))
+
+    def trained(loss):
+        J = ml.MetaLoss(ml.models.mlp(1, 1, seed=0), F.mse_loss,
+                        inner=ml.SGD(0.2, 1, loss=loss, learn_lr=True))
+        ml.meta_train(J, Scaled(), steps=300, batch_size=50, seed=0, progress=False,
+                      optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
+        return J(Scaled().batch(1000, seed=9)).item()
+
+    loss = ml.LossWeights()
+    assert trained(loss) < 0.5 * trained(ml.LossLibrary())
+    near, far = loss.weight(torch.full((2,), 0.5), torch.tensor([0.5, 6.0])).tolist()
+    assert near > 10 * far
 
 
 def test_the_polynomial_term_by_term():
@@ -140,8 +192,9 @@ def test_labels_that_the_model_has_no_output_for(sines):
 
 
 @pytest.mark.parametrize("width", [0, 2.5])
-def test_a_network_without_units(width):
-    with pytest.raises(ValueError, match=r"width=.*1 or more"): ml.LossNetwork(width)
+@pytest.mark.parametrize("kind", [ml.LossNetwork, ml.LossWeights])
+def test_a_network_without_units(kind, width):
+    with pytest.raises(ValueError, match=r"width=.*1 or more"): kind(width)
 
 
 def test_a_judge_does_not_learn(small_net):

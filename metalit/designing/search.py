@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['Doubt', 'DOUBTS', 'SAMPLERS', 'LOOKS', 'OBJECTIVES', 'Candidate', 'is_not_finite', 'is_constant', 'leads_astray',
-           'climbs', 'along', 'blows_up_soon', 'error_on', 'refusal', 'candidate', 'optuna_', 'quietly', 'storage_at',
-           'unhurried', 'sampler_for', 'taken_up', 'origin', 'facts', 'Effort', 'check_effort', 'looked_after',
-           'errors_of', 'worst_of', 'check_objectives', 'is_waiting', 'steps_spent', 'seconds_spent', 'left',
-           'all_begun', 'Standing', 'Once', 'Rungs', 'Search', 'work_on', 'bury', 'is_open', 'is_forsaken', 'overdue',
-           'one_trial', 'hand_over', 'write_down', 'outcome', 'tried_out', 'wait_for', 'ended', 'place_of',
+__all__ = ['Doubt', 'DOUBTS', 'SAMPLERS', 'SETTLED', 'LOOKS', 'OBJECTIVES', 'Candidate', 'is_not_finite', 'is_constant',
+           'leads_astray', 'climbs', 'along', 'blows_up_soon', 'error_on', 'refusal', 'candidate', 'optuna_', 'quietly',
+           'storage_at', 'unhurried', 'sampler_for', 'taken_up', 'origin', 'facts', 'Effort', 'check_effort',
+           'looked_after', 'errors_of', 'worst_of', 'check_objectives', 'is_waiting', 'steps_spent', 'seconds_spent',
+           'left', 'all_begun', 'Standing', 'Once', 'Rungs', 'Search', 'work_on', 'bury', 'is_open', 'is_forsaken',
+           'overdue', 'one_trial', 'hand_over', 'write_down', 'outcome', 'tried_out', 'wait_for', 'ended', 'place_of',
            'asked_first', 'climbed', 'measured_by', 'stands', 'trained_until', 'allowed', 'Best', 'Design', 'completed',
            'best_of', 'rows_of', 'ends_of', 'why_none', 'told_search', 'picture_of_search', 'importance_of',
            'shares_in', 'design', 'check_choosing', 'study_at']
@@ -278,6 +278,9 @@ class Effort(NamedTuple):
         "Where a candidate is looked at: after about a ninth, a third and all of its steps."
         least = max(1, math.ceil(self.steps / 9))
         return [rung for rung in (least, 3 * least) if rung < self.steps] + [self.steps]
+
+
+SETTLED = ("steps", "batch_size", "n_tasks", "schedule")       # of a search, whatever its budget
 
 
 def check_effort(effort: Effort) -> Effort:
@@ -820,7 +823,8 @@ def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     found = {"seed": seed, "tasks": identity(tasks), "model": identity(model(seed), weights=True),
              "loss": identity(loss, "loss"), "space": space.describe(),
              "sampler": sampler, "judges": judges, "objectives": list(names),
-             "effort": identity(effort._replace(minutes=None, meta_steps=None, trials=None)),
+             "inner_steps": list(effort.inner_steps),
+             **{name: getattr(effort, name) for name in SETTLED},
              "versions": versions()}
     url = storage or f"sqlite:///{Path(folder, 'search.db')}"
     study = study_at(url, name, found, names, Rungs(effort), beat)
