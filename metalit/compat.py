@@ -105,6 +105,7 @@ class Clonable(nn.Module):
         self.inner = check_one_slope(SGD(lr=lr) if inner is None else inner)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        "The model's output."
         return self.model(*args, **kwargs)
 
     def clone(self, first_order: bool | None = None) -> Clone:

@@ -211,6 +211,7 @@ class Calls(nn.Module):
         self.owner, self.method = owner, method
 
     def forward(self, *args: Any) -> Any:
+        "What the method returns."
         return self.method(*args)
 
 

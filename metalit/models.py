@@ -144,6 +144,7 @@ class Point(nn.Module):
         self.theta = nn.Parameter(start)
 
     def forward(self, x: Tensor) -> Tensor:
+        "xᵀθ, for each row x."
         return x @ self.theta
 
 # %% ../nbs/3_choices/33_masked.ipynb #504eb256
@@ -167,6 +168,7 @@ class Contextual(nn.Module):
                              persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        "The model's output for x, with the context after each of its rows."
         return self.model(torch.cat([x, self.context.expand(*x.shape[:-1], -1)], dim=-1))
 
 # %% ../nbs/3_choices/37a_information.ipynb #37a0000e
@@ -187,6 +189,7 @@ class Bottleneck(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, x: Tensor, code: bool = False) -> Any:
+        "The output; with `code`, mean and deviation of each input's code instead."
         both = self.encoder(x)
         if both.shape[-1] % 2:
             raise ValueError(f"the encoder gives {both.shape[-1]} numbers: an even number is "
@@ -237,15 +240,14 @@ class Conv4(nn.Module):
         _check_conv4(pool, context, ways=ways, channels=channels, size=size, filters=filters)
         generator = torch.Generator().manual_seed(seed)
         self.pool, stride = pool, 2 if pool == "stride" else 1
-        convolution = partial(_drawn_as, nn.Conv2d, generator, stride=stride, padding=1, bias=False)
-        self.convolutions = nn.ModuleList(convolution(fan_in, filters, 3)
-                                          for fan_in in (channels, *[filters] * 3))
+        layer = partial(_drawn_as, nn.Conv2d, generator, stride=stride, padding=1, bias=False)
+        self.convolutions = nn.ModuleList(layer(n, filters, 3) for n in (channels, *[filters] * 3))
         self.norms = nn.ModuleList(nn.BatchNorm2d(filters, track_running_stats=False)
                                    for _ in range(4))
         seen = 1 if pool == "stride" else (size // 16) ** 2
         head = _drawn_as(nn.Linear, generator, filters * seen, ways)
         self.film = _drawn_as(nn.Linear, generator, context, 2 * filters) if context else None
-        self.head = head  # the last layer, as `ANIL` and `BOIL` look for it
+        self.head = head                 # the last layer, as `ANIL` and `BOIL` look for it
         if context: self.register_buffer("context", torch.zeros(context), persistent=False)
 
     def features(self, x: Tensor) -> Tensor:
@@ -260,6 +262,7 @@ class Conv4(nn.Module):
         return x.mean((-2, -1)) if self.pool == "stride" else x.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        "Logits (examples, ways) of images (examples, channels, height, width)."
         return self.head(self.features(x))
 
 # %% ../nbs/5_images/52_conv4.ipynb #06b4a0d7

@@ -40,7 +40,6 @@ from metalit.designing.honest import Entry, Trainee, final_of
 from metalit.designing.search import ends_of, seconds_spent, steps_spent
 from metalit.judging.comparison import compare
 from metalit.judging.recipes import RECIPES, SCHEDULES
-from metalit.tasks import half_square
 from reproduce.measurement import BEDS
 
 
@@ -57,19 +56,20 @@ def space_for(suite: str) -> Space:
     one: here nothing is added to the query loss. Any step may go down a squared error with learned
     weights (`ml.LossWeights`). A learned loss that is a network begins slowly and ends anywhere; it
     was in the space of an earlier search. Where a head can be solved for, that is one of the inner
-    loops, with steps after it or none; on patients the large measurement has it far behind. Bowls
-    are learned in one step, and with a longer range of the outer one.
+    loops, with steps after it or none. Where the large measurement has that far behind, on patients
+    and bowls, candidates take one step, after which they are judged, and the range of the outer one
+    is longer; on patients another search, of all inner loops and one to five steps, was in vain.
     """
-    bowls = BEDS[suite].loss is half_square
-    space = Space(1, Between(3e-4, 3e-2)) if bowls else Space()
-    inner = [] if bowls else ["SGD", "Diagonal", "Kronecker", "LSLR", "ALFA", "Forget"]
-    space.add("inner", by_weights, lr=Between(1e-3, 1.0),
-              how=Among(("SGD", "Diagonal", "Kronecker", "Forget")))
-    inner.append("by_weights")
-    if not bowls and not suite.startswith("patients"):
+    if suite in ("bowls", "patients-3-samples"):
+        space, inner = Space(1, Between(3e-4, 3e-2)), ["by_weights"]
+        if suite != "bowls": inner = ["Diagonal", "Kronecker", "ALFA", "by_weights"]
+    else:
+        space = Space()
+        inner = ["SGD", "Diagonal", "Kronecker", "LSLR", "ALFA", "Forget", "by_weights", "Ridge"]
         space.add("inner", ml.Ridge, weight=Between(1e-4, 1.0), learn=True, steps=Counting(0, 3),
                   lr=Between(1e-3, 0.1))
-        inner.append("Ridge")
+    space.add("inner", by_weights, lr=Between(1e-3, 1.0),
+              how=Among(("SGD", "Diagonal", "Kronecker", "Forget")))
     return space.only(inner=inner, mask=["all of them"], terms=["QueryLoss", "EveryStep"],
                       extras=[], pooling=["Mean", "Tail", "Tilted"])
 

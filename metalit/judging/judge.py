@@ -250,6 +250,7 @@ class Chain(nn.Module):
         self.u, self.v = nn.Parameter(start[:1].clone()), nn.Parameter(start[1:].clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        "v·u·x."
         return self.v * (self.u * x)
 
 
