@@ -485,9 +485,8 @@ def designs(record: dict[str, Any]) -> str:
     head = ["tasks", "who", "error anew", "the search thought", "less the best tuned",
             "ms a meta-step", "ms a task at test"]
     note = ("Mean of the fresh seeds ± standard deviation between them, after one inner step or a "
-            "head in closed form, and 1,000 meta-steps. Less the best tuned: mean over seeds ± "
-            "half an interval that is corrected for the number of finalists, bold where it leaves "
-            "out zero. ")
+            "head in closed form. Less the best tuned: mean over seeds ± half an interval that is "
+            "corrected for the number of finalists, bold where it leaves out zero. ")
     asked = "; ".join(searches(suite, found["asked"]) for suite, found in record["suites"].items())
     versions = next(iter(record["suites"].values()))["versions"]
     return (markdown(head, rows) + "\n\n" + note + f"Of each search: {asked}. "
@@ -495,9 +494,12 @@ def designs(record: dict[str, Any]) -> str:
 
 
 def searches(suite: str, asked: dict[str, Any]) -> str:
-    """How many candidates and seeds the searches of a suite had."""
+    """How many candidates, meta-steps and seeds the searches of a suite had."""
     end = ", all trained to their end" if asked.get("to_the_end") else ""
-    return f"{suite} {asked['trials']} candidates{end}, {len(asked['seeds'])} seeds"
+    kind = asked.get("schedule", "constant")
+    shrinks = "" if kind == "constant" else f" ({kind})"
+    return (f"{suite} {asked['trials']} candidates of {asked['steps']:,} meta-steps{shrinks}{end}, "
+            f"{len(asked['seeds'])} seeds")
 
 
 KINDS = {"found": "found", "tuned": "tuned as long", "published": "as published",
