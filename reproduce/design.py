@@ -64,7 +64,7 @@ def space_for(suite: str) -> Space:
     """
     if suite == "patients-3-samples":
         space = with_weights(Space(1, Between(1e-3, 3e-2)), 0.1, ("Diagonal", "Kronecker"))
-        return space.only(inner=["Diagonal", "Kronecker", "by_weights"], mask=["all of them"],
+        return space.only(inner=["Kronecker", "by_weights"], mask=["all of them"],
                           terms=["QueryLoss"], extras=[], pooling=["Mean"], gradient=["Exact"])
     if suite == "bowls": space, inner = Space(1, Between(3e-4, 3e-2)), []
     else:

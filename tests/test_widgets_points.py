@@ -262,6 +262,10 @@ def test_a_caption_of_its_own_stands_on_the_page():
     figure = rewards(only=("maml",))
     assert figure.captioned("Choose MAML.") is figure
     assert figure.spec["caption"] == "Choose MAML." and '"caption":"Choose MAML."' in figure.html()
+    assert "main" not in figure.spec
+    assert '"main":"loss"' in figure.captioned("Choose MAML.", moves="loss").html()
+    with pytest.raises(ValueError, match=r"moves='lambda': the state has device, loss"):
+        figure.captioned("Slide λ.", moves="lambda")
 
 
 def test_the_lowest_places_of_lines_are_marked_where_there_are_any():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FigureState', 'Picture', 'SCRIPTS', 'finite', 'short', 'pack', 'modules', 'bundle', 'devices', 'Answering',
-           'LiveFigure', 'written', 'as_words', 'as_png', 'as_page']
+           'LiveFigure', 'main_control', 'written', 'as_words', 'as_png', 'as_page']
 
 # %% ../../nbs/8_figures/80_live_figures.ipynb #6285c970
 FigureState = dict[str, Any]
@@ -167,12 +167,10 @@ class LiveFigure(Answering):
     `alt` describes the figure in words; `caption` says what to move and what to notice. `frames`
     are states whose pictures a page needs and a browser cannot compute.
 
-    Where `compute` raises, the message stands in place of the figure.
+    Where `compute` raises, the message stands in place of the figure. `figure.move(lr=0.1)` moves
+    it from Python; `figure.picture` is what torch computed.
 
-    `figure.move(lr=0.1)` moves it from Python; `figure.picture` is what torch computed.
-
-    Example: `figure.move(lr=0.1)`, with `from metalit.widgets import sinusoid` and
-    `figure = sinusoid()`.
+    Example: `sinusoid().move(lr=0.1)`, with `from metalit.widgets import sinusoid`.
     """
     def __init__(self, name: str, *, spec: dict[str, Any], state: FigureState,
                  compute: Callable[[FigureState], Picture],
@@ -184,12 +182,14 @@ class LiveFigure(Answering):
                          spec | {"alt": alt, "caption": caption, "devices": devices()}, state,
                          frames)
 
-    def captioned(self, words: str) -> LiveFigure:
+    def captioned(self, words: str, moves: str | None = None) -> LiveFigure:
         """The figure itself, with these words below it: what to move here, and what to notice.
+
+        `moves`: whose control stays on a phone, a key of `state`; else `ValueError`.
 
         Example: `sinusoid().captioned("Slide α.")`, with `from metalit.widgets import sinusoid`.
         """
-        self.spec = self.spec | {"caption": words}
+        self.spec = self.spec | {"caption": words} | main_control(moves, self.state)
         return self
 
     def still(self) -> bytes:
@@ -207,6 +207,13 @@ class LiveFigure(Answering):
         still = self.still()                                 # drawn once, for both
         return bundled | {"text/html": as_page(self, still), "text/plain": self.spec["alt"],
                           "image/png": base64.b64encode(still).decode()}, metadata
+
+# %% ../../nbs/8_figures/80_live_figures.ipynb #80c0a001
+def main_control(key: str | None, state: FigureState) -> dict[str, str]:
+    "What tells a script which control stays on a phone; nothing where none is named."
+    if key is None: return {}
+    if key not in state: raise ValueError(f"moves={key!r}: the state has {', '.join(state)}")
+    return {"main": key}
 
 # %% ../../nbs/8_figures/80_live_figures.ipynb #8d76002e
 def written(message: str) -> Figure:

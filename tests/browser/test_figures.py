@@ -386,6 +386,14 @@ def test_on_a_phone_nothing_sticks_out_and_whoever_moves_a_control_sees_what_it_
     assert found["unseen"] == []
 
 
+@pytest.mark.parametrize(("name", "key"), [("2_trial/20_as_written", "loss"),
+                                           ("2_trial/23_sharpness", "weight")])
+def test_what_a_caption_speaks_of_stays_on_a_phone(site, new_page, name, key):
+    page = new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    shown = figures(page, site, name).first.locator(".m-controls [data-key]:visible")
+    assert [control.get_attribute("data-key") for control in shown.all()] == [key]
+
+
 def test_on_a_phone_both_starts_are_in_one_plot_and_points_are_removed_by_touch(site, new_page):
     page = new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     figure = figures(page, site, "8_figures/81_sinusoid_figure").first

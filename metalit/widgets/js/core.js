@@ -509,8 +509,9 @@ class Interface {
 
   // The control that stays on a phone when the others are folded: the first slider, if no other one was named.
   chooseMain() {
-    const parts = [...this.controls.children];
-    const main = parts.find((part) => part.classList.contains("m-main"))
+    const parts = [...this.controls.children], { main: key } = this.spec;
+    const main = parts.find((part) => key && part.querySelector(`[data-key="${key}"]`))
+      ?? parts.find((part) => part.classList.contains("m-main"))
       ?? parts.find((part) => part.querySelector("input[type=range]")) ?? parts[0];
     main?.classList.add("m-main");
     this.unfold(false);
