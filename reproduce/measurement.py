@@ -9,7 +9,12 @@ tenth to ten times that of its recipe, each trained for a tenth of the steps wit
 and judged on tasks that no suite and no training holds. What is finished, a choice or a run, is
 written at once to a folder of its own (`--runs`), so the command can be stopped at any moment and
 goes on. The figures are written to results/measurement.json after every run, with those runs that
-are there; Omniglot is measured by `python -m reproduce.omniglot`.
+are there. Rows of that file whose runs are not there any more stay, if they were measured alike, so
+a method may be added with MAML's runs beside its own:
+
+    python -m reproduce.measurement --only sinusoids-5-shot/maml sinusoids-5-shot/in-context
+
+Omniglot is measured by `python -m reproduce.omniglot`.
 """
 from __future__ import annotations
 
@@ -442,6 +447,23 @@ def summary(store: Store, seeds: int) -> dict[str, Any]:
                      for method, mine in runs.items() if mine}}
 
 
+def with_rows_of(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a suite, with those rows of a file whose runs are not there any more.
+
+    Raises `ValueError` where a row that is in both with the same seeds is not the same: then rows
+    of the two must not stand side by side.
+    """
+    if old.get("settings") != new["settings"]: return new
+    before, rows = old["rows"], new["rows"]
+    for method in before.keys() & rows.keys():
+        if before[method]["seeds"] != rows[method]["seeds"]: continue
+        if before[method].get("loss") != rows[method].get("loss"):
+            raise ValueError(f"{method} does not come out as in the file, so its other rows are of "
+                             "another measurement: give them another --file")
+    both = {**before, **rows}
+    return new | {"rows": {method: both[method] for method in new["planned"] if method in both}}
+
+
 def left_out(name: str) -> dict[str, str]:
     """The methods that do not go with a suite, and why."""
     return {method: why for method in recipes(name) if (why := why_not(name, method))}
@@ -464,7 +486,8 @@ def measure(stores: Sequence[Store], only: Mapping[str, Sequence[str]], seeds: i
             host = None if method in BASELINES else Host(store.name, method)
             for seed in range(seeds):
                 found = finished(store, method, seed, host, compile)
-                record["suites"][store.name] = summary(store, seeds)
+                record["suites"][store.name] = with_rows_of(old.get(store.name, {}),
+                                                            summary(store, seeds))
                 write(record)
                 print(store.name, method, seed, found["status"], found.get("seconds"), flush=True)
             if compile: forget_compiled()

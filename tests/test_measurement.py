@@ -19,6 +19,7 @@ from reproduce.measurement import (
     paired,
     recipes,
     table_of,
+    with_rows_of,
     worst_of,
 )
 from tools import tables
@@ -167,6 +168,22 @@ def test_who_does_not_go_with_a_suite_is_told(found):
     left_out = found["suites"]["bowls"]["left_out"]
     assert {"ridge", "cavia", "boil"} == set(left_out) and all(left_out.values())
     assert {"tail", "worst-case", "oversampled"} <= set(recipes("amplitude-bins"))
+
+
+def test_rows_whose_runs_are_gone_stay_if_they_were_measured_alike(found):
+    whole = found["suites"]["bowls"]
+    def only(*methods, **changed):
+        rows = {method: whole["rows"][method] | changed for method in methods}
+        return whole | {"rows": rows}
+    assert with_rows_of(only("maml", "blind"), only("maml", "meta-sgd"))["rows"] == {
+        method: whole["rows"][method] for method in whole["planned"] if method in whole["rows"]}
+    assert with_rows_of({}, only("maml")) == only("maml")
+    other = only("blind") | {"settings": whole["settings"] | {"meta_steps": 21}}
+    assert with_rows_of(other, only("maml")) == only("maml")
+    fewer = only("maml", seeds=[0], loss={})
+    assert with_rows_of(whole, fewer)["rows"]["maml"] == fewer["rows"]["maml"]
+    with pytest.raises(ValueError, match="maml does not come out as in the file"):
+        with_rows_of(whole, only("maml", loss={}))
 
 
 def test_the_table_says_what_is_measured_and_what_not(found):
