@@ -113,7 +113,7 @@ OWN = {
     ml.R2D2: {"scale": (1.0, 2.0)},
     ml.PathLength: {"power": (1, 2), "loss": (True, False), "stabiliser": (True, False)},
     ml.Leap: {"power": (1, 2), "loss_part": (True, False), "stabiliser": (True, False)},
-    ml.LossNetwork: {"width": (2, 3)},
+    ml.LossNetwork: {"width": (2, 3)}, ml.LossWeights: {"width": (2, 3)},
     ml.MAMLPlusPlus: dict.fromkeys(("multi_step", "step_rates", "step_norms", "annealed"),
                                    (True, False)),
     ml.ML3: {"width": (2, 3)},
