@@ -931,7 +931,7 @@ def design(family: str, out: Path, workers: int, worker: int, page: bool, quiet:
     trials.csv, search.png, and the data base. Stop with Ctrl-C at any time; the same command goes
     on. With --against, the best few are trained anew and compared with methods tuned as long.
     """
-    if not any(settings[name] for name in ("minutes", "meta_steps", "trials")):
+    if not any(settings[name] for name in searching.BUDGETS):
         settings["minutes"] = 5.0
     with plain_errors(), saved_when_stopped():
         team = [] if worker else started_workers(workers, family, out, settings)

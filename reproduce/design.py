@@ -4,14 +4,14 @@
     python -m reproduce.design --suites patients-3-samples bowls
     python -m reproduce.design --carry
 
-For the tasks of each suite (`ml.suites`): a search of the standard space and regression in closed
-form; each rival tuned by a search with the same number of trials; a random search of the same
-space; then the best of all trained anew with fresh seeds and measured on tasks that no search drew
-(see `metalit.designing.confirm`). Rivals are MAML and those methods with a name that came out best
-in the large measurement (results/measurement.json). All is kept in runs/design/, so it can be
-stopped at any moment, and goes on. The figures are written to results/design.json after each suite;
-what it holds of others stays. One core needs one to two hours a suite. With `--carry` the best
-finalist of each suite is trained on the tasks of the others that were searched, a minute each.
+For the tasks of each suite (`ml.suites`): a search of the space that `space_for` gives; each rival
+tuned by a search with the same number of trials; a random search of the same space; then the best
+of all trained anew with fresh seeds and measured on tasks that no search drew (see
+`metalit.designing.confirm`). Rivals are MAML and those methods with a name that came out best in
+the large measurement (results/measurement.json). All is kept in runs/design/, so it can be stopped
+at any moment, and goes on. The figures are written to results/design.json after each suite; what it
+holds of others stays. One core needs one to two hours a suite. With `--carry` the best finalist of
+each suite is trained on the tasks of the others that were searched, a minute each.
 """
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def space_for(suite: str) -> Space:
     was in the space of an earlier search. Where a head can be solved for, that is one of the inner
     loops, with steps after it or none. Where the large measurement has that far behind, on bowls
     and patients, candidates take one step, after which they are judged, and the range of the outer
-    one is longer. For patients two searches were in vain, of all inner loops with one to five
-    steps, and of four of them with one; in both the best took the mean of the query losses and the
-    exact gradient, which are held here, and Meta-Curvature's step, which stays beside its rivals.
+    one is longer. For patients three searches were in vain: of all inner loops with one to five
+    steps, and of four of them with one, where the best took the mean of the query losses and the
+    exact gradient, which are held here; and one that stopped candidates early.
     """
     if suite == "patients-3-samples":
         space = with_weights(Space(1, Between(1e-3, 3e-2)), 0.1, ("Diagonal", "Kronecker"))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from helpers import metalit
 
 import metalit as ml
+from metalit import cli
 from metalit.cli import as_options
 from metalit.designing.honest import Confirmed, Final, concluded
 from metalit.designing.report import html_table, search_page
@@ -170,3 +171,12 @@ def test_a_page_without_a_best_and_one_with_an_end(tmp_path):
     assert isinstance(ended, Confirmed) and "No rival was tuned" in search_page(none, ended)
     assert seconds_spent(none.search.trials()) > 0 and Effort(steps=9).rungs == [1, 3, 9]
     assert torch.is_tensor(none.search.looks.support.x) and Path(tmp_path, "search.db").exists()
+
+
+def test_the_schedule_reaches_the_search(tmp_path, monkeypatch):
+    class Seen(Exception): pass
+    def search(*given, **options): raise Seen(options["schedule"])
+    monkeypatch.setattr(cli.searching, "design", search)
+    words = ["sinusoids", "--trials", "1", "--schedule", "linear"]
+    with pytest.raises(Seen, match="linear"):
+        cli.designed(tmp_path, 0, True, cli.design.make_context("design", words).params)

@@ -3,6 +3,7 @@ import json
 import math
 from functools import partial
 
+import optuna
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from metalit.designing.honest import (
 from metalit.designing.search import Effort, design
 from metalit.designing.space import Between, Known, Setting, Space, program_of
 from metalit.judging.comparison import Result, compared, interval, student
-from metalit.judging.recipes import RECIPES, sine_network
+from metalit.judging.recipes import RECIPES, schedule, sine_network
 from reproduce import design as large
 from tools.tables import designs
 
@@ -141,7 +142,8 @@ def test_a_final_is_on_fresh_tasks_and_goes_on(tmp_path):
     few = Space(steps=1).only(inner=["SGD"], mask=["all of them"], terms=["QueryLoss"], extras=[],
                               pooling=["Mean"], gradient=["Exact"])
     found = design(ml.tasks.Quadratics(2), middle, ml.tasks.half_square, space=few, trials=4,
-                   steps=2, batch_size=4, n_tasks=40, judges=False, folder=tmp_path)
+                   steps=2, batch_size=4, n_tasks=40, judges=False, folder=tmp_path,
+                   schedule="cosine")
     end = partial(confirm, found, against=["maml"], finalists=2, seeds=(1, 2))
     first = end()
     assert sorted(final.kind for final in first.finals) == [
@@ -151,8 +153,11 @@ def test_a_final_is_on_fresh_tasks_and_goes_on(tmp_path):
     tasks = ml.tasks.Quadratics(2)
     J = one.sentence.made(one.sentence.start(middle, 1), ml.tasks.half_square)
     ml.meta_train(J, tasks, steps=2, batch_size=4, seed=1, progress=False,
-                  optimizer=one.sentence.optimizer())
+                  optimizer=one.sentence.optimizer(), scheduler=schedule("cosine", 2))
     assert ml.evaluate(J, tasks, steps=(1,)).mean[0] == pytest.approx(one.errors[1], rel=1e-12)
+    for name in ("tuned maml", "random"):                     # rivals are trained along it, too
+        study = optuna.load_study(study_name=name, storage=f"sqlite:///{tmp_path}/search.db")
+        assert study.user_attrs["of"]["schedule"] == "cosine"
     written = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("checkpoint.pt")}
     again = end()
     assert [final.errors for final in again.finals] == [final.errors for final in first.finals]

@@ -57,9 +57,9 @@ def test_weights_begin_as_squared_error_and_depend_on_their_seed_alone():
 
 
 def test_weights_learn_whom_to_trust():
-    """Where noise grows with the truth, a step that trusts small truths more is the better one."""
-    class Scaled(ml.Family):
-        "A constant, seen with noise: below 1 little of it, above 1 much."
+    """Where readings are wild at times, a step that trusts small ones more is the better one."""
+    class Readings(ml.Family):
+        "A level between 0 and 1, read six times, at times far too high."
         def sample(self, n_tasks, generator):
             level = torch.rand(n_tasks, 1, 1, generator=generator)
             seen = level + torch.randn(n_tasks, 6, 1, generator=generator).abs() ** 3
@@ -69,9 +69,9 @@ def test_weights_learn_whom_to_trust():
     def trained(loss):
         J = ml.MetaLoss(ml.models.mlp(1, 1, seed=0), F.mse_loss,
                         inner=ml.SGD(0.2, 1, loss=loss, learn_lr=True))
-        ml.meta_train(J, Scaled(), steps=300, batch_size=50, seed=0, progress=False,
+        ml.meta_train(J, Readings(), steps=300, batch_size=50, seed=0, progress=False,
                       optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
-        return J(Scaled().batch(1000, seed=9)).item()
+        return J(Readings().batch(1000, seed=9)).item()
 
     loss = ml.LossWeights()
     assert trained(loss) < 0.5 * trained(ml.LossLibrary())

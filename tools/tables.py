@@ -487,19 +487,20 @@ def designs(record: dict[str, Any]) -> str:
     note = ("Mean of the fresh seeds ± standard deviation between them, after one inner step or a "
             "head in closed form. Less the best tuned: mean over seeds ± half an interval that is "
             "corrected for the number of finalists, bold where it leaves out zero. ")
-    asked = "; ".join(searches(suite, found["asked"]) for suite, found in record["suites"].items())
+    asked = "; ".join(searches(suite, found) for suite, found in record["suites"].items())
     versions = next(iter(record["suites"].values()))["versions"]
     return (markdown(head, rows) + "\n\n" + note + f"Of each search: {asked}. "
             + environment(record["machine"], versions))
 
 
-def searches(suite: str, asked: dict[str, Any]) -> str:
-    """How many candidates, meta-steps and seeds the searches of a suite had."""
+def searches(suite: str, found: dict[str, Any]) -> str:
+    """How many candidates, meta-steps and seeds the searches of a suite had, and what space."""
+    asked, then = found["asked"], found.get("then")
     end = ", all trained to their end" if asked.get("to_the_end") else ""
     kind = asked.get("schedule", "constant")
     shrinks = "" if kind == "constant" else f" ({kind})"
     return (f"{suite} {asked['trials']} candidates of {asked['steps']:,} meta-steps{shrinks}{end}, "
-            f"{len(asked['seeds'])} seeds")
+            f"{len(asked['seeds'])} seeds" + (f", {then}" if then else ""))
 
 
 KINDS = {"found": "found", "tuned": "tuned as long", "published": "as published",

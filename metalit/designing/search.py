@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['Doubt', 'DOUBTS', 'SAMPLERS', 'SETTLED', 'LOOKS', 'OBJECTIVES', 'Candidate', 'is_not_finite', 'is_constant',
+__all__ = ['Doubt', 'DOUBTS', 'SAMPLERS', 'BUDGETS', 'LOOKS', 'OBJECTIVES', 'Candidate', 'is_not_finite', 'is_constant',
            'leads_astray', 'climbs', 'along', 'blows_up_soon', 'error_on', 'refusal', 'candidate', 'optuna_', 'quietly',
            'storage_at', 'unhurried', 'sampler_for', 'taken_up', 'origin', 'facts', 'Effort', 'check_effort',
            'looked_after', 'errors_of', 'worst_of', 'check_objectives', 'is_waiting', 'steps_spent', 'seconds_spent',
@@ -260,9 +260,9 @@ class Effort(NamedTuple):
     """How much is spent on a search, and on what.
 
     `steps`: meta-steps of one candidate that is not stopped, at `batch_size` tasks each.
-    `inner_steps`: after how many steps of the inner loop to look, at `n_tasks` tasks. Budgets, of
+    `inner_steps`: after how many steps of the inner loop to look, at `n_tasks` tasks. `schedule`:
+    how the outer step size shrinks over `steps`, "constant", "linear" or "cosine". Budgets, of
     all candidates and workers together: `minutes` of work, `meta_steps`, `trials`; None: no limit.
-    `schedule`: how the outer step size shrinks over `steps`: "constant", "linear", "cosine".
     """
     steps: int = 1000
     batch_size: int = 25
@@ -280,12 +280,12 @@ class Effort(NamedTuple):
         return [rung for rung in (least, 3 * least) if rung < self.steps] + [self.steps]
 
 
-SETTLED = ("steps", "batch_size", "n_tasks", "schedule")       # of a search, whatever its budget
+BUDGETS = ("minutes", "meta_steps", "trials")
 
 
 def check_effort(effort: Effort) -> Effort:
     "The effort, where it is one; `ValueError` for numbers that cannot be, and for no end."
-    if not (effort.minutes or effort.meta_steps or effort.trials):
+    if not any(getattr(effort, name) for name in BUDGETS):
         raise ValueError("a search needs an end: say minutes=…, meta_steps=… or trials=…")
     check_setting("schedule", effort.schedule)
     for name in ("steps", "batch_size", "n_tasks"):
@@ -823,8 +823,8 @@ def design(tasks: Family, model: Callable[[int], nn.Module], loss: Loss, *,
     found = {"seed": seed, "tasks": identity(tasks), "model": identity(model(seed), weights=True),
              "loss": identity(loss, "loss"), "space": space.describe(),
              "sampler": sampler, "judges": judges, "objectives": list(names),
+             **{name: value for name, value in effort._asdict().items() if name not in BUDGETS},
              "inner_steps": list(effort.inner_steps),
-             **{name: getattr(effort, name) for name in SETTLED},
              "versions": versions()}
     url = storage or f"sqlite:///{Path(folder, 'search.db')}"
     study = study_at(url, name, found, names, Rungs(effort), beat)
