@@ -1,12 +1,25 @@
-"""`python -m benchmarks`: run all benchmarks, and write their results to `results/`."""
+"""`python -m benchmarks`: run all benchmarks, and write their results to `results/`.
+
+First those beside other libraries, then, each in a process of its own, those of single parts.
+"""
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
 import torch
 
 from . import image_step, memory, processes, scaling, sinusoid_step
 from .peers import require_peers
+
+OF_ONE_THREAD = ("whole_run", "products", "one_graph", "long_loops", "unequal")
+OTHERS = ("many_runs", "image_kernels", "layers", "adapted", "faults", "pages")
+
+
+def alone(name: str, *options: str) -> None:
+    """One benchmark in a process of its own; an error there ends this one, too."""
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options], check=True)
 
 
 def main() -> None:
@@ -31,6 +44,8 @@ def main() -> None:
         image_step.run()
         memory.run()
         processes.run()
+        for name in OF_ONE_THREAD: alone(name, "--threads", "1")
+        for name in OTHERS: alone(name)
 
 
 if __name__ == "__main__":

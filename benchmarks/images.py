@@ -9,7 +9,9 @@ time and memory: they are noise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -53,4 +55,69 @@ def of_module(name: str) -> Callable[[nn.Module, int], Step]:
     return lambda model, steps: STEPS[name](model, F.cross_entropy, steps, LR)
 
 
-CONTENDERS = {"autograd": build_autograd} | {name: of_module(name) for name in STEPS}
+def build_half(model: nn.Module, steps: int) -> Step:
+    """The compiled step of metalit, its convolutions and products in bfloat16."""
+    J = ml.MAML(model, F.cross_entropy, lr=LR, steps=steps)
+    J.compile()
+
+    def step(task: ml.Task) -> tuple[Any, dict[str, Any]]:
+        J.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16): value = J(task)
+        value.backward()
+        return value.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+    return step
+
+
+def jax_logits(theta: dict[str, Any], x: Any) -> Any:
+    """The strided network in JAX: convolution, batch normalisation, ReLU; the mean; the head."""
+    import jax
+    import jax.numpy as jnp
+
+    for layer in range(4):
+        x = jax.lax.conv_general_dilated(x, theta[f"convolutions.{layer}.weight"], (2, 2),
+                                         [(1, 1), (1, 1)])
+        x = x - x.mean((0, 2, 3), keepdims=True)
+        x = x * jax.lax.rsqrt((x**2).mean((0, 2, 3), keepdims=True) + 1e-5)
+        scale, offset = (theta[f"norms.{layer}.{part}"] for part in ("weight", "bias"))
+        x = jax.nn.relu(x * scale[:, None, None] + offset[:, None, None])
+    return jnp.mean(x, (2, 3)) @ theta["head.weight"].T + theta["head.bias"]
+
+
+def build_jax(together: bool) -> Callable[[nn.Module, int], Step]:
+    """JAX, jitted: all tasks at once by `vmap`, or one after another by `lax.map`."""
+    def build(model: nn.Module, steps: int) -> Step:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)  # for the check; float32 stays float32
+
+        def loss(phi: Any, x: Any, y: Any) -> Any:
+            chosen = jax.nn.log_softmax(jax_logits(phi, x))
+            return -chosen[jax.numpy.arange(len(y)), y].mean()
+
+        def query_loss(theta: Any, task: Any) -> Any:
+            phi, (support_x, support_y, query_x, query_y) = theta, task
+            for _ in range(steps):
+                slopes = jax.grad(loss)(phi, support_x, support_y)
+                phi = {name: phi[name] - LR * slopes[name] for name in phi}
+            return loss(phi, query_x, query_y)
+
+        def meta_loss(theta: Any, tasks: Any) -> Any:
+            if together: return jax.vmap(query_loss, (None, 0))(theta, tasks).mean()
+            return jax.lax.map(lambda task: query_loss(theta, task), tasks).mean()
+
+        run = jax.jit(jax.value_and_grad(meta_loss))
+        theta = {name: jax.numpy.asarray(p.detach().numpy())
+                 for name, p in model.named_parameters()}
+
+        def step(task: ml.Task) -> tuple[Any, dict[str, Any]]:
+            arrays = tuple(jax.numpy.asarray(t.numpy()) for t in (*task.support, *task.query))
+            value, slopes = jax.block_until_ready(run(theta, arrays))
+            return torch.tensor(float(value)), {name: torch.from_numpy(np.array(slope))
+                                                for name, slope in slopes.items()}
+        return step
+    return build
+
+
+CONTENDERS = {"autograd": build_autograd} | {name: of_module(name) for name in STEPS} | {
+    "metalit_half": build_half, "jax_vmap": build_jax(True), "jax_map": build_jax(False)}

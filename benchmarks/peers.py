@@ -25,6 +25,9 @@ LABELS = {
     "jax": "JAX, jitted",
     "metalit": "metalit, eager",
     "metalit_compiled": "metalit, compiled",
+    "metalit_half": "compiled, bfloat16",
+    "jax_vmap": "JAX, vmap",
+    "jax_map": "JAX, lax.map",
 }
 
 

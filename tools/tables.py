@@ -215,19 +215,52 @@ def of_run(run: dict[str, Any] | None, looked_at: int | None) -> str:
 def image_step(record: dict[str, Any]) -> str:
     """Milliseconds of one meta-step on images, against the per-task loop and the machine's peak."""
     names = {"autograd": "per-task autograd loop", "higher": "higher", "torchopt": "TorchOpt",
-             "metalit": "**metalit**", "metalit_compiled": "**metalit, compiled**"}
+             "metalit": "**metalit**", "metalit_compiled": "**metalit, compiled**",
+             "metalit_half": "**the same, bfloat16**", "jax_vmap": "JAX, `vmap`",
+             "jax_map": "JAX, `lax.map`"}
     rows = []
     for tasks, settings in record["tasks"].items():
         for result in settings.values():
             memory = "freed memory kept" if result["kept_freed_memory"] else "as it is"
             rows += [[names.get(key, key), tasks, memory,
                       f"{ms['median']:.0f} ({ms['min']:.0f}–{ms['max']:.0f})",
-                      f"{result['times_as_fast_as_loop'][key]:.1f}×",
-                      f"{100 * result['share_of_peak'][key]:.0f} %"]
+                      f"{result['times_as_fast_as_loop'][key]:.2g}×",
+                      f"{100 * result['share_of_peak'][key]:.2g} %",
+                      f"{result['error_as_timed'][key]:.0e}"]
                      for key, ms in result["ms"].items()]
     head = ["", "tasks", "malloc", "ms, median (min–max)", "as fast as the loop",
-            "share of the matmul peak"]
+            "share of the matmul peak", "error as timed"]
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
+
+
+def image_kernels(record: dict[str, Any]) -> str:
+    """The compiled step on images, kernel by kernel, the costly ones first."""
+    def row(kernel: dict[str, Any]) -> list[str]:
+        sizes = [" × ".join(map(str, kernel[name])) for name in ("images", "results")]
+        alone, best = kernel["ms"]["as in the graph"], kernel["ms"][kernel["best"]]
+        times = f"{kernel['times']} × " if kernel["times"] > 1 else ""
+        return [times + kernel["what"], *sizes, f"{alone:.1f}", f"{best:.1f}", kernel["best"],
+                f"{kernel['gflop'] / best * 1e3:.0f}"]
+
+    ordered = sorted(record["kernels"], key=lambda kernel: -kernel["ms"]["as in the graph"])
+    large = [kernel for kernel in ordered if kernel["ms"]["as in the graph"] >= 1]
+    head = ["", "images", "results", "ms", "best, ms", "the best way", "GFLOP/s of it"]
+    return (markdown(head, [row(kernel) for kernel in large]) + "\n\n" + in_sum(record)
+            + f" Another {len(ordered) - len(large)} convolutions take less than 1 ms each. "
+            + environment(record["machine"], record["versions"]))
+
+
+def in_sum(record: dict[str, Any]) -> str:
+    """What the kernels of a step on images come to."""
+    profiled, sums = record["profiled"], record["sums"]
+    return (f"Within a step of {profiled['step']:.0f} ms convolutions took "
+            f"{profiled['convolutions']:.0f} and all other kernels "
+            f"{profiled['other kernels']:.0f}, {100 * sums['explained']:.0f} % of it. "
+            "Alone, the convolutions take "
+            f"{sums['convolutions alone']:.0f} ms, each in the best way "
+            f"{sums['convolutions at best']:.0f}; what the others read and write takes "
+            f"{sums['other kernels at best']:.0f}. Together that is "
+            f"{sums['step at best']:.0f} ms.")
 
 
 def memory(record: dict[str, Any]) -> str:
@@ -549,7 +582,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "sinusoids": sinusoids, "sinusoid_step": sinusoid_step, "whole_run": whole_run,
     "many_runs": many_runs, "design": designs,
     "comparison": comparison,
-    "image_step": image_step, "memory": memory, "long_loops": long_loops,
+    "image_step": image_step, "image_kernels": image_kernels, "memory": memory,
+    "long_loops": long_loops,
     "maml_plus_plus-waves": over_seeds("sine waves", 5),
     "maml_plus_plus-characters": over_seeds("characters", 5),
     "inner_state": over_seeds("characters", 5), "bootstrap": over_seeds("sine waves", 1),
