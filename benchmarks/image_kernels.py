@@ -34,7 +34,8 @@ from .images import FILTERS, LR, episodes, network
 aten = torch.ops.aten
 CONVOLUTION, BACKWARD = aten.convolution.default, aten.convolution_backward.default
 TASKS = 32
-WAYS = ("as in the graph", "one task after another", "that, channels last", "as a gradient")
+WAYS = ("as in the graph", "one task after another", "one after another, channels last",
+        "as a gradient")
 
 
 class Kernel(NamedTuple):

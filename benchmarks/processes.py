@@ -3,6 +3,8 @@
 Each process has one thread. The meta-step is that of `metalit train` under `torchrun`:
 DistributedDataParallel over gloo, which averages the gradients; with the outer optimizer. The time
 of an all-reduce is modelled as latency + bytes / bandwidth, from a very small and a large message.
+That model is then checked where messages are long: on a network of two wide layers, whose gradient
+is 67 MB.
 """
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ from metalit.training.memory import keep_freed_memory
 from metalit.training.processes import parallel, share, team
 
 from . import measure
+from .image_step import step_flops
 from .images import FILTERS, LR, QUERIES, SHOTS, SIZE, WAYS, episodes, network
 
 TASKS = 32
+WIDE, WIDE_TASKS = 4096, 2
 COUNTS = (1, 2)
 SMALL, LARGE = 8, 2**26  # bytes
 
@@ -47,11 +51,18 @@ def median_seconds(call: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times)
 
 
-def meta_step(tasks: int, filters: int) -> tuple[Callable[[], None], int]:
+def bed(wide: bool, tasks: int, filters: int) -> tuple[ml.MAML, ml.Task]:
+    """Images and the strided network; or waves, and two layers that are wide."""
+    if not wide: return ml.MAML(network(filters), F.cross_entropy, lr=LR, steps=1), episodes(tasks)
+    model = ml.models.mlp(1, WIDE, WIDE, 1, seed=0)
+    return ml.MAML(model, F.mse_loss, lr=0.01, steps=1), ml.tasks.Sinusoids().batch(tasks, seed=0)
+
+
+def meta_step(wide: bool, tasks: int, filters: int) -> tuple[Callable[[], None], int]:
     """One step of training on this process's share of the tasks, and the bytes of its gradient."""
-    J = ml.MAML(network(filters), F.cross_entropy, lr=LR, steps=1)
+    J, whole = bed(wide, tasks, filters)
     together, optimizer, task = (parallel(J), torch.optim.Adam(J.parameters()),
-                                 share(episodes(tasks), team()))
+                                 share(whole, team()))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -67,13 +78,13 @@ def all_reduce_seconds(size: int, repeats: int) -> float:
     return median_seconds(lambda: dist.all_reduce(message), repeats)
 
 
-def work(tasks: int, filters: int, repeats: int) -> dict[str, Any]:
+def work(wide: bool, tasks: int, filters: int, repeats: int) -> dict[str, Any]:
     """What one process of the team measures."""
     torch.set_num_threads(1)
     keep_freed_memory()
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    step, size = meta_step(tasks, filters)
+    step, size = meta_step(wide, tasks, filters)
     median_seconds(step, 3)  # warms up
     seconds = median_seconds(step, repeats)
     found = {"processes": team().size, "tasks_per_second": tasks / seconds,
@@ -105,38 +116,73 @@ def start(count: int, arguments: list[str], folder: str) -> dict[str, Any]:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
+def in_turns(arguments: list[str], rounds: int) -> dict[int, list[dict[str, Any]]]:
+    """What teams of one and two measure, in turns."""
+    found: dict[int, list[dict[str, Any]]] = {count: [] for count in COUNTS}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            for count in COUNTS: found[count].append(start(count, arguments, folder))
+    return found
+
+
+def middle(turns: list[dict[str, Any]], name: str) -> float:
+    """The median of what was measured in turns."""
+    return statistics.median(turn[name] for turn in turns)
+
+
+def measured(found: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each number of processes."""
+    return [{"processes": count, "tasks_per_second": middle(turns, "tasks_per_second"),
+             "seconds_per_step": middle(turns, "seconds_per_step"),
+             "rounds": [turn["tasks_per_second"] for turn in turns]}
+            for count, turns in found.items()]
+
+
+def checked(rows: list[dict[str, Any]], size: int, latency: float, bandwidth: float
+            ) -> dict[str, float]:
+    """The model's time of a step on two processes, from that on one, beside the measured one."""
+    one, two = (row["seconds_per_step"] for row in rows)
+    return {"gradient_bytes": size, "predicted_seconds": one / 2 + latency + size / bandwidth,
+            "measured_seconds": two}
+
+
 def run(repeats: int = 20, rounds: int = 3, tasks: int = TASKS, filters: int = FILTERS) -> None:
     """Measure teams of one and two in turns, print, and write `results/processes.json`."""
-    arguments = ["--repeats", str(repeats), "--tasks", str(tasks), "--filters", str(filters)]
-    with tempfile.TemporaryDirectory() as folder:
-        found = [{count: start(count, arguments, folder) for count in COUNTS}
-                 for _ in range(rounds)]
-
-    def middle(count: int, name: str) -> float:
-        return statistics.median(turn[count][name] for turn in found)
-
-    most = max(COUNTS)
-    latency = middle(most, "small")
-    bandwidth = (LARGE - SMALL) / (middle(most, "large") - latency)
+    found = in_turns(["--repeats", str(repeats), "--filters", str(filters), "--tasks", str(tasks)],
+                     rounds)
+    wide = in_turns(["--repeats", str(repeats), "--tasks", str(WIDE_TASKS), "--wide"], rounds)
+    two, rows = found[max(COUNTS)], measured(found)
+    latency, size = middle(two, "small"), two[0]["gradient_bytes"]
+    bandwidth = (LARGE - SMALL) / (middle(two, "large") - latency)
     record = {"what": f"one training step, {tasks} tasks divided over processes of one thread "
               f"each, strided Conv4 with {filters} filters, {WAYS}-way {SHOTS}-shot, {QUERIES} "
-              f"queries per class, {SIZE} × {SIZE} pixels",
-              "command": "python -m benchmarks.processes", "measured":
-              [{"processes": count, "tasks_per_second": middle(count, "tasks_per_second"),
-                "seconds_per_step": middle(count, "seconds_per_step"),
-                "rounds": [turn[count]["tasks_per_second"] for turn in found]} for count in COUNTS],
-              "tasks": tasks, "gradient_bytes": found[0][most]["gradient_bytes"],
-              "allreduce_seconds": middle(most, "gradient"), "latency_seconds": latency,
-              "bandwidth_bytes_per_second": bandwidth, "messages": f"gloo on one machine, {most} "
-              f"processes; latency from {SMALL} bytes, bandwidth from {LARGE}",
+              f"queries per class, {SIZE} × {SIZE} pixels; `wide`: {WIDE_TASKS} waves, two layers "
+              f"of {WIDE}", "command": "python -m benchmarks.processes", "measured": rows,
+              "tasks": tasks, "gradient_bytes": size,
+              "flops_per_second": step_flops(filters) * rows[0]["tasks_per_second"],
+              "allreduce_seconds": middle(two, "gradient"), "latency_seconds": latency,
+              "bandwidth_bytes_per_second": bandwidth, "messages": f"gloo on one machine, "
+              f"{max(COUNTS)} processes; latency from {SMALL} bytes, bandwidth from {LARGE}",
+              "model": {"images": checked(rows, size, latency, bandwidth),
+                        "wide": checked(measured(wide), wide[max(COUNTS)][0]["gradient_bytes"],
+                                        latency, bandwidth)}, "wide": measured(wide),
               "budget": {"rounds": rounds, "steps_per_round": repeats},
               "machine": measure.machine(), "versions": measure.versions("metalit", "torch")}
+    show(record)
+    print(f"wrote {measure.write_json('processes', record)}")
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print what was measured."""
     for row in record["measured"]:
         print(f"{row['processes']} processes: {row['tasks_per_second']:8.1f} tasks per second")
     print(f"all-reduce of {record['gradient_bytes']} bytes: "
-          f"{1e3 * record['allreduce_seconds']:.2f} ms; latency {1e6 * latency:.0f} µs, "
-          f"{bandwidth / 1e9:.2f} GB/s")
-    print(f"wrote {measure.write_json('processes', record)}")
+          f"{1e3 * record['allreduce_seconds']:.2f} ms; latency "
+          f"{1e6 * record['latency_seconds']:.0f} µs, "
+          f"{record['bandwidth_bytes_per_second'] / 1e9:.2f} GB/s")
+    for name, found in record["model"].items():
+        print(f"{name}: a step on two {1e3 * found['measured_seconds']:.0f} ms, by the model "
+              f"{1e3 * found['predicted_seconds']:.0f}")
 
 
 def main() -> None:
@@ -147,10 +193,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=TASKS)
     parser.add_argument("--filters", type=int, default=FILTERS)
+    parser.add_argument("--wide", action="store_true", help="waves, on two wide layers")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        found = work(arguments.tasks, arguments.filters, arguments.repeats)
+        found = work(arguments.wide, arguments.tasks, arguments.filters, arguments.repeats)
         if int(os.environ.get("RANK", 0)) == 0:
             arguments.worker.write_text(json.dumps(found), encoding="utf-8")
     else:

@@ -107,4 +107,5 @@ def build_jax(params: Params, steps: int, lr: float) -> Step:
 
 
 OTHERS = {"autograd": Contender(torch_task, build_autograd), "jax": Contender(jax_task, build_jax)}
-CONTENDERS = {name: OTHERS.get(name) or of_module(name) for name in LABELS}
+CONTENDERS = {name: OTHERS.get(name) or of_module(name) for name in LABELS
+              if name in OTHERS or name in STEPS}

@@ -141,14 +141,27 @@ def command_for(suite: str, asked: Mapping[str, Any]) -> str:
 
 
 def carried(suites: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """For the tasks of each suite, the error of what was found for the others, by fresh seeds."""
-    found = {suite: searched(suite, given) for suite in suites}
-    best = {suite: next(final["name"] for final in of["finals"] if final["kind"] == "found")
-            for suite, of in suites.items()}
-    sentences = {suite: next(one.sentence for one in found[suite].finalists(given.finalists)
-                             if f"found-{one.number}" == best[suite]) for suite in suites}
-    return {suite: {other: on_tasks_of(found[suite], sentences[other], f"from {other}", given)
-                    for other in suites if other != suite} for suite in suites}
+    """For the tasks of each suite, the error of what was found for the others, by its own seeds.
+
+    Each search is asked for as it was; one whose folder is gone is made again.
+    """
+    asked = {suite: argparse.Namespace(**vars(given) | of["asked"]) for suite, of in suites.items()}
+    found = {suite: searched(suite, asked[suite]) for suite in suites}
+    sentences = {suite: winner(found[suite], of, asked[suite].finalists)
+                 for suite, of in suites.items()}
+    return {suite: {other: on_tasks_of(found[suite], sentences[other], f"from {other}",
+                                       asked[suite]) for other in suites if other != suite}
+            for suite in suites}
+
+
+def winner(found: Design, of: Mapping[str, Any], count: int) -> Any:
+    """The sentence that was first of its finals; the search's own best if that is not there.
+
+    So it may be where the search was made again, and seconds were one of its aims.
+    """
+    name = next(final["name"] for final in of["finals"] if final["kind"] == "found")
+    finalists = {f"found-{one.number}": one.sentence for one in found.finalists(count)}
+    return finalists.get(name, next(iter(finalists.values())))
 
 
 def on_tasks_of(found: Design, sentence: Any, name: str, given: argparse.Namespace) -> Any:
@@ -161,9 +174,10 @@ def on_tasks_of(found: Design, sentence: Any, name: str, given: argparse.Namespa
                        folder=search.folder.parent / "carried",
                        inner_steps=sorted({0, *search.effort.inner_steps}))
     except ValueError as error:
-        return {"why not": str(error)[:200]}
+        return {"words": sentence.words(), "why not": str(error)[:200]}
     final = final_of(Entry(name, "carried", Trainee(sentence, search)), runs, given.seeds)
-    return {"error": final.error if final.errors else None, "by seed": final.errors}
+    return {"words": sentence.words(), "error": final.error if final.errors else None,
+            "by seed": final.errors}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -79,6 +79,16 @@ def whole_run(record: dict[str, Any]) -> str:
     return markdown(head, rows) + "\n\n" + environment(record["machine"], record["versions"])
 
 
+def whole_run_in_short(record: dict[str, Any]) -> str:
+    """The same of three ways, medians alone, in a sentence."""
+    one, five = ({way: f"{row['median']:.2f}" for way, row in ways.items()}
+                 for ways in record["inner_steps"].values())
+    return ("A step of a whole run of MAML on these waves, drawn tasks and Adam included, takes "
+            f"{one['eager']} ms on one core ({five['eager']} with five inner steps), "
+            f"{one['whole']} ({five['whole']}) with `compile=True`, and {one['jax']} "
+            f"({five['jax']}) where all of it is one `lax.scan` of JAX.")
+
+
 def many_runs(record: dict[str, Any]) -> str:
     """Milliseconds for a step of several runs, one after another, side by side, as one graph."""
     ways, threads = record["labels"], record["threads"]
@@ -298,6 +308,12 @@ def processes(record: dict[str, Any]) -> str:
              f"{row['tasks_per_second'] / alone:.2f}×"] for row in record["measured"]]
     message = (f"The gradient is {record['gradient_bytes'] / 1e6:.2f} MB, and averaging it takes "
                f"{1e3 * record['allreduce_seconds']:.1f} ms. ")
+    message += " ".join(
+        f"{words}, whose gradient is {found['gradient_bytes'] / 1e6:.1f} MB, two processes "
+        f"take {1e3 * found['measured_seconds']:.0f} ms a step, and by the model of the chapter "
+        f"{1e3 * found['predicted_seconds']:.0f}." for words, found in (
+            ("On these images", record["model"]["images"]),
+            ("On two tasks and two layers of 4,096 units", record["model"]["wide"]))) + " "
     return (markdown(["processes of one thread", "tasks per second", ""], rows) + "\n\n" + message
             + environment(record["machine"], record["versions"]))
 
@@ -590,7 +606,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "processes": processes, "omniglot": omniglot, "omniglot-methods": omniglot_methods,
     "beyond-weights": beyond("weights"), "beyond-augmentation": beyond("augmentation"),
     "beyond-distillation": beyond("distillation"), "natural": natural, "pages": pages}
-TABLES["measurement-short"] = in_short
+TABLES |= {"measurement-short": in_short, "whole_run-short": whole_run_in_short}
 SUITES = ("sinusoids-5-shot", "sinusoids-10-shot", "bowls", "amplitude-bins", "patients-3-samples")
 TABLES |= {f"measurement-{suite}": measurement(suite) for suite in SUITES}
 TABLES |= {f"measurement-{suite}-shifted": shifted(suite) for suite in SUITES}
