@@ -310,8 +310,8 @@ def processes(record: dict[str, Any]) -> str:
                f"{1e3 * record['allreduce_seconds']:.1f} ms. ")
     message += " ".join(
         f"{words}, whose gradient is {found['gradient_bytes'] / 1e6:.1f} MB, two processes "
-        f"take {1e3 * found['measured_seconds']:.0f} ms a step, and by the model of the chapter "
-        f"{1e3 * found['predicted_seconds']:.0f}." for words, found in (
+        f"take {1e3 * found['measured_seconds']:.0f} ms a step, which the model of that chapter "
+        f"says to be {1e3 * found['predicted_seconds']:.0f}." for words, found in (
             ("On these images", record["model"]["images"]),
             ("On two tasks and two layers of 4,096 units", record["model"]["wide"]))) + " "
     return (markdown(["processes of one thread", "tasks per second", ""], rows) + "\n\n" + message
