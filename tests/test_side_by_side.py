@@ -90,6 +90,14 @@ def test_optimizers_schedulers_and_clipping_are_those_of_each_run(kind):
     same(many, alone)
 
 
+def test_a_scheduler_that_waits_for_a_validation_is_refused_and_changes_nothing():
+    many, before = ([maml(seed) for seed in range(2)] for _ in range(2))
+    with pytest.raises(ValueError, match="ReduceLROnPlateau waits for a validation"):
+        meta_train_many(many, WAVES, steps=2, **HOW,
+                        scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    same(many, before, 0.0)
+
+
 def test_one_that_diverges_stays_where_it_was_and_hurts_nobody():
     many, alone = ([maml(0), maml(1, 1e200), maml(2)] for _ in range(2))
     ended = meta_train_many(many, WAVES, steps=5, **HOW)

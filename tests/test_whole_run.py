@@ -6,6 +6,7 @@ import shutil
 import warnings
 import weakref
 from functools import partial
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ def plain_loop(more, once, state):
 
 @pytest.fixture
 def quick(monkeypatch):
+    "Without a compiler, and without the graphs that other tests have compiled."
+    monkeypatch.setattr(whole_run, "SHARED", WeakValueDictionary())
     monkeypatch.setattr(whole_run, "ManySteps", Plain)
     monkeypatch.setattr(many_steps, "_while", plain_loop)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_flatten
 
 from ..meta_loss import MetaLoss
@@ -26,12 +27,14 @@ from .loop import Maker, Plan, check_value, make_optimizer, pick_device
 from .outer import Around
 from .watching import Bar, Watcher, watched
 from metalit.training.whole_run import (
+    SECONDS,
     OuterStep,
     changes_program,
     check_all_used,
     first_line,
     first_numbers,
     form,
+    good_ones,
     numbers_around,
     numbers_of_steps,
     step_of,
@@ -40,8 +43,8 @@ from metalit.training.whole_run import (
 
 # %% auto #0
 __all__ = ['Numbers', 'numbers_in', 'without_numbers', 'computed_by', 'parting', 'check_side_by_side', 'changing', 'as_stacks',
-           'of_one_shape', 'Ended', 'kept_where', 'SideBySide', 'numbers_for', 'piece', 'good_steps', 'put_in_logs',
-           'next_piece', 'descend_together', 'each_checked', 'makers', 'of_one_kind', 'descents_of', 'meta_train_many']
+           'of_one_shape', 'Ended', 'kept_where', 'SideBySide', 'numbers_for', 'piece', 'put_in_logs', 'next_piece',
+           'descend_together', 'each_checked', 'makers', 'of_one_kind', 'descents_of', 'meta_train_many']
 
 # %% ../../nbs/7_workshop/70d_side_by_side.ipynb #70d00007
 Numbers = list[tuple[Scheduled, str]]
@@ -201,21 +204,16 @@ def piece(side: SideBySide, start: int, count: int) -> Tensor:
         values.append(found)
     table = torch.stack(values, 1).cpu()
     for place, descent in enumerate(side.descents):
-        good = good_steps(table[place]) if side.errors[place] is None else 0
+        good = good_ones(table[place].isfinite()) if side.errors[place] is None else 0
         if good: descent.set([part[place].clone() for part in state], good)
     return table
-
-
-def good_steps(values: Tensor) -> int:
-    "How many meta-losses come before one that is not finite."
-    return int(values.isfinite().long().cumprod(0).sum())
 
 
 def put_in_logs(side: SideBySide, values: Tensor, start: int, seconds: float) -> None:
     "Write the steps of a piece down, run by run; one that is not finite ends its run."
     for place, row in enumerate(values):
         if side.errors[place]: continue
-        good = good_steps(row)
+        good = good_ones(row.isfinite())
         for value in row[:good].tolist():
             side.logs[place].record(value, seconds, side.plan.log_every)
         if good == len(row): continue
@@ -230,7 +228,7 @@ def next_piece(side: SideBySide, step: int, pace: float) -> int:
     One, where a part of J is another program at another step.
     """
     alone = not pace or any(map(changes_program, side.descents[0].parts))
-    most = 1 if alone else max(1, int(0.5 / pace))
+    most = 1 if alone else max(1, int(SECONDS / pace))
     every = side.plan.log_every
     return min(side.plan.steps - step, every - step % every, most)
 
@@ -313,8 +311,8 @@ def meta_train_many(several: Sequence[MetaLoss], tasks: Family, *, steps: int,
     leaves all as they were at most half a second before; nothing is written to a folder.
 
     Raises `ValueError`, before anything is changed, for runs that are not the same program, share
-    parameters, or draw random numbers (dropout), for tasks of several shapes, and for other
-    optimizers; `TypeError` for an optimizer that is made already.
+    parameters, or draw random numbers (dropout), for tasks of several shapes, for other
+    optimizers, and for a scheduler that waits for a validation; `TypeError` for an optimizer that is made already.
 
     Example: `meta_train_many([ml.MAML(ml.models.mlp(1, 8, 1, seed=i), F.mse_loss) for i in
     range(3)], ml.tasks.Sinusoids(), steps=2, progress=False)[0].error is None`.
@@ -328,6 +326,9 @@ def meta_train_many(several: Sequence[MetaLoss], tasks: Family, *, steps: int,
     made = [make_optimizer(make, J) for make, J in
             zip(makers(optimizer, len(several)), several, strict=True)]
     schedules = [scheduler(one) if scheduler else None for one in made]
+    if any(isinstance(one, ReduceLROnPlateau) for one in schedules):
+        raise ValueError("ReduceLROnPlateau waits for a validation, and runs side by side have "
+                         "none: choose a scheduler that counts steps, or meta_train one by one")
     if not steps: return [Ended([]) for _ in several]
     side = SideBySide(descents_of(several, made, around), schedules, tasks, plan, seeds)
     for one in made: one.step()                              # without gradients: for schedulers

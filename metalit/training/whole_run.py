@@ -39,7 +39,7 @@ __all__ = ['Group', 'ADAM', 'KINDS', 'LOG', 'LENGTH', 'MEMORY', 'SECONDS', 'GRAP
            'OuterStep', 'numbers_of_steps', 'numbers_around', 'with_numbers', 'step_of', 'why_not', 'changes_program',
            'first_that_holds', 'why_no_function', 'form', 'length_for', 'graph_of', 'first_numbers', 'check_all_used',
            'key_of', 'steps_of', 'WholeRun', 'gathered_tasks', 'fill_numbers', 'put_back', 'until', 'reached',
-           'draws_together', 'finite_batches', 'first_line', 'put_down', 'take_up', 'whole_run']
+           'draws_together', 'finite_batches', 'good_ones', 'first_line', 'put_down', 'take_up', 'whole_run']
 
 # %% ../../nbs/7_workshop/70b_whole_run.ipynb #70b00006
 Group = dict[str, Any]
@@ -403,7 +403,7 @@ class WholeRun:
         fill_numbers(self, step, count, schedule)
         fine = finite_batches(self.stacks[2:], count)
         values, state = reached(self._took, fine)
-        good = int(values.isfinite().long().cumprod(0).sum())
+        good = good_ones(values.isfinite())
         if good < count:
             take_up(self.run.optimizer, schedule, before)
             numbers_of_steps(self.descent, good, schedule)
@@ -481,7 +481,12 @@ def finite_batches(stacks: Sequence[Tensor], count: int) -> int:
     fine = torch.ones(count, dtype=torch.bool)
     for stack in stacks:
         if stack.is_floating_point(): fine &= stack[:count].flatten(1).isfinite().all(1)
-    return int(fine.long().cumprod(0).sum())
+    return good_ones(fine)
+
+
+def good_ones(good: Tensor) -> int:
+    "How many come before the first that is not good."
+    return int(good.long().cumprod(0).sum())
 
 
 def first_line(error: Exception) -> str:
