@@ -312,7 +312,8 @@ def meta_train_many(several: Sequence[MetaLoss], tasks: Family, *, steps: int,
 
     Raises `ValueError`, before anything is changed, for runs that are not the same program, share
     parameters, or draw random numbers (dropout), for tasks of several shapes, for other
-    optimizers, and for a scheduler that waits for a validation; `TypeError` for an optimizer that is made already.
+    optimizers, and for a scheduler that waits for a validation; `TypeError` for an optimizer
+    that is made already.
 
     Example: `meta_train_many([ml.MAML(ml.models.mlp(1, 8, 1, seed=i), F.mse_loss) for i in
     range(3)], ml.tasks.Sinusoids(), steps=2, progress=False)[0].error is None`.
