@@ -119,7 +119,7 @@ release: setup ## make and check all that a release is made of, in dist/; it pub
 reproduce: setup ## train the paper's MAML on sinusoids, write its figures to results/
 	$(VENV_PYTHON) -m reproduce.sinusoids $(REPRODUCE_ARGS)
 
-bench: setup ## time a meta-step against other libraries (installs them)
+bench: setup ## time meta-steps, whole runs and parts, some against other libraries (installs them)
 	@$(VENV_PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[bench]'
 	$(VENV_PYTHON) -m benchmarks $(BENCH_ARGS)
 
