@@ -159,9 +159,9 @@ def winner(found: Design, of: Mapping[str, Any], count: int) -> Any:
 
     So it may be where the search was made again, and seconds were one of its aims.
     """
-    name = next(final["name"] for final in of["finals"] if final["kind"] == "found")
-    finalists = {f"found-{one.number}": one.sentence for one in found.finalists(count)}
-    return finalists.get(name, next(iter(finalists.values())))
+    words = next(final["words"] for final in of["finals"] if final["kind"] == "found")
+    finalists = {one.sentence.words(): one.sentence for one in found.finalists(count)}
+    return finalists.get(words, next(iter(finalists.values())))
 
 
 def on_tasks_of(found: Design, sentence: Any, name: str, given: argparse.Namespace) -> Any:
