@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=TASKS)
     parser.add_argument("--filters", type=int, default=FILTERS)
-    parser.add_argument("--wide", action="store_true", help="waves, on two wide layers")
+    parser.add_argument("--wide", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_flatten
 
 from ..meta_loss import MetaLoss
@@ -24,7 +23,7 @@ from ..tasks.task import Task
 from .checkpoints import DivergedError, Progress, Row, check_finite
 from .identity import identity
 from .loop import Maker, Plan, check_value, make_optimizer, pick_device
-from .outer import Around
+from .outer import Around, check_plateau
 from .watching import Bar, Watcher, watched
 from metalit.training.whole_run import (
     SECONDS,
@@ -327,9 +326,7 @@ def meta_train_many(several: Sequence[MetaLoss], tasks: Family, *, steps: int,
     made = [make_optimizer(make, J) for make, J in
             zip(makers(optimizer, len(several)), several, strict=True)]
     schedules = [scheduler(one) if scheduler else None for one in made]
-    if any(isinstance(one, ReduceLROnPlateau) for one in schedules):
-        raise ValueError("ReduceLROnPlateau waits for a validation, and runs side by side have "
-                         "none: choose a scheduler that counts steps, or meta_train one by one")
+    for one in schedules: check_plateau(one, None)           # runs side by side have no validation
     if not steps: return [Ended([]) for _ in several]
     side = SideBySide(descents_of(several, made, around), schedules, tasks, plan, seeds)
     for one in made: one.step()                              # without gradients: for schedulers
