@@ -13,25 +13,22 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
 import metalit as ml
-from metalit.batching import compiled
 from metalit.batching.products import Products, put, shape_of
 from metalit.training.memory import keep_freed_memory
 
 from . import measure
-from .image_kernels import BACKWARD, CONVOLUTION, TASKS
-from .image_step import error, flat, reference
-from .images import LR, build_autograd, build_half, episodes, network
+from .image_kernels import BACKWARD, CONVOLUTION, TASKS, options_with
+from .image_step import error, reference
+from .images import LR, build_autograd, build_half, episodes, in_half, network
 
 WORTH, WORTH_FORWARD = 15e6, 60e6
 THREADS = (1, 2)
@@ -137,21 +134,11 @@ class OneByOne(Products):
         return "benchmarks.image_tries 1 " + super().uuid()
 
 
-@contextmanager
-def by_task() -> Iterator[None]:
-    """Inside, what is compiled lets convolutions go one task after another."""
-    from torch._inductor.custom_graph_pass import CustomGraphPass
-
-    CustomGraphPass.register(OneByOne)
-    asked = compiled.cpu_options() | {"post_grad_custom_pre_pass": OneByOne()}
-    with patch.object(compiled, "cpu_options", lambda: asked): yield
-
-
-def ready(task: ml.Task, threads: int = 1) -> Callable[[], Any]:
+def ready(task: ml.Task, threads: int = 1, **options: Any) -> Callable[[], Any]:
     """A compiled step, which has been called once."""
     torch.set_num_threads(threads)
     J = ml.MAML(network(), F.cross_entropy, lr=LR, steps=1)
-    J.compile()
+    J.compile(**options)
 
     def step() -> None:
         J(task).backward()
@@ -173,8 +160,8 @@ def tries(threads: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of a step on so many threads: as it is, one task after another, in halves."""
     keep_freed_memory()
     task = episodes(TASKS)
-    calls = {"as it is": ready(task, threads)}
-    with by_task(): calls["one task after another"] = ready(task, threads)
+    calls = {"as it is": ready(task, threads),
+             "one task after another": ready(task, threads, options=options_with(OneByOne()))}
     if threads == 2: calls["half on each thread"] = in_halves(task)
     torch.set_num_threads(threads)
     times = measure.in_turns(calls, rounds, 0.5)
@@ -185,15 +172,12 @@ def errors() -> dict[str, float]:
     """Relative errors of the meta-gradient, by what is in half precision."""
     task = episodes(OF_ERRORS)
     expected = reference(task, 64)
-    model = network().double()
-    for weights in model.parameters(): weights.data = weights.data.bfloat16().double()
-    rounded = build_autograd(model, 1)(task.to(dtype=torch.float64))[1]
-    loop = build_autograd(network(), 1)
-    with torch.autocast("cpu", torch.bfloat16): by_loop = flat(loop(task)[1])
-    true = expected[1]
+    rounded = network().double()
+    for weights in rounded.parameters(): weights.data = weights.data.bfloat16().double()
     return {"metalit, compiled": error(build_half(network(), 1), task, expected),
-            "plain loop": ((by_loop - true).norm() / true.norm()).item(),
-            "weights alone rounded": ((flat(rounded) - true).norm() / true.norm()).item()}
+            "plain loop": error(in_half(build_autograd(network(), 1)), task, expected),
+            "weights alone rounded": error(build_autograd(rounded, 1),
+                                           task.to(dtype=torch.float64), expected)}
 
 
 def main() -> None:
