@@ -1,6 +1,7 @@
 """`python -m benchmarks`: run all benchmarks, and write their results to `results/`.
 
 First those beside other libraries, then, each in a process of its own, those of single parts.
+`benchmarks.against`, which needs an earlier commit to compare with, is called by itself.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from . import image_step, memory, processes, scaling, sinusoid_step
 from .peers import require_peers
 
 OF_ONE_THREAD = ("whole_run", "products", "one_graph", "long_loops", "unequal")
-OTHERS = ("many_runs", "image_kernels", "layers", "adapted", "faults", "pages")
+OTHERS = ("many_runs", "image_kernels", "image_tries", "layers", "adapted", "faults", "pages")
 
 
 def alone(name: str, *options: str) -> None:

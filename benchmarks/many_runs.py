@@ -131,5 +131,10 @@ def run(rounds: int = 7) -> None:
     measure.write_json("many_runs", record)
 
 
+def main() -> None:
+    """`python -m benchmarks.many_runs`."""
+    run(measure.begin(measure.parser(__doc__ or "", rounds=7)).rounds)
+
+
 if __name__ == "__main__":
-    run()
+    main()
